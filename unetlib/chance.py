@@ -1,0 +1,19 @@
+"""Chance without state: every random draw of training is a pure function of what it is for.
+
+Nothing keeps a generator running from step to step, so a resumed run needs no generator state and
+draws what the uninterrupted run would have drawn.
+"""
+
+import numpy as np
+
+ORDER, AUGMENTATION = 1, 2  # purposes: draws for one never repeat those for another
+
+
+def generator(purpose: int, *coordinates: int) -> np.random.Generator:
+    """Return a fresh generator for a purpose and its coordinates, such as seed, epoch and step."""
+    return np.random.default_rng([purpose, *coordinates])
+
+
+def shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return `indices` (N,) in the random order of one epoch."""
+    return generator(ORDER, seed, epoch).permutation(indices)

@@ -1,0 +1,74 @@
+"""Checkpoints: tensors and plain Python only, written whole or not at all, loaded without executing anything."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unetlib.errors import UnetlibError
+from unetlib.files import atomic
+from unetlib.recipe import Recipe
+from unetlib.unet import UNet
+
+LATEST, BEST = "latest_checkpoint.pth", "best_model.pth"
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary of tensors and plain Python values atomically."""
+    buffer = io.BytesIO()  # torch.save hides a full disk behind a RuntimeError; writing bytes does not
+    torch.save(content, buffer)
+    with atomic(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `save_checkpoint` wrote, with tensors on the CPU.
+
+    Raises `UnetlibError` when the file is missing, damaged or not a checkpoint of this library.
+    """
+    if not path.is_file():
+        raise UnetlibError(f"{path} does not exist. Train first: unetlib train PREPARED {path.parent}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds on damaged files
+        reason = str(error).strip().split("\n")[0][:150]
+        raise UnetlibError(
+            f"{path} is damaged or not a checkpoint ({reason}). Restore it from a copy, or delete it to start over."
+        ) from error
+    if not isinstance(content, dict) or not {"model", "recipe"} <= content.keys():
+        raise UnetlibError(f"{path} is not a checkpoint of unetlib: weights with their recipe were expected.")
+    return content
+
+
+def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint into `model`; raises `UnetlibError` when they are of another architecture."""
+    try:
+        model.load_state_dict(content["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[-1].strip()[:150]
+        raise UnetlibError(
+            f"{path} holds the weights of another architecture ({reason}). Use the checkpoint with the library "
+            "version that made it, or train again."
+        ) from error
+
+
+def build_model(recipe: Recipe) -> UNet:
+    """Return the U-Net of a recipe with fresh weights, a pure function of `recipe.seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return UNet(width=recipe.width, depth=recipe.depth)
+
+
+def load_model(run: Path, name: str = BEST) -> tuple[UNet, Recipe, dict[str, Any]]:
+    """Return the trained network of a run folder (in evaluation mode), its recipe and the whole checkpoint."""
+    path = run / name
+    content = load_checkpoint(path)
+    try:
+        recipe = Recipe(**content["recipe"])
+    except (TypeError, UnetlibError) as error:
+        raise UnetlibError(f"{path}: its recipe is not one of this version of unetlib ({error}).") from error
+    model = build_model(recipe)
+    load_weights(model, content, path)
+    return model.eval(), recipe, content

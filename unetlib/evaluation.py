@@ -1,0 +1,240 @@
+"""Judge a trained network on patients it has not seen, and name every figure.
+
+A figure depends on four choices, and all of them are reported: the grid (the model's 96 x 96, or
+the native one of the MRI), the slices (only those with tumour, as published, or all, as a user
+meets them), the aggregation (see `unetlib.metrics`), and the metric.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetlib import metrics
+from unetlib.checkpoint import BEST
+from unetlib.errors import UnetlibError
+from unetlib.files import digest, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.inference import Predictor
+from unetlib.jobs import progress, say
+from unetlib.metrics import METRICS, Counts
+from unetlib.patients import Case, find_cases, read_case
+from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.split import Split
+
+GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
+TOLERANCE_MM = 2.0  # of the surface Dice
+COUNTS = ("tp", "fp", "fn", "tn")
+SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid in GRIDS for name in COUNTS))
+PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd95_mm", "surface_dice")
+
+
+def evaluate(run: Path, data: Path | None = None, split: str | None = None, device: str = "auto") -> dict[str, Any]:
+    """Score `best_model.pth` of a run and return the summary, also written with its details.
+
+    Without `data`, the patients are those of one part of the run's own split (`test` by default;
+    `val`, `train`, `all`). With `data`, another folder of patients: all whom the run has neither
+    trained nor validated on, unless `split` is given. The result lies in `RUN/evaluation/` for the
+    run's own test patients and in a folder of its own below it otherwise: `slices.csv` (counts of
+    every slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused.
+
+    Raises `UnetlibError` when the run or the patients cannot be found or read.
+    """
+    about = read_json(run / "recipe.json")
+    root = data or Path(about["data"])
+    cases, note = _choose_cases(root, Split.load(run / "split.json"), split, data is not None)
+    predictor = Predictor.open(run, device)
+    weights = sha256(run / BEST)
+    keys = {case.id: digest([weights, _stamp(case)])[:16] for case in cases}
+    folder = run / "evaluation"
+    if data is not None or split not in (None, "test"):
+        folder = folder / "-".join(name for name in (data.name if data else "", split or "") if name)
+    if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
+        say(f"{folder} is done already, for these weights and patients: reused.")
+        return read_json(folder / "summary.json")
+    parts = {case.id: folder / "parts" / f"{case.id}-{keys[case.id]}.json" for case in cases}
+    todo = [case for case in cases if not parts[case.id].exists()]
+    with progress(len(cases), "evaluate", "case", len(cases) - len(todo)) as bar:
+        for case in todo:
+            write_json(parts[case.id], _score_case(predictor, case))
+            bar.update()
+    scores = [read_json(path) for path in parts.values()]
+    rows = [row for score in scores for row in score["slices"]]
+    patients = _patient_rows(rows, scores)
+    summary = {
+        "key": digest(keys),
+        "split": split or ("unseen" if data else "test"),
+        "data": str(root),
+        "note": note,
+        "epoch": predictor.checkpoint["epoch"],
+        "patients": len({case.patient for case in cases}),
+        "cases": len(cases),
+        "slices": len(rows),
+        "tumour_slices": sum(row["tumour"] for row in rows),
+        "figures": _figures(rows),
+        "surface": _surface_summary(patients),
+    }
+    write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
+    write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
+    write_json(folder / "summary.json", summary)
+    for path in parts.values():
+        path.unlink()
+    return summary
+
+
+def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[list[Case], str]:
+    """Return the cases to score, and a sentence on how they were chosen."""
+    if not root.exists():
+        raise UnetlibError(f"{root}, where the patients were, does not exist any more. Name their folder with --data.")
+    cohort = find_cases(root)
+    parts = {case.id: split.part_of(case.patient) for case in cohort.cases}
+    if other and part is None:
+        chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
+        seen = len(cohort.cases) - len(chosen)
+        note = f"{seen} cases of patients whom the run was trained or validated on are left out." if seen else ""
+    elif part == "all":
+        chosen = [case for case in cohort.cases if other or parts[case.id]]
+        note = "Patients whom the run was trained on are among these: the figures flatter."
+    else:
+        chosen = [case for case in cohort.cases if parts[case.id] == (part or "test")]
+        note = "" if part in (None, "test") else f"These are {part} patients: the figures flatter."
+    if not chosen:
+        raise UnetlibError(
+            f"{root}: none of its {len(cohort.cases)} cases is to be scored (split: {part or 'unseen patients'}). "
+            "Name another folder with --data or another part with --split."
+        )
+    return chosen, note
+
+
+def _stamp(case: Case) -> list[Any]:
+    paths = (*case.images["flair"].paths, *(case.seg.paths if case.seg else ()))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def _score_case(predictor: Predictor, case: Case) -> dict[str, Any]:
+    """Return the counts of every slice on both grids, and the surface figures of the volume."""
+    volume, truth, _ = read_case(case)
+    found = predictor.slices(image_to_slices(volume.voxels, predictor.recipe))
+    threshold = predictor.recipe.threshold
+    prediction = slices_to_volume(found, truth.shape) >= threshold
+    counts = {
+        "model": metrics.count(found.numpy() >= threshold, mask_to_slices(truth, predictor.recipe).numpy()),
+        "native": metrics.count(prediction.transpose(2, 0, 1), truth.transpose(2, 0, 1)),
+    }
+    hd95, surface_dice = metrics.surface_figures(prediction, truth, volume.spacing, TOLERANCE_MM)
+    rows = [
+        {"case": case.id, "patient": case.patient, "z": z, "tumour": int(truth[:, :, z].any())}
+        | {f"{grid}_{name}": int(getattr(counts[grid], name)[z]) for grid in GRIDS for name in COUNTS}
+        for z in range(truth.shape[2])
+    ]
+    defined = np.isfinite(hd95)
+    return {"slices": rows, "hd95_mm": hd95 if defined else None, "surface_dice": surface_dice}
+
+
+def _counts(rows: list[dict[str, Any]], grid: str) -> Counts:
+    return Counts(*(np.array([int(row[f"{grid}_{name}"]) for row in rows], np.int64) for name in COUNTS))
+
+
+def _select(rows: list[dict[str, Any]], slices: str) -> list[dict[str, Any]]:
+    return [row for row in rows if slices == "all" or int(row["tumour"])]
+
+
+def _figures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one entry for each grid, choice of slices and aggregation."""
+    figures = []
+    for grid in GRIDS:
+        for slices in SLICES:
+            chosen = _select(rows, slices)
+            if not chosen:
+                continue
+            counts = _counts(chosen, grid)
+            patients = counts.grouped(np.array([row["patient"] for row in chosen]))[1]
+            for aggregation, part in zip(AGGREGATIONS, (counts.sum(), counts, patients), strict=True):
+                entry: dict[str, Any] = {"grid": grid, "slices": slices, "aggregation": aggregation}
+                for name, metric in METRICS.items():
+                    entry[name] = float(metric(part).mean())
+                if aggregation == "per patient":
+                    entry["dice_interval"] = metrics.bootstrap_interval(metrics.dice(part))
+                undefined = {name: int(np.isnan(metric(part, np.nan)).sum()) for name, metric in METRICS.items()}
+                figures.append({**entry, "zero_by_zero": undefined})
+    return figures
+
+
+def _patient_rows(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row for each patient, grid and choice of slices; surface figures where they are defined."""
+    table = []
+    for grid in GRIDS:
+        for slices in SLICES:
+            chosen = _select(rows, slices)
+            names, counts = _counts(chosen, grid).grouped(np.array([row["patient"] for row in chosen], dtype=str))
+            numbers = {name: sum(row["patient"] == name for row in chosen) for name in names}
+            values = {name: metric(counts) for name, metric in METRICS.items()}
+            for i, patient in enumerate(names):
+                row = {"patient": str(patient), "grid": grid, "slices": slices, "number": numbers[patient]}
+                row |= {name: int(getattr(counts, name)[i]) for name in COUNTS}
+                row |= {name: float(value[i]) for name, value in values.items()}
+                if (grid, slices) == ("native", "all"):
+                    row |= _surface_of(patient, scores)
+                table.append(row)
+    return table
+
+
+def _surface_of(patient: str, scores: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Return the mean over the patient's cases (time points); `None` where one of them has no HD95."""
+    own = [score for score in scores if score["slices"][0]["patient"] == patient]
+    distances = [score["hd95_mm"] for score in own]
+    return {
+        "hd95_mm": None if None in distances else float(np.mean(distances)),
+        "surface_dice": float(np.mean([score["surface_dice"] for score in own])),
+    }
+
+
+def _surface_summary(patients: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [row for row in patients if "hd95_mm" in row]
+    distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
+    return {
+        "hd95_mm": float(np.mean(distances)) if distances else None,
+        "hd95_patients": len(distances),
+        "hd95_undefined": len(rows) - len(distances),
+        "surface_dice": float(np.mean([row["surface_dice"] for row in rows])),
+        "tolerance_mm": TOLERANCE_MM,
+    }
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """Return the summary of `evaluate` as a table to print, in which every figure is named."""
+    head = (
+        f"{summary['split']}: {summary['patients']} patients, {summary['cases']} cases, {summary['slices']} slices, "
+        f"{summary['tumour_slices']} of them with tumour; best model of epoch {summary['epoch']}"
+    )
+    lines = [head, *([summary["note"]] if summary["note"] else []), ""]
+    lines.append(f"{'grid':7}{'slices':8}{'aggregation':13}" + "".join(f"{name:>12}" for name in METRICS))
+    for entry in summary["figures"]:
+        interval = entry.get("dice_interval")
+        published = (entry["grid"], entry["slices"], entry["aggregation"]) == ("model", "tumour", "pooled")
+        remark = "  <- the published figure" if published else ""
+        if interval:
+            remark = f"  Dice 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+        numbers = "".join(f"{entry[name]:>12.4f}" for name in METRICS)
+        lines.append(f"{entry['grid']:7}{entry['slices']:8}{entry['aggregation']:13}{numbers}{remark}")
+    surface = summary["surface"]
+    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} mm"
+    lines += [
+        "",
+        f"surfaces (native grid, all slices, mean over patients): HD95 {distance} over {surface['hd95_patients']} "
+        f"patients, undefined for {surface['hd95_undefined']} (one mask empty); "
+        f"surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}",
+        "0/0 is 1 where there is no error and 0 otherwise. Slices whose Dice it decided: "
+        + ", ".join(
+            f"{entry['zero_by_zero']['dice']} ({entry['grid']} grid, {entry['slices']} slices)"
+            for entry in summary["figures"]
+            if entry["aggregation"] == "per slice"
+        ),
+        "For research and education, never for clinical use.",
+    ]
+    return "\n".join(lines)
+
+
+def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
+    """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
+    rows = [row for row in read_csv(folder / "patients.csv") if (row["grid"], row["slices"]) == (grid, slices)]
+    return sorted(rows, key=lambda row: -float(row["dice"]))

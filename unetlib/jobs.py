@@ -1,0 +1,76 @@
+"""Long work: several processes, a progress bar with the time left, a clean stop."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
+    """Return a progress bar on standard error that shows the share done, the speed and the time left.
+
+    `done` of the `total` units are finished already (a resumed job). In a log file it writes a
+    line now and then instead of redrawing itself ten times a second.
+    """
+    interval = 0.1 if sys.stderr.isatty() else 15.0
+    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True)
+
+
+def say(text: str) -> None:
+    """Print a line without tearing a progress bar apart."""
+    tqdm.write(text)
+
+
+def cpu_count() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(
+    function: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str, workers: int | None = None
+) -> Iterator[tuple[Item, Result]]:
+    """Yield `(item, function(item))` as the results come, computed in `workers` processes.
+
+    `workers` is the number of processors by default; 1 stays in this process. `function` must be
+    importable (not a lambda) when there are several. An exception in `function` ends the work.
+    """
+    workers = min(workers or cpu_count(), len(items))
+    with progress(len(items), what, unit) as bar:
+        if workers <= 1:
+            for item in items:
+                yield item, function(item)
+                bar.update()
+            return
+        context = multiprocessing.get_context("spawn")  # the same on every system, and safe beside threads
+        pool = ProcessPoolExecutor(workers, context, _start_worker)
+        try:
+            futures = {pool.submit(function, item): item for item in items}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                bar.update()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, keep to one thread, and end when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

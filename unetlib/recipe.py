@@ -1,0 +1,102 @@
+"""Every choice that changes a result, in one frozen dataclass with the published values as defaults."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, get_type_hints
+
+from unetlib.errors import UnetlibError
+
+PREPARE, TRAIN = "prepare", "train"
+
+
+def _choice(default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """Declare a field: its published value, the command that it belongs to, and what it means."""
+    return field(default=default, metadata={"stage": stage, "help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published recipe, and room to leave it one field at a time.
+
+    Fields of the stage `prepare` decide what the prepared slices hold; fields of the stage `train`
+    decide how the network is trained on them. Raises `UnetlibError` for a value out of range.
+    """
+
+    published: ClassVar["Recipe"]
+
+    image_size: int = _choice(96, PREPARE, "side of the square slices in pixels")
+    slices: str = _choice("tumour", PREPARE, "which axial slices to keep", ("tumour", "brain", "all"))
+    normalise: str = _choice(
+        "minmax-slice", PREPARE, "min-max to 0..1 over each slice or each volume", ("minmax-slice", "minmax-volume")
+    )
+    train_fraction: float = _choice(
+        0.70, PREPARE, "share of patients to train on; the rest is halved into val and test"
+    )
+    split_seed: int = _choice(0, PREPARE, "seed of the patient-level split")
+
+    width: int = _choice(32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)")
+    depth: int = _choice(4, TRAIN, "how often the picture is halved")
+    loss: str = _choice("bce", TRAIN, "loss, or a sum of losses: bce, dice, focal, dice+bce, ...")
+    learning_rate: float = _choice(1e-3, TRAIN, "step size of Adam")
+    batch_size: int = _choice(4, TRAIN, "slices a step")
+    epochs: int = _choice(10, TRAIN, "passes over the training slices")
+    clip_norm: float = _choice(1.0, TRAIN, "largest norm of the gradient")
+    augment: bool = _choice(True, TRAIN, "flips and 90-degree rotations, alike on image and mask")
+    precision: str = _choice(
+        "auto", TRAIN, "bf16 is faster where the hardware has it; auto takes it there", ("auto", "fp32", "bf16")
+    )
+    seed: int = _choice(0, TRAIN, "seed of the weights, the order of slices and the augmentation")
+    threshold: float = _choice(0.5, TRAIN, "probability from which a pixel counts as tumour")
+
+    def __post_init__(self) -> None:
+        positive = ("image_size", "width", "depth", "learning_rate", "batch_size", "epochs", "clip_norm")
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            choices = spec.metadata["choices"]
+            if not isinstance(value, TYPES[spec.name]) or (isinstance(value, bool) and spec.name != "augment"):
+                expected = TYPES[spec.name][-1].__name__
+                raise UnetlibError(
+                    f"recipe: {spec.name} is {value!r}; {expected} was expected ({spec.metadata['help']})."
+                )
+            if choices and value not in choices:
+                raise UnetlibError(f"recipe: {spec.name} is {value!r}; one of {', '.join(choices)} was expected.")
+            if spec.name in positive and not 0 < value < float("inf"):
+                raise UnetlibError(f"recipe: {spec.name} is {value}; a number above 0 was expected.")
+            if spec.name in ("train_fraction", "threshold") and not 0 < value < 1:
+                raise UnetlibError(f"recipe: {spec.name} is {value}; a number between 0 and 1 was expected.")
+            if spec.name in ("seed", "split_seed") and not 0 <= value < 2**32:
+                raise UnetlibError(f"recipe: {spec.name} is {value}; a whole number below 2**32 was expected.")
+        if self.image_size <= 2**self.depth:  # batch norm needs more than one pixel at the bottom
+            raise UnetlibError(
+                f"recipe: {self.depth} halvings leave nothing of slices of {self.image_size} pixels; "
+                f"an image_size above {2**self.depth} or a smaller depth was expected."
+            )
+
+    def stage(self, stage: str) -> dict[str, Any]:
+        """Return the fields of one stage, `"prepare"` or `"train"`, as a dictionary."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["stage"] == stage}
+
+    def but(self, **changes: Any) -> "Recipe":
+        """Return a copy with some fields changed; raises `UnetlibError` for a field that does not exist."""
+        if unknown := set(changes) - {spec.name for spec in fields(self)}:
+            raise UnetlibError(f"recipe: there is no field named {', '.join(sorted(unknown))}.")
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields as plain Python values, as written to `recipe.json`."""
+        return asdict(self)
+
+
+TYPES = {
+    name: (int, float) if kind is float else (kind,)
+    for name, kind in get_type_hints(Recipe).items()
+    if name != "published"
+}
+Recipe.published = Recipe()
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Name the keys whose values differ, as `width: 32 -> 16`; empty when nothing does."""
+    keys = sorted(before.keys() | after.keys())
+    return ", ".join(
+        f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
+    )

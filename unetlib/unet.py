@@ -1,0 +1,95 @@
+"""The U-Net of the recipe."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetlib.errors import UnetlibError
+
+
+class DoubleConv(nn.Sequential):
+    """3x3 convolution, batch norm and ReLU, twice: (N, in_channels, H, W) to (N, out_channels, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            layers += [
+                nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """A U-Net with max-pooling down, bilinear upsampling up and concatenated skips.
+
+    `width` channels on the first level, doubled on each of `depth` levels down. Any height and
+    width are accepted: pooling rounds up, upsampling goes to the size of the skip.
+
+    Raises `UnetlibError` when width, depth or a channel count is below 1.
+
+    Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
+    Segmentation", MICCAI 2015, figure 1 (width 64, depth 4); here with padded convolutions, batch
+    norm (Ioffe and Szegedy 2015) and bilinear upsampling in place of the up-convolution.
+    """
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 32, depth: int = 4) -> None:
+        super().__init__()
+        if min(in_channels, out_channels, width, depth) < 1:
+            raise UnetlibError(
+                f"U-Net: in_channels={in_channels}, out_channels={out_channels}, width={width}, depth={depth}; "
+                "each must be at least 1."
+            )
+        channels = [width * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(
+            DoubleConv(before, after) for before, after in zip([in_channels, *channels], channels, strict=False)
+        )
+        self.up = nn.ModuleList(
+            DoubleConv(below + skip, skip) for below, skip in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = nn.Conv2d(width, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, out_channels, H, W) of pictures `x` (N, in_channels, H, W)."""
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.down):
+            x = block(x if level == 0 else F.max_pool2d(x, kernel_size=2, ceil_mode=True))
+            skips.append(x)
+        skips.pop()  # the bottom has no skip: it is `x` itself
+        for block in self.up:
+            skip = skips.pop()
+            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            x = block(torch.cat([skip, x], dim=1))
+        return self.head(x)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Return the sigmoid of the logits: the probability of tumour for every pixel, in 0..1."""
+        return torch.sigmoid(self(x))
+
+    def parameter_count(self) -> int:
+        """Return how many numbers training adjusts."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def level_shapes(self, height: int = 96, width: int = 96) -> list[tuple[str, tuple[int, ...]]]:
+        """Return the (channels, height, width) that leave every level for one picture of that size."""
+        shapes: list[tuple[str, tuple[int, ...]]] = []
+        stages = [*(f"down {i}" for i in range(len(self.down))), *(f"up {i}" for i in reversed(range(len(self.up))))]
+        blocks: list[nn.Module] = [*self.down, *self.up, self.head]
+        hooks = [
+            block.register_forward_hook(lambda _, __, out, name=name: shapes.append((name, tuple(out.shape[1:]))))
+            for name, block in zip([*stages, "logits"], blocks, strict=True)
+        ]
+        training = self.training
+        parameter = next(self.parameters())
+        self.eval()(torch.zeros(1, self.down[0][0].in_channels, height, width, device=parameter.device))  # type: ignore[index]
+        self.train(training)
+        for hook in hooks:
+            hook.remove()
+        return shapes
+
+    def describe(self, height: int = 96, width: int = 96) -> str:
+        """Return the parameter count and the shape at every level, as text to print."""
+        lines = [f"{name:>8}  {c:>5} x {h:>3} x {w:>3}" for name, (c, h, w) in self.level_shapes(height, width)]
+        return "\n".join([f"U-Net with {self.parameter_count():,} parameters", *lines])
