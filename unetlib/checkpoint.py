@@ -58,7 +58,8 @@ def build_model(recipe: Recipe) -> UNet:
     """Return the U-Net of a recipe with fresh weights, a pure function of `recipe.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return UNet(width=recipe.width, depth=recipe.depth)
+        model = UNet(width=recipe.width, depth=recipe.depth)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster: GAIN
 
 
 def load_model(run: Path, name: str = BEST) -> tuple[UNet, Recipe, dict[str, Any]]:

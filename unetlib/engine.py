@@ -1,9 +1,13 @@
 """The engine carries the device, the precision and (later) several processes: Lightning Fabric."""
 
+import logging
+
 import torch
 from lightning_fabric import Fabric
 
 from unetlib.errors import UnetlibError
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -5,6 +5,7 @@ the native one of the MRI), the slices (only those with tumour, as published, or
 meets them), the aggregation (see `unetlib.metrics`), and the metric.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,8 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
     write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
     write_json(folder / "summary.json", summary)
-    for path in parts.values():
-        path.unlink()
-    return summary
+    shutil.rmtree(folder / "parts")
+    return read_json(folder / "summary.json")
 
 
 def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[list[Case], str]:

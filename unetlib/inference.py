@@ -36,7 +36,7 @@ class Predictor:
         """Load `best_model.pth` (or another checkpoint) of a run folder; raises `UnetlibError` when it cannot."""
         model, recipe, content = load_model(run, name)
         fabric = start_engine(device, recipe.precision)
-        return cls(fabric, fabric.setup_module(model.to(memory_format=torch.channels_last)), recipe, content)
+        return cls(fabric, fabric.setup_module(model), recipe, content)
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Predictor:
         found = []
         for start in range(0, len(slices), BATCH):
             batch = self.fabric.to_device(slices[start : start + BATCH])
-            found.append(torch.sigmoid(self.net(batch.contiguous(memory_format=torch.channels_last))).float().cpu())
+            found.append(torch.sigmoid(self.net(batch)).float().cpu())
         return torch.cat(found)
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:

@@ -7,9 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from unetlib.errors import UnetlibError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,6 +45,7 @@ def run_jobs(
 
     `workers` is the number of processors by default; 1 stays in this process. `function` must be
     importable (not a lambda) when there are several. An exception in `function` ends the work.
+    Raises `UnetlibError` when a worker process dies.
     """
     workers = min(workers or cpu_count(), len(items))
     with progress(len(items), what, unit) as bar:
@@ -57,6 +61,10 @@ def run_jobs(
             for future in as_completed(futures):
                 yield futures[future], future.result()
                 bar.update()
+        except BrokenProcessPool as error:
+            raise UnetlibError(
+                "a worker process died, perhaps for lack of memory. Give the same command again with fewer --workers."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

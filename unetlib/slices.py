@@ -206,7 +206,7 @@ def _prepare_case(job: _Job) -> str | None:
     try:
         volume, mask, _ = read_case(job.case)
     except UnetlibError as error:
-        return str(error)
+        return str(error).removeprefix(f"{job.case.id}: ")
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe)[z]
     masks = mask_to_slices(mask, job.recipe)[z]
@@ -323,7 +323,8 @@ def _get_split(folder: Path, patients: set[str], recipe: Recipe) -> Split:
 
 def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Write all parts into two memory-mapped arrays and one table; return what is known of each case."""
-    cases, rows = {}, []
+    cases: dict[str, dict[str, Any]] = {}
+    rows: list[list[Any]] = []
     for job in jobs:
         with np.load(job.part) as part:
             pixels = part["masks"].sum((1, 2, 3))

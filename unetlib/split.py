@@ -54,7 +54,10 @@ class Split:
         lists = [content.get(part) for part in PARTS]
         if not all(isinstance(ids, list) and all(isinstance(one, str) for one in ids) for ids in lists):
             raise UnetlibError(f"{path}: a list of patient ids under each of train, val and test was expected.")
-        split = cls(*(tuple(ids) for ids in lists if ids is not None))
+        try:
+            split = cls(*(tuple(ids) for ids in lists if ids is not None))
+        except UnetlibError as error:
+            raise UnetlibError(f"{path}: {error}") from error
         if content.get("hash") != split.hash:
             raise UnetlibError(
                 f"{path}: its ids do not fit its hash, so it was edited or damaged. Restore it; for a split of "

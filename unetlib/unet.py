@@ -83,10 +83,12 @@ class UNet(nn.Module):
         ]
         training = self.training
         parameter = next(self.parameters())
-        self.eval()(torch.zeros(1, self.down[0][0].in_channels, height, width, device=parameter.device))  # type: ignore[index]
-        self.train(training)
-        for hook in hooks:
-            hook.remove()
+        try:
+            self.eval()(torch.zeros(1, self.down[0][0].in_channels, height, width, device=parameter.device))  # type: ignore[index]
+        finally:
+            self.train(training)
+            for hook in hooks:
+                hook.remove()
         return shapes
 
     def describe(self, height: int = 96, width: int = 96) -> str:

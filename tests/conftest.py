@@ -1,0 +1,72 @@
+"""Small data for every test, and the real MRI for those that ask for it."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from unetlib.recipe import Recipe
+from unetlib.slices import prepare
+from unetlib.training import train
+
+SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real MRI; without it the test is skipped, with a wrong one it fails."""
+    if "UNETLIB_DATA" not in os.environ:
+        pytest.skip("UNETLIB_DATA does not name a folder of real MRI")
+    folder = Path(os.environ["UNETLIB_DATA"])
+    assert (folder / "lgg").is_dir(), f"UNETLIB_DATA is {folder}, which holds no folder lgg"
+    return folder
+
+
+def write_patient(folder: Path, index: int, shape: tuple[int, int, int] = (40, 48, 6), affine: np.ndarray = LPS) -> str:
+    """Write a noisy volume with a bright box as its tumour, in BraTS 2021 layout; return the case's id."""
+    rng, name = np.random.default_rng(index), f"BraTS2021_{index:05d}"
+    image = rng.normal(100, 10, shape)
+    x, y = rng.integers(4, 20, 2)
+    mask = np.zeros(shape, np.uint8)
+    mask[x : x + 14, y : y + 16, 1:5] = 4
+    image[mask > 0] += 60
+    for kind, array in (("flair", image.astype(np.int16)), ("seg", mask)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, affine), folder / name / f"{name}_{kind}.nii.gz")
+    return name
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small patients; do not change them."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for index in range(10):
+        write_patient(folder, index)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small patients, prepared; do not change it."""
+    folder = tmp_path_factory.mktemp("prepared") / "prepared"
+    prepare(cohort, folder, SMALL, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the small patients; do not change it."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(prepared, folder, SMALL, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned to find the boxes; do not change it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train(prepared, folder, SMALL.but(epochs=12, learning_rate=1e-2), device="cpu")
+    return folder

@@ -1,0 +1,214 @@
+"""What a person sees: the commands, from end to end, and a sentence for every bad input."""
+
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.conftest import LPS, write_patient
+from unetlib.checkpoint import BEST, LATEST
+from unetlib.cli import main
+from unetlib.files import read_json
+
+PREPARE = ["--image-size", "32", "--workers", "1"]
+TRAIN = ["--width", "4", "--depth", "2", "--epochs", "2", "--device", "cpu", "--precision", "fp32"]
+
+
+def fails(capsys, *command):
+    """Run a command that must fail; return its one sentence."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in command])
+    assert isinstance(stop.value.code, str), "a sentence was expected"  # sys.exit prints it and exits with 1
+    assert stop.value.code.startswith("error: ")
+    assert "Traceback" not in capsys.readouterr().err
+    return stop.value.code
+
+
+def run_cli(*command):
+    main([str(word) for word in command])
+
+
+@pytest.fixture
+def data(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def replace(data, index, kind, array, affine=LPS):
+    name = f"BraTS2021_{index:05d}"
+    nib.save(nib.Nifti1Image(array, affine), data / name / f"{name}_{kind}.nii.gz")
+
+
+def test_the_main_job_from_check_to_predict(data, tmp_path, capsys):
+    run_cli("check", data, "--workers", 1)
+    assert "10 of 10 cases usable" in capsys.readouterr().out
+    run_cli("prepare", data, tmp_path / "p", *PREPARE)
+    assert "split by patient: train 7" in capsys.readouterr().out
+    run_cli("train", tmp_path / "p", tmp_path / "r", *TRAIN)
+    assert "best validation Dice" in capsys.readouterr().out
+    run_cli("evaluate", tmp_path / "r", "--device", "cpu")
+    assert "<- the published figure" in capsys.readouterr().out
+    image = data / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
+    run_cli("predict", tmp_path / "r", image, "--out", tmp_path / "masks", "--device", "cpu", "--probabilities")
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+    run_cli("figures", tmp_path / "r", "--device", "cpu")
+    for name in ("curves.png", "overlays.png"):
+        assert (tmp_path / "r" / "figures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "r")
+    run_cli("train", prepared, tmp_path / "r", "--device", "cpu")
+    assert "trained for 2 epochs" in capsys.readouterr().out
+    run_cli("train", prepared, tmp_path / "r", "--device", "cpu", "--epochs", 3)
+    assert "trained for 3 epochs" in capsys.readouterr().out
+    assert read_json(tmp_path / "r" / "recipe.json")["recipe"]["width"] == 4
+
+
+def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 2)
+    assert stop.value.code == 130
+    assert "The same command goes on there" in capsys.readouterr().err
+
+
+def test_the_installed_module_ends_with_a_sentence_and_status_1(tmp_path):
+    command = [sys.executable, "-m", "unetlib", "check", str(tmp_path / "nowhere")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "prepare"])
+def test_an_empty_and_a_wrong_folder(tmp_path, capsys, command):
+    more = [tmp_path / "p"] if command == "prepare" else []
+    (tmp_path / "empty").mkdir()
+    assert "no file at all" in fails(capsys, command, tmp_path / "empty", *more)
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "holiday.jpg").touch()
+    assert "holiday.jpg" in fails(capsys, command, tmp_path / "wrong", *more)
+    assert not (tmp_path / "p").exists()
+
+
+def broken_images():
+    image = np.random.default_rng(0).normal(100, 10, (40, 48, 6)).astype(np.float32)
+    mask = np.zeros((40, 48, 6), np.uint8)
+    mask[5:20, 5:20, 2:4] = 1
+    nan = image.copy()
+    nan[3, 3, 3] = np.nan
+    infinite = image.copy()
+    infinite[3, 3, 3] = np.inf
+    shifted = LPS.copy()
+    shifted[0, 3] = 7
+    yield "nan", ("flair", nan), "1 NaN or infinite"
+    yield "inf", ("flair", infinite), "1 NaN or infinite"
+    yield "constant", ("flair", np.full_like(image, 5)), "constant"
+    yield "4-D", ("flair", np.stack([image] * 2, 3)), "4-D"
+    yield "shape", ("seg", mask[:, :, :5]), "shape (40, 48, 5)"
+    yield "affine", ("seg", mask, shifted), "affine"
+    yield "label 7", ("seg", mask * 7), "labels 7"
+    yield "0/255", ("seg", mask * 255), "divide it by 255"
+
+
+BROKEN = list(broken_images())
+
+
+@pytest.mark.parametrize(("bad", "words"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_one_bad_patient_is_named_and_left_out_by_check_and_prepare(data, tmp_path, capsys, bad, words):
+    replace(data, 6, *bad)
+    run_cli("check", data, "--workers", 1)
+    report = " ".join(capsys.readouterr().out.split())
+    assert "9 of 10 cases usable" in report
+    assert "Left out BraTS2021_00006" in report
+    assert words in report
+    run_cli("prepare", data, tmp_path / "p", *PREPARE)
+    told = capsys.readouterr().out
+    assert "left out BraTS2021_00006" in told
+    assert words in told
+    assert "left out: 1 (BraTS2021_00006)" in told
+    assert "BraTS2021_00006" in fails(capsys, "prepare", data, tmp_path / "q", *PREPARE, "--strict")
+    assert "--strict" in fails(capsys, "check", data, "--strict", "--workers", "1")
+
+
+def test_a_missing_mask_and_a_truncated_file(data, tmp_path, capsys):
+    (data / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz").unlink()
+    victim = data / "BraTS2021_00002" / "BraTS2021_00002_flair.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:-500])
+    run_cli("check", data, "--workers", 1)
+    report = " ".join(capsys.readouterr().out.split())
+    assert "8 of 10 cases usable" in report
+    assert "BraTS2021_00001: it has no tumour mask" in report
+    assert "BraTS2021_00002: " in report
+
+
+def test_too_few_patients_and_no_tumour(tmp_path, capsys):
+    for index in range(2):
+        write_patient(tmp_path / "two", index)
+    assert "at least 3" in fails(capsys, "prepare", tmp_path / "two", tmp_path / "p", *PREPARE)
+    for index in range(4):
+        write_patient(tmp_path / "four", index)
+        replace(tmp_path / "four", index, "seg", np.zeros((40, 48, 6), np.uint8))
+    assert "no tumour anywhere" in fails(capsys, "prepare", tmp_path / "four", tmp_path / "q", *PREPARE)
+
+
+def test_bad_checkpoints(prepared, run, tmp_path, capsys, data):
+    shutil.copytree(run, tmp_path / "r")
+    image = data / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
+    weights = tmp_path / "r" / BEST
+    weights.write_bytes(weights.read_bytes()[:5000])
+    for command in (["evaluate", tmp_path / "r"], ["predict", tmp_path / "r", image, "--out", tmp_path / "o"]):
+        assert f"{BEST} is damaged" in fails(capsys, *command)
+    assert "width: 4 -> 8" in fails(capsys, "train", prepared, tmp_path / "r", "--width", 8)
+    (tmp_path / "r" / LATEST).write_bytes(b"")
+    assert f"{LATEST} is damaged" in fails(capsys, "train", prepared, tmp_path / "r")
+
+
+def test_weights_of_another_architecture(run, tmp_path, capsys):
+    import torch
+
+    shutil.copytree(run, tmp_path / "r")
+    content = torch.load(run / BEST, weights_only=True)
+    content["recipe"]["width"] = 8  # the recipe of one network, the weights of another
+    torch.save(content, tmp_path / "r" / BEST)
+    assert "another architecture" in fails(capsys, "evaluate", tmp_path / "r")
+
+
+def test_a_full_disk_while_preparing(data, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left on device" in fails(capsys, "prepare", data, tmp_path / "p", *PREPARE)
+    assert not [path for path in (tmp_path / "p").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--width", "0"], "width is 0"),
+        (["--loss", "hinge"], "no loss named 'hinge'"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--device", "abacus"], "no device 'abacus'"),
+        (["--depth", "9"], "9 halvings"),
+    ],
+)
+def test_flags_out_of_range(prepared, tmp_path, capsys, flags, words):
+    assert words in fails(capsys, "train", prepared, tmp_path / "r", *flags)
+    assert not (tmp_path / "r").exists()
+
+
+def test_every_field_of_the_recipe_is_a_flag(capsys):
+    from unetlib.recipe import Recipe
+
+    told = ""
+    for command in ("prepare", "train"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told += capsys.readouterr().out
+    for stage in ("prepare", "train"):
+        for name in Recipe.published.stage(stage):
+            assert f"--{name.removeprefix('split_').replace('_', '-')}" in told

@@ -1,0 +1,200 @@
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+
+from tests.conftest import SMALL, write_patient
+from unetlib import evaluation
+from unetlib.checkpoint import BEST, load_model
+from unetlib.errors import UnetlibError
+from unetlib.evaluation import evaluate, read_patients, results_table
+from unetlib.files import read_csv, read_json
+from unetlib.metrics import METRICS
+from unetlib.patients import find_cases, read_case
+from unetlib.slices import Prepared, image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.split import Split
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(trained, folder)
+    return folder, evaluate(folder, device="cpu")
+
+
+def figure(summary, grid, slices, aggregation):
+    wanted = {"grid": grid, "slices": slices, "aggregation": aggregation}
+    (entry,) = [entry for entry in summary["figures"] if wanted.items() <= entry.items()]
+    return entry
+
+
+def brute_force_dice(prediction, truth):
+    both = sum(bool(p and t) for p, t in zip(prediction.ravel(), truth.ravel(), strict=True))
+    size = int(prediction.sum()) + int(truth.sum())
+    return 1.0 if size == 0 else 2 * both / size
+
+
+def test_every_aggregation_on_both_grids_equals_a_brute_force_loop(cohort, evaluated):
+    run, summary = evaluated
+    model, recipe, _ = load_model(run)
+    split = Split.load(run / "split.json")
+    masks = {"model": [], "native": []}
+    for case in find_cases(cohort).cases:
+        if case.patient not in split.test:
+            continue
+        volume, truth, _ = read_case(case)
+        with torch.no_grad():
+            found = model.probabilities(image_to_slices(volume.voxels, recipe))
+        native = slices_to_volume(found, truth.shape) >= 0.5
+        small = mask_to_slices(truth, recipe).bool().numpy()[:, 0]
+        tumour = truth.any((0, 1))
+        masks["model"].append((found[:, 0].numpy() >= 0.5, small, tumour))
+        masks["native"].append((native.transpose(2, 0, 1), truth.transpose(2, 0, 1), tumour))
+    for grid, patients in masks.items():
+        for slices in ("tumour", "all"):
+            chosen = [(p[keep], t[keep]) for p, t, k in patients for keep in [k if slices == "tumour" else k | True]]
+            pooled = brute_force_dice(*(np.concatenate([pair[i] for pair in chosen]) for i in (0, 1)))
+            per_slice = [brute_force_dice(p[i], t[i]) for p, t in chosen for i in range(len(p))]
+            per_patient = [brute_force_dice(p, t) for p, t in chosen]
+            expected = {"pooled": pooled, "per slice": np.mean(per_slice), "per patient": np.mean(per_patient)}
+            for aggregation, value in expected.items():
+                assert figure(summary, grid, slices, aggregation)["dice"] == pytest.approx(value, abs=1e-12)
+
+
+def test_the_interval_is_a_bootstrap_over_patients(evaluated):
+    run, summary = evaluated
+    dices = np.array([float(row["dice"]) for row in read_patients(run / "evaluation")])
+    expected = bootstrap((dices,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    found = figure(summary, "native", "all", "per patient")["dice_interval"]
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+def test_dice_equals_f1_in_every_line(evaluated):
+    for entry in evaluated[1]["figures"]:
+        assert entry["dice"] == pytest.approx(entry["f1"], abs=1e-12)
+
+
+def test_only_test_patients_are_scored(evaluated):
+    run, summary = evaluated
+    split = Split.load(run / "split.json")
+    assert {row["patient"] for row in read_csv(run / "evaluation" / "slices.csv")} == set(split.test)
+    assert summary["patients"] == len(split.test)
+
+
+def test_all_slices_are_written_and_tumour_slices_marked(cohort, evaluated):
+    run, summary = evaluated
+    rows = read_csv(run / "evaluation" / "slices.csv")
+    assert len(rows) == summary["slices"] == 6 * summary["cases"]
+    for row in rows:
+        mask = np.asarray(nib.load(cohort / row["case"] / f"{row['case']}_seg.nii.gz").dataobj)
+        assert int(row["tumour"]) == mask[:, :, int(row["z"])].any()
+        assert sum(int(row[f"native_{n}"]) for n in ("tp", "fp", "fn", "tn")) == 40 * 48
+        assert sum(int(row[f"model_{n}"]) for n in ("tp", "fp", "fn", "tn")) == 32 * 32
+
+
+def test_the_table_names_every_figure(evaluated):
+    table = results_table(evaluated[1])
+    for word in ("model", "native", "tumour", "all", "pooled", "per slice", "per patient", *METRICS):
+        assert word in table
+    assert table.count("<- the published figure") == 1
+    assert "never for clinical use" in table
+
+
+def test_done_it_is_reused_and_retrained_weights_are_scored_anew(evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    score = evaluation._score_case
+    monkeypatch.setattr(evaluation, "_score_case", None)
+    assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]
+    monkeypatch.setattr(evaluation, "_score_case", score)
+    content = torch.load(tmp_path / "run" / BEST, weights_only=True)
+    content["model"]["head.bias"] += 100  # now everything is tumour
+    torch.save(content, tmp_path / "run" / BEST)
+    assert figure(evaluate(tmp_path / "run", device="cpu"), "model", "all", "pooled")["recall"] == 1
+
+
+def test_stopped_it_goes_on_with_the_cases_that_are_left(evaluated, tmp_path, monkeypatch):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    score, scored = evaluation._score_case, []
+
+    def stop_at_the_second(predictor, case):
+        scored.append(case.id)
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        return score(predictor, case)
+
+    monkeypatch.setattr(evaluation, "_score_case", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "run", device="cpu")
+    assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]
+    assert len(scored) == evaluated[1]["cases"] + 1
+    for name in ("slices.csv", "patients.csv", "summary.json"):
+        one, other = (folder / "evaluation" / name for folder in (tmp_path / "run", evaluated[0]))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_other_parts_and_other_data_go_to_folders_of_their_own(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    before = (tmp_path / "run" / "evaluation" / "summary.json").read_bytes()
+    val = evaluate(tmp_path / "run", split="val", device="cpu")
+    assert val["split"] == "val"
+    assert "flatter" in val["note"]
+    for index in (100, 101):
+        write_patient(tmp_path / "hospital", index)
+    other = evaluate(tmp_path / "run", data=tmp_path / "hospital", device="cpu")
+    assert (other["split"], other["patients"]) == ("unseen", 2)
+    assert read_json(tmp_path / "run" / "evaluation" / "hospital" / "summary.json") == other
+    assert (tmp_path / "run" / "evaluation" / "summary.json").read_bytes() == before
+    everyone = evaluate(tmp_path / "run", split="all", device="cpu")
+    assert everyone["patients"] == 10
+
+
+def test_patients_of_the_training_are_left_out_of_other_data_unless_asked_for(evaluated, cohort, tmp_path):
+    run, _ = evaluated
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(cohort, tmp_path / "copy")
+    split = Split.load(run / "split.json")
+    summary = evaluate(tmp_path / "run", data=tmp_path / "copy", device="cpu")
+    assert summary["patients"] == len(split.test)
+    assert f"{len(split.train) + len(split.val)} cases" in summary["note"]
+    asked = evaluate(tmp_path / "run", data=tmp_path / "copy", split="train", device="cpu")
+    assert asked["patients"] == len(split.train)
+
+
+def test_an_empty_prediction_is_counted_not_averaged_into_hd95(evaluated, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    content = torch.load(tmp_path / "run" / BEST, weights_only=True)
+    content["model"]["head.bias"] -= 100  # nothing is tumour
+    torch.save(content, tmp_path / "run" / BEST)
+    summary = evaluate(tmp_path / "run", device="cpu")
+    assert summary["surface"]["hd95_mm"] is None
+    assert summary["surface"]["hd95_undefined"] == summary["patients"]
+    assert figure(summary, "native", "tumour", "per slice")["dice"] == 0
+    empty = figure(summary, "native", "all", "per slice")
+    assert empty["zero_by_zero"]["dice"] == summary["slices"] - summary["tumour_slices"]
+    assert empty["dice"] == pytest.approx(1 - summary["tumour_slices"] / summary["slices"])
+    json.loads((tmp_path / "run" / "evaluation" / "summary.json").read_text())  # no NaN, no Infinity
+    assert "undefined" in results_table(summary)
+
+
+def test_missing_data_and_missing_runs_are_sentences(evaluated, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    about = read_json(tmp_path / "run" / "recipe.json")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "gone")}))
+    with pytest.raises(UnetlibError, match=r"gone, where the patients were.*--data"):
+        evaluate(tmp_path / "run", device="cpu")
+    with pytest.raises(UnetlibError, match=r"recipe\.json"):
+        evaluate(tmp_path / "nothing", device="cpu")
+
+
+def test_the_prepared_grid_and_the_evaluated_model_grid_are_the_same(prepared, evaluated):
+    """Validation in training and evaluation must count the same pixels."""
+    data = Prepared.open(prepared)
+    rows = [row for row in read_csv(evaluated[0] / "evaluation" / "slices.csv") if row["tumour"] == "1"]
+    assert sum(int(row["model_tp"]) + int(row["model_fn"]) for row in rows) == data.masks[data.indices("test")].sum()
+    assert SMALL.threshold == 0.5

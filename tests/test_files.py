@@ -1,0 +1,312 @@
+"""Files: whole or absent, read as written, refused when damaged."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unetlib import files
+from unetlib.errors import UnetlibError
+from unetlib.files import atomic, digest, read_csv, read_json, sha256, write_csv, write_json
+
+quick = settings(deadline=None, max_examples=50, derandomize=True)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
+plain = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+)
+contents = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)),
+    max_size=4,
+)
+
+
+def refuse(code):
+    """A function that fails as the system does."""
+
+    def function(*_):
+        raise OSError(code, os.strerror(code))
+
+    return function
+
+
+def turned(value):
+    """The same value with the keys of every object in the opposite order."""
+    if isinstance(value, dict):
+        return {key: turned(value[key]) for key in reversed(list(value))}
+    return [turned(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A file that was there before."""
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    return path
+
+
+def only(path):
+    """True when the file is alone in its folder: no temporary file was left."""
+    return list(path.parent.iterdir()) == [path]
+
+
+def test_a_block_that_succeeds_replaces_the_file(old):
+    with atomic(old) as temporary:
+        temporary.write_text("new")
+    assert old.read_text() == "new"
+    assert only(old)
+
+
+def test_inside_the_block_the_old_file_is_untouched(old):
+    with atomic(old) as temporary:
+        temporary.write_text("new")
+        assert old.read_text() == "old"
+
+
+def test_the_temporary_file_lies_beside_the_file_and_has_its_suffix(tmp_path):
+    with atomic(tmp_path / "figure.png") as temporary:
+        temporary.touch()
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".png"
+        assert temporary.name != "figure.png"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, KeyboardInterrupt, SystemExit])
+def test_a_block_that_raises_leaves_the_old_file_and_passes_its_error_on(old, error):
+    def interrupted():
+        with atomic(old) as temporary:
+            temporary.write_text("half")
+            raise error("own")
+
+    with pytest.raises(error, match="own"):
+        interrupted()
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+def test_a_block_that_raises_before_it_writes_leaves_no_file(tmp_path):
+    def interrupted():
+        with atomic(tmp_path / "file.txt"):
+            raise ValueError("own")
+
+    with pytest.raises(ValueError, match="own"):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_a_full_or_failing_disk_leaves_the_old_file_and_is_told_in_a_sentence(old, monkeypatch, call, code):
+    monkeypatch.setattr(files.os, call, refuse(code))
+    sentence = f"{old} cannot be written ({os.strerror(code)})"
+    with pytest.raises(UnetlibError, match=re.escape(sentence)), atomic(old) as temporary:
+        temporary.write_text("new")
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+def test_a_disk_that_fills_up_while_the_block_writes_is_told_in_a_sentence(old):
+    def fill_up():
+        with atomic(old) as temporary:
+            temporary.write_text("half")
+            refuse(errno.ENOSPC)()
+
+    with pytest.raises(UnetlibError, match=rf"^{re.escape(str(old))} cannot be written \(No space left"):
+        fill_up()
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+def test_a_write_beyond_the_limit_of_the_system_is_told_in_a_sentence(old):
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from unetlib.files import write_json\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_json(Path(sys.argv[1]), {'long': 'x' * 100_000})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, old], capture_output=True, text=True)
+    assert f"UnetlibError: {old} cannot be written" in done.stderr
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+def test_a_process_killed_inside_the_block_leaves_the_old_file(old):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from unetlib.files import atomic\n"
+        "with atomic(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, old]).returncode == -signal.SIGKILL
+    assert old.read_text() == "old"
+
+
+def test_the_content_is_on_disk_before_the_file_is_renamed(old, monkeypatch):
+    events = []
+    monkeypatch.setattr(files.os, "fsync", lambda number: events.append(("fsync", os.fstat(number).st_ino)))
+    monkeypatch.setattr(files.os, "replace", lambda *paths: events.append(("replace", *paths)))
+    with atomic(old) as temporary:
+        temporary.write_text("new")
+        file = temporary.stat().st_ino
+    assert events == [("fsync", file), ("replace", temporary, old)]
+
+
+def test_missing_parent_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_where_the_folder_should_be_is_told_in_a_sentence(old):
+    path = old / "below.json"
+    with pytest.raises(UnetlibError, match=rf"^{re.escape(str(path))} cannot be written"):
+        write_json(path, {})
+
+
+def test_a_name_that_is_too_long_is_told_in_a_sentence(tmp_path):
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(UnetlibError, match=f"^{re.escape(str(path))} cannot be written"):
+        write_json(path, {})
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file.json").mkdir()
+    with pytest.raises(UnetlibError, match=r"file\.json cannot be written"):
+        write_json(tmp_path / "file.json", {})
+    assert only(tmp_path / "file.json")
+
+
+@quick
+@given(content=contents)
+def test_an_object_survives_json(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "content.json"
+    write_json(path, content)
+    assert read_json(path) == content
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_json_cannot_hold_is_refused_and_leaves_the_old_file(old, value):
+    with pytest.raises((ValueError, TypeError), match="JSON"):
+        write_json(old, {"value": value})
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+def test_json_is_written_for_eyes_and_other_programs(tmp_path):
+    write_json(tmp_path / "file.json", {"a": [1]})
+    assert (tmp_path / "file.json").read_bytes() == b'{\n  "a": [\n    1\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b'{"a" 1}', b"\xff\xfe{}", b"{} {}", b"\x80"])
+def test_damaged_json_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(UnetlibError, match=f"^{re.escape(str(path))} cannot be read as JSON"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("content", [[1], "text", 1, None, True])
+def test_json_that_is_no_object_is_refused_by_name_and_kind(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UnetlibError, match=f"^{re.escape(str(path))} holds a JSON {type(content).__name__} where"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("read", [read_json, read_csv])
+def test_a_missing_file_is_refused_by_name(tmp_path, read):
+    with pytest.raises(UnetlibError, match=rf"^{re.escape(str(tmp_path / 'none'))} cannot be read.*No such file"):
+        read(tmp_path / "none")
+
+
+@pytest.mark.parametrize("read", [read_json, read_csv])
+def test_a_folder_is_refused_by_name(tmp_path, read):
+    with pytest.raises(UnetlibError, match=f"^{re.escape(str(tmp_path))} cannot be read"):
+        read(tmp_path)
+
+
+@quick
+@given(st.lists(st.fixed_dictionaries({"id": texts, "a,b": texts, 'say "c"': texts}), max_size=5))
+def test_rows_survive_csv(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "rows.csv"
+    write_csv(path, rows, ["id", "a,b", 'say "c"'])
+    assert read_csv(path) == rows
+
+
+@quick
+@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=5))
+def test_numbers_survive_csv_to_the_last_digit(tmp_path_factory, numbers):
+    path = tmp_path_factory.getbasetemp() / "numbers.csv"
+    write_csv(path, [{"n": number} for number in numbers], ["n"])
+    assert [float(row["n"]) for row in read_csv(path)] == numbers
+
+
+def test_columns_are_written_in_the_order_asked_for(tmp_path):
+    write_csv(tmp_path / "file.csv", [{"a": 1, "b": 2}], ["b", "a"])
+    assert (tmp_path / "file.csv").read_bytes() == b"b,a\n2,1\n"
+
+
+@pytest.mark.parametrize("row", [{"b": "x"}, {"a": None, "b": "x"}])
+def test_a_missing_value_is_left_empty(tmp_path, row):
+    write_csv(tmp_path / "file.csv", [row], ["a", "b"])
+    assert read_csv(tmp_path / "file.csv") == [{"a": "", "b": "x"}]
+
+
+def test_without_rows_the_columns_are_still_named(tmp_path):
+    write_csv(tmp_path / "file.csv", [], ["a", "b"])
+    assert (tmp_path / "file.csv").read_bytes() == b"a,b\n"
+    assert read_csv(tmp_path / "file.csv") == []
+
+
+def test_a_row_with_an_unknown_column_is_refused_and_leaves_the_old_file(old):
+    with pytest.raises(ValueError, match="not in fieldnames: 'c'"):
+        write_csv(old, [{"a": 1}, {"a": 1, "c": 2}], ["a"])
+    assert old.read_text() == "old"
+    assert only(old)
+
+
+@pytest.mark.parametrize("content", [b"a\n\xff\n", b"a\n" + b"x" * 200_000])
+def test_damaged_csv_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "file.csv"
+    path.write_bytes(content)
+    with pytest.raises(UnetlibError, match=f"^{re.escape(str(path))} cannot be read as CSV"):
+        read_csv(path)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_sha256_is_that_of_the_whole_file(tmp_path, size):
+    content = (bytes(range(251)) * (size // 251 + 1))[:size]
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_sha256_of_several_files_is_that_of_their_bytes_in_order(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    expected = hashlib.sha256(b"b" * 1000 + b"a" * 1000 + b"c" * 1000).hexdigest()
+    assert sha256(*(tmp_path / name for name in "bac")) == expected
+
+
+@quick
+@given(contents)
+def test_the_digest_does_not_depend_on_the_order_of_keys(content):
+    assert digest(turned(content)) == digest(content)
+
+
+@quick
+@given(contents, contents)
+def test_the_digest_differs_exactly_when_the_json_does(one, other):
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (digest(one) == digest(other)) == same
+
+
+def test_the_digest_depends_on_every_key_value_and_order_of_a_list():
+    values = [{}, {"a": 1}, {"a": "1"}, {"a": None}, {"b": 1}, {"a": [1, 2]}, {"a": [2, 1]}, {"a": {"a": 1}}, [], [{}]]
+    assert len({digest(value) for value in values}) == len(values)

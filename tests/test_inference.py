@@ -1,0 +1,163 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.conftest import write_patient
+from unetlib import inference
+from unetlib.errors import UnetlibError
+from unetlib.inference import Predictor, predict
+from unetlib.volumes import Source, Volume, read_volume
+
+OBLIQUE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.2, -0.15, 0.3) @ np.diag([-0.9, -1.1, 3.0]), [12.5, -7, 40]
+)
+
+
+@pytest.fixture
+def image(tmp_path):
+    name = write_patient(tmp_path, 50)
+    return tmp_path / name / f"{name}_flair.nii.gz"
+
+
+def save_as(image, path, affine=None, axes=None, dtype=None):
+    loaded = nib.load(image)
+    result = nib.Nifti1Image(np.asarray(loaded.dataobj), loaded.affine if affine is None else affine)
+    if axes:
+        codes = nib.orientations.axcodes2ornt(axes)
+        result = result.as_reoriented(
+            nib.orientations.ornt_transform(nib.orientations.io_orientation(result.affine), codes)
+        )
+    if dtype:
+        result.set_data_dtype(dtype)
+    result.header["descrip"] = b"from the scanner"
+    result.header.set_xyzt_units("mm", "sec")
+    nib.save(result, path)
+    return path
+
+
+def test_the_mask_has_the_shape_affine_and_header_of_the_image(trained, image, tmp_path):
+    path = save_as(image, tmp_path / "oblique.nii.gz", OBLIQUE)
+    (written,) = predict(trained, [path], tmp_path / "out", device="cpu")
+    before, after = nib.load(path), nib.load(written)
+    assert written.name == "oblique_mask.nii.gz"
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(after.affine, before.affine)
+    for key in before.header:
+        if key not in ("datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min", "vox_offset"):
+            np.testing.assert_array_equal(after.header[key], before.header[key], err_msg=key)
+    assert after.get_data_dtype() == np.uint8
+    assert set(np.unique(np.asarray(after.dataobj))) <= {0, 1}
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "SAL", "IRP"])
+@pytest.mark.parametrize("affine", [None, OBLIQUE])
+def test_a_turned_image_gets_the_same_mask_turned(trained, image, tmp_path, axes, affine):
+    straight = save_as(image, tmp_path / "straight.nii.gz", affine)
+    turned = save_as(image, tmp_path / "turned.nii.gz", affine, axes)
+    masks = predict(trained, [straight, turned], tmp_path / "out", device="cpu")
+    first, second = (read_volume(Source((path,))) for path in masks)
+    assert first.voxels.sum() > 0
+    np.testing.assert_array_equal(first.voxels, second.voxels)
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "SAL", "IRP"])
+def test_reading_and_writing_back_is_the_identity(image, tmp_path, axes):
+    path = save_as(image, tmp_path / "turned.nii.gz", OBLIQUE, axes)
+    volume = read_volume(Source((path,)))
+    assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
+    np.testing.assert_array_equal(volume.to_stored(volume.voxels), np.asarray(nib.load(path).dataobj))
+
+
+def test_a_voxel_keeps_its_place_in_the_scanner(image, tmp_path):
+    path = save_as(image, tmp_path / "turned.nii.gz", OBLIQUE, "PIR")
+    volume, stored = read_volume(Source((path,))), nib.load(path)
+    brightest = np.unravel_index(np.argmax(stored.dataobj), stored.shape)
+    ours = np.unravel_index(np.argmax(volume.voxels), volume.voxels.shape)
+    if (np.asarray(stored.dataobj) == np.max(stored.dataobj)).sum() == 1:
+        np.testing.assert_allclose(
+            nib.affines.apply_affine(stored.affine, brightest), nib.affines.apply_affine(volume.affine, ours), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("shape", [(33, 47, 2), (64, 20, 3), (96, 96, 1)])
+def test_any_shape_gets_a_mask_of_that_shape(trained, tmp_path, shape):
+    path = tmp_path / "a.nii"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(shape).astype(np.float32), OBLIQUE), path)
+    (written,) = predict(trained, [path], tmp_path / "out", device="cpu")
+    assert nib.load(written).shape == shape
+
+
+def test_probabilities_are_written_on_request_and_agree_with_the_mask(trained, image, tmp_path):
+    mask, probability = predict(trained, [image], tmp_path / "out", probabilities=True, device="cpu")
+    p = np.asarray(nib.load(probability).dataobj)
+    assert p.dtype == np.float32
+    assert 0 <= p.min() < p.max() <= 1
+    np.testing.assert_array_equal(p >= 0.5, np.asarray(nib.load(mask).dataobj) == 1)
+
+
+def test_a_scaled_integer_image_is_read_in_its_real_values_and_written_unscaled(trained, image, tmp_path):
+    scaled = nib.load(image)
+    scaled = nib.Nifti1Image(np.asarray(scaled.dataobj) * 0.37 - 5, scaled.affine)
+    scaled.set_data_dtype(np.int16)
+    nib.save(scaled, tmp_path / "scaled.nii.gz")
+    plain, of_scaled = predict(trained, [image, tmp_path / "scaled.nii.gz"], tmp_path / "out", device="cpu")
+    a, b = (np.asarray(nib.load(path).dataobj) for path in (plain, of_scaled))
+    assert (a != b).mean() < 0.001  # min-max removes the scale, up to its rounding
+    assert b.max() == 1
+
+
+def test_batching_changes_nothing(trained, image, monkeypatch):
+    predictor = Predictor.open(trained, "cpu")
+    voxels = read_volume(Source((image,))).voxels
+    together = predictor.volume(voxels)
+    monkeypatch.setattr(inference, "BATCH", 1)
+    np.testing.assert_allclose(predictor.volume(voxels), together, atol=1e-6)
+
+
+def test_one_channel_of_a_4d_image_can_be_named(trained, image, tmp_path):
+    flair = np.asarray(nib.load(image).dataobj)
+    nib.save(nib.Nifti1Image(np.stack([flair, flair * 0 + 7], 3), nib.load(image).affine), tmp_path / "4d.nii.gz")
+    with pytest.raises(UnetlibError, match="4-D"):
+        predict(trained, [tmp_path / "4d.nii.gz"], tmp_path / "out", device="cpu")
+    written = predict(trained, [image, tmp_path / "4d.nii.gz"][1:], tmp_path / "out", channel=0, device="cpu")
+    plain = predict(trained, [image], tmp_path / "out", device="cpu")
+    np.testing.assert_array_equal(nib.load(written[0]).dataobj, nib.load(plain[0]).dataobj)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "words"),
+    [
+        (np.full((8, 8, 4), np.nan, np.float32), "256 NaN or infinite voxels"),
+        (np.full((8, 8, 4), 3, np.int16), "is constant"),
+        (np.zeros((8, 8), np.int16), "2-D"),
+        (np.zeros((8, 8, 4), np.complex64), "complex64"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_a_sentence_and_leaves_nothing(trained, tmp_path, voxels, words):
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "bad.nii.gz")
+    with pytest.raises(UnetlibError, match=words):
+        predict(trained, [tmp_path / "bad.nii.gz"], tmp_path / "out", device="cpu")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_two_images_of_one_name_are_refused_before_anything_is_written(trained, image, tmp_path):
+    (tmp_path / "b").mkdir()
+    twin = save_as(image, tmp_path / "b" / image.name)
+    with pytest.raises(UnetlibError, match="several images are named"):
+        predict(trained, [image, twin], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_truncated_files_are_sentences(trained, image, tmp_path):
+    with pytest.raises(UnetlibError, match="does not exist"):
+        predict(trained, [tmp_path / "none.nii.gz"], tmp_path / "out", device="cpu")
+    image.write_bytes(image.read_bytes()[:-2000])
+    with pytest.raises(UnetlibError, match="damaged"):
+        predict(trained, [image], tmp_path / "out", device="cpu")
+    with pytest.raises(UnetlibError, match="Train first"):
+        predict(tmp_path / "norun", [image], tmp_path / "out", device="cpu")
+
+
+def test_an_empty_array_has_no_volume():
+    assert Volume(np.ones((1, 1, 1)), OBLIQUE, OBLIQUE, nib.Nifti1Header()).spacing == pytest.approx((0.9, 1.1, 3.0))

@@ -1,0 +1,190 @@
+"""Jobs: the same results from any number of processes, and no way to hang."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from unetlib import jobs
+from unetlib.errors import UnetlibError
+from unetlib.jobs import cpu_count, progress, run_jobs, say
+
+ROOT = Path(__file__).parents[1]
+ITEMS = list(range(-3, 7))
+
+
+def square(number):
+    return number * number
+
+
+def process(_):
+    return os.getpid()
+
+
+def fail_at_3(number):
+    if number == 3:
+        raise UnetlibError("patient 3 is bad.")
+    return number
+
+
+def end_at_1(number):
+    """End the worker as a crash in a library does."""
+    if number == 1:
+        os._exit(0)
+    return number
+
+
+def kill_at_1(number):
+    """End the worker as a system without memory does."""
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def handler_of_ctrl_c(_):
+    return signal.getsignal(signal.SIGINT)
+
+
+def kill_or_wait(process):
+    """End the process of that number without a warning, if one is given; then wait for ever."""
+    if process:
+        os.kill(process, signal.SIGKILL)
+    signal.pause()
+
+
+def run(function, items, workers):
+    return list(run_jobs(function, items, "test", "item", workers))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_item_is_computed_once_by_any_number_of_workers(workers):
+    assert sorted(run(square, ITEMS, workers)) == [(number, number * number) for number in ITEMS]
+
+
+def test_one_worker_keeps_the_order_and_stays_in_this_process():
+    assert run(process, ITEMS, 1) == [(item, os.getpid()) for item in ITEMS]
+
+
+def test_one_worker_takes_a_function_that_cannot_be_imported():
+    assert run(lambda number: number + 1, [1, 2], 1) == [(1, 2), (2, 3)]
+
+
+def test_two_workers_are_other_processes_and_no_more_than_two():
+    processes = {number for _, number in run(process, ITEMS, 2)}
+    assert os.getpid() not in processes
+    assert len(processes) <= 2
+
+
+@pytest.mark.parametrize("workers", [1, 2, None])
+def test_nothing_to_do_ends_at_once(workers):
+    assert run(square, [], workers) == []
+
+
+def test_a_single_item_stays_in_this_process_whatever_the_workers():
+    assert run(process, [5], 8) == [(5, os.getpid())]
+
+
+@pytest.mark.parametrize(("asked", "items", "started"), [(8, 3, 3), (2, 3, 2), (None, 3, 3), (None, 50, 16)])
+def test_no_more_workers_are_started_than_asked_for_and_than_there_are_items(monkeypatch, asked, items, started):
+    class Started(Exception):
+        """Stands for the pool: tells how many workers it was to have."""
+
+    def pool(workers, *_):
+        raise Started(workers)
+
+    monkeypatch.setattr(jobs, "cpu_count", lambda: 16)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
+    with pytest.raises(Started) as caught:
+        run(square, range(items), asked)
+    assert caught.value.args == (started,)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that can pin a process")
+def test_the_processors_counted_are_those_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        alone = cpu_count()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert alone == 1
+    assert cpu_count() == len(before)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_in_the_function_reaches_the_caller(workers):
+    with pytest.raises(UnetlibError, match=r"^patient 3 is bad\.$"):
+        run(fail_at_3, ITEMS, workers)
+
+
+def test_results_come_before_the_exception_that_ends_the_work():
+    results = run_jobs(fail_at_3, [1, 2, 3, 4], "test", "item", 1)
+    assert [next(results), next(results)] == [(1, 1), (2, 2)]
+    with pytest.raises(UnetlibError, match="patient 3"):
+        next(results)
+
+
+@pytest.mark.parametrize("function", [end_at_1, kill_at_1])
+def test_a_worker_that_dies_ends_in_a_sentence_and_not_in_a_hang(function):
+    with pytest.raises(UnetlibError, match=r"worker process died, perhaps for lack of memory.* fewer --workers"):
+        run(function, ITEMS, 2)
+
+
+def test_workers_leave_ctrl_c_to_the_parent():
+    assert {handler for _, handler in run(handler_of_ctrl_c, [1, 2], 2)} == {signal.SIG_IGN}
+
+
+def test_workers_end_when_their_parent_is_killed():
+    code = "import os; from tests.test_jobs import kill_or_wait, run; run(kill_or_wait, [os.getpid(), None], 2)"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        parent.communicate(timeout=60)  # the output ends when the last worker, which holds it open too, has ended
+    except subprocess.TimeoutExpired:
+        os.killpg(parent.pid, signal.SIGKILL)
+        raise
+    assert parent.returncode == -signal.SIGKILL
+
+
+def test_leaving_early_ends_the_work():
+    done = []
+    for item, _ in run_jobs(done.append, ITEMS, "test", "item", 1):
+        if item == 0:
+            break
+    assert done == [-3, -2, -1, 0]
+
+
+def test_an_exception_takes_back_the_items_that_wait(monkeypatch):
+    ends = []
+
+    class Pool(ProcessPoolExecutor):
+        def shutdown(self, **options):
+            ends.append(options)
+            super().shutdown(**options)
+
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UnetlibError, match="patient 3"):
+        run(fail_at_3, ITEMS, 2)
+    assert ends == [{"cancel_futures": True}]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_progress_bar_arrives_at_the_end(capsys, workers):
+    run(square, ITEMS, workers)
+    (last,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "test: 100%" in last
+    assert f" {len(ITEMS)}/{len(ITEMS)} " in last
+
+
+def test_the_bar_of_a_resumed_job_starts_where_it_was(capsys):
+    with progress(10, "train", "step", done=4):
+        pass
+    assert "train:  40%" in capsys.readouterr().err
+
+
+def test_say_prints_a_line(capsys):
+    say("Ready.")
+    assert capsys.readouterr().out == "Ready.\n"

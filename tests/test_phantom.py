@@ -1,0 +1,223 @@
+"""The synthetic cohort: layout, determinism, resuming, anatomy, and that no threshold finds its tumours."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nilearn.datasets import load_mni152_brain_mask
+
+from unetlib.errors import UnetlibError
+from unetlib.files import sha256
+from unetlib.phantom import AFFINE, GRID, Phantom, _atlas, make_cohort, make_patient
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+PATIENTS = 4
+
+
+def hashes(folder):
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.glob("Phantom_*/*"))}
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    out = tmp_path_factory.mktemp("phantoms") / "cohort"
+    make_cohort(out, PATIENTS, seed=0, workers=2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def scans(cohort):
+    """One dictionary per patient: the voxels of its four modalities and `seg`."""
+    return [
+        {name: np.asarray(nib.load(folder / f"{folder.name}_{name}.nii.gz").dataobj) for name in (*MODALITIES, "seg")}
+        for folder in sorted(cohort.glob("Phantom_*"))
+    ]
+
+
+def test_layout_is_that_of_brats(cohort):
+    expected = [
+        f"Phantom_{i:05d}/Phantom_{i:05d}_{n}.nii.gz" for i in range(PATIENTS) for n in sorted((*MODALITIES, "seg"))
+    ]
+    assert list(hashes(cohort)) == expected
+    assert not list(cohort.glob(".tmp-*"))
+    assert json.loads((cohort / "phantom.json").read_text()) == {"generator": 1, "seed": 0, "patients": PATIENTS}
+    notice = (cohort / "SYNTHETIC.txt").read_text()
+    assert "SYNTHETIC" in notice
+    assert "Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre" in notice
+
+
+def test_headers_say_synthetic_and_lps(cohort):
+    for path in sorted(cohort.glob("Phantom_*/*.nii.gz")):
+        image = nib.load(path)
+        assert image.shape == GRID == (240, 240, 155)
+        assert image.get_data_dtype() == (np.uint8 if "seg" in path.name else np.int16)
+        np.testing.assert_array_equal(image.affine, AFFINE)
+        assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+        assert image.header["descrip"].item().startswith(b"SYNTHETIC")
+        assert image.header["intent_name"].item() == b"SYNTHETIC"
+
+
+def test_labels_are_those_of_brats(scans):
+    for scan in scans:
+        assert set(np.unique(scan["seg"])) <= {0, 1, 2, 4}
+        assert {1, 2} <= set(np.unique(scan["seg"]))
+        assert 4e3 < np.count_nonzero(scan["seg"]) < 170e3  # mm3
+        assert 20 < scan["seg"].any(axis=(0, 1)).sum() < 110
+    assert any((scan["seg"] == 4).any() for scan in scans)
+
+
+def test_background_is_zero_and_the_tumour_inside_the_brain(scans):
+    for scan in scans:
+        brain = scan["flair"] > 0
+        assert 1.0e6 < brain.sum() < 2.0e6  # mm3: a human brain
+        assert not brain[[0, -1]].any()
+        assert not brain[:, [0, -1]].any()
+        assert brain[scan["seg"] > 0].all()
+        for name in MODALITIES:
+            assert scan[name].min() == 0
+            assert 250 < scan[name].max() <= 3000
+            np.testing.assert_array_equal(scan[name] > 0, brain)
+
+
+def test_patients_and_seeds_differ(scans):
+    for first, second in pairwise(scans):
+        assert (first["seg"] != second["seg"]).any()
+        assert np.mean(first["flair"] != second["flair"]) > 0.1
+    assert np.mean(make_patient(1, 0).images["flair"] != scans[0]["flair"]) > 0.1
+
+
+def test_bytes_depend_on_neither_the_number_of_patients_nor_of_workers(cohort, tmp_path):
+    make_cohort(tmp_path / "one", patients=1, seed=0, workers=1)
+    one = hashes(tmp_path / "one")
+    assert len(one) == 5
+    assert one == {name: digest for name, digest in hashes(cohort).items() if name in one}
+
+
+def test_resumes_and_keeps_what_is_finished(cohort):
+    before = hashes(cohort)
+    times = {path: path.stat().st_mtime_ns for path in cohort.glob("Phantom_*/*")}
+    shutil.rmtree(cohort / "Phantom_00003")
+    stale = cohort / ".tmp-1-Phantom_00003"
+    stale.mkdir()
+    (stale / "Phantom_00003_flair.nii.gz").write_bytes(b"half")
+    make_cohort(cohort, PATIENTS, seed=0, workers=1)
+    assert hashes(cohort) == before
+    assert not stale.exists()
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if "Phantom_00003" not in path.name)
+
+
+def test_an_interrupted_patient_leaves_nothing(tmp_path, monkeypatch):
+    voxels = np.zeros((2, 2, 2), dtype=np.int16)
+    empty, saved = Phantom(dict.fromkeys(MODALITIES, voxels), voxels, AFFINE), []
+
+    def stop_at_the_third(image, path):
+        saved.append(path)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        path.write_bytes(b"voxels")
+
+    monkeypatch.setattr("unetlib.phantom.make_patient", lambda seed, index: empty)
+    monkeypatch.setattr("unetlib.phantom.nib.save", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        make_cohort(tmp_path / "cut", patients=1, workers=1)
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["SYNTHETIC.txt", "phantom.json"]
+
+
+@pytest.mark.parametrize("request_", [{"patients": 0}, {"patients": -3}, {"seed": -1}])
+def test_refuses_numbers_out_of_range(tmp_path, request_):
+    with pytest.raises(UnetlibError, match=r"at least 1 patient and a seed >= 0\.$"):
+        make_cohort(tmp_path / "none", **request_)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("key", ["seed", "generator"])
+def test_refuses_another_cohort(tmp_path, key):
+    record = {"generator": 1, "seed": 0, "patients": 1} | {key: 7}
+    (tmp_path / "phantom.json").write_text(json.dumps(record))
+    with pytest.raises(UnetlibError, match=rf"'{key}': 7.* was asked for\. Choose an empty folder"):
+        make_cohort(tmp_path, patients=1, workers=1)
+    assert json.loads((tmp_path / "phantom.json").read_text()) == record
+
+
+def test_refuses_a_folder_or_file_of_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(UnetlibError, match=r"is not a folder of synthetic patients.*Choose an empty folder\.$"):
+            make_cohort(place, patients=1, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def overlap(a, b):
+    return np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
+
+
+def test_anatomy_is_the_right_way_round(scans):
+    """Nose towards small y and head towards large z, as in the template, which nibabel turns to LPS here."""
+    image = load_mni152_brain_mask(resolution=1)
+    turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("LPS"))
+    turned = apply_orientation(image.get_fdata(dtype=np.float32), turn)
+    np.testing.assert_array_equal(_atlas()[2], turned)
+    template = np.zeros(GRID, dtype=np.float32)
+    template[22:219, 4:237] = turned[:, :, :155]
+    for scan in scans:
+        brain = (scan["flair"] > 0).astype(np.float32)
+        right = overlap(template, brain)
+        assert right > 0.85
+        for axis in (1, 2):
+            assert right > overlap(template, np.flip(brain, axis)) + 0.02
+
+
+def dice(found, truth):
+    return 2 * np.count_nonzero(found & truth) / (np.count_nonzero(found) + np.count_nonzero(truth))
+
+
+def otsu(values):
+    """Return the threshold of the largest variance between two classes (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, mass = counts.cumsum()[:-1], (counts * centres).cumsum()[:-1]
+    above, total = counts.sum() - below, (counts * centres).sum()
+    return centres[:-1][np.argmax(below * above * (mass / below - (total - mass) / above) ** 2)]
+
+
+@pytest.mark.parametrize("slices", ["all slices", "tumour slices"])
+def test_no_threshold_finds_the_tumours(scans, slices):
+    relative, truth, otsus = [], [], []
+    for scan in scans:
+        tumour = scan["seg"] > 0
+        kept = tumour.any(axis=(0, 1)) | (slices == "all slices")
+        brain = (scan["flair"] > 0) & kept  # the background, 0, is never above a threshold
+        relative.append(scan["flair"][brain] / scan["flair"].max())  # the minimum is 0
+        truth.append(tumour[brain])
+        otsus.append(relative[-1] > otsu(relative[-1]))
+    pooled, truth = np.concatenate(relative), np.concatenate(truth)
+    best = max(dice(pooled > threshold, truth) for threshold in np.linspace(0, 1, 101))
+    assert 0.1 < best < 0.6  # below: no contrast is left to learn from
+    assert dice(np.concatenate(otsus), truth) < 0.6
+
+
+def test_tumours_are_brighter_than_the_brain_but_not_alone(scans):
+    """Oedema stands out on FLAIR; lesions and artefacts outside the tumour are as bright."""
+    for scan in scans:
+        flair, tumour = scan["flair"], scan["seg"] > 0
+        healthy = flair[(flair > 0) & ~tumour]
+        assert np.median(flair[scan["seg"] == 2]) > 1.1 * np.median(healthy)
+        assert np.count_nonzero(healthy > np.median(flair[tumour])) > 3e3  # mm3
+
+
+def test_contrast_is_that_of_each_sequence(scans):
+    """Fluid, which is darkest on T1, is brightest on T2 and dark on FLAIR; the rim takes up contrast medium."""
+    for scan in scans:
+        healthy = (scan["flair"] > 0) & (scan["seg"] == 0)
+        fluid = healthy & (scan["t1"] < np.quantile(scan["t1"][healthy], 0.03))
+        assert np.median(scan["t2"][fluid]) > 1.3 * np.median(scan["t2"][healthy])
+        assert np.median(scan["flair"][fluid]) < 0.7 * np.median(scan["flair"][healthy])
+        if (scan["seg"] == 4).any():
+            t1, t1ce = (
+                np.median(scan[n][scan["seg"] == 4]) / np.median(scan[n][scan["seg"] == 2]) for n in ("t1", "t1ce")
+            )
+            assert t1ce > 1.2 * t1

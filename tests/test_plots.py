@@ -1,0 +1,77 @@
+import shutil
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from unetlib import plots
+from unetlib.errors import UnetlibError
+from unetlib.evaluation import evaluate, read_patients
+from unetlib.files import read_csv
+from unetlib.patients import find_cases, read_case
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plots") / "run"
+    shutil.copytree(trained, folder)
+    evaluate(folder, device="cpu")
+    return folder
+
+
+def test_curves_show_every_epoch_of_the_history(evaluated):
+    history = read_csv(evaluated / "history.csv")
+    losses, dices = plots.curves_figure(history).axes
+    for line, column in ((losses.lines[0], "train_loss"), (losses.lines[1], "val_loss"), (dices.lines[0], "val_dice")):
+        np.testing.assert_array_equal(line.get_xdata(), range(1, len(history) + 1))
+        np.testing.assert_allclose(line.get_ydata(), [float(row[column]) for row in history])
+
+
+def test_overlays_colour_found_missed_and_false_alarm():
+    truth, prediction = np.zeros((2, 8, 8), bool)
+    truth[2:6, 2:4] = True
+    prediction[2:6, 3:6] = True
+    figure = plots.overlay_figure([plots.Overlay("one", np.arange(64.0).reshape(8, 8), truth, prediction)])
+    found, alarm, missed = (image.get_array() for image in figure.axes[2].images[1:])
+    for layer, where, colour in (
+        (found, truth & prediction, plots.TRUE_POSITIVE),
+        (alarm, prediction & ~truth, plots.FALSE_POSITIVE),
+        (missed, truth & ~prediction, plots.FALSE_NEGATIVE),
+    ):
+        assert ((layer[..., 3] > 0) == where).all()
+        np.testing.assert_allclose(layer[where][0][:3], to_rgb(colour))
+
+
+def test_every_overlay_says_that_it_is_no_clinical_tool():
+    empty = np.zeros((4, 4), bool)
+    figure = plots.overlay_figure([plots.Overlay("one", np.ones((4, 4)), empty, empty)], "a note")
+    assert "never for clinical use" in figure.get_supxlabel()
+    assert "a note" in figure.get_supxlabel()
+
+
+def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "overlay_figure", lambda rows, note: shown.extend(rows) or plots.Figure())
+    plots.make_figures(evaluated, device="cpu")
+    ranked = read_patients(evaluated / "evaluation")
+    dices = [float(row["dice"]) for row in ranked]
+    assert dices == sorted(dices, reverse=True)
+    assert ranked[0]["patient"] in shown[0].title
+    assert ranked[-1]["patient"] in shown[2].title
+
+
+def test_the_slice_with_most_tumour_is_chosen(cohort):
+    case = find_cases(cohort).cases[0]
+    _, mask, _ = read_case(case)
+    assert mask[:, :, plots.largest_slice(mask)].sum() == max(mask[:, :, z].sum() for z in range(mask.shape[2]))
+
+
+def test_a_case_is_shown_with_the_modalities_it_has(cohort):
+    figure = plots.case_figure(find_cases(cohort).cases[:2])
+    assert [len(axes.images) for axes in figure.axes] == [1, 0, 0, 0] * 2
+    assert "synthetic" not in figure.get_supxlabel()
+
+
+def test_a_run_that_was_not_evaluated_is_a_sentence(run):
+    with pytest.raises(UnetlibError, match="unetlib evaluate"):
+        plots.make_figures(run, device="cpu")

@@ -1,0 +1,198 @@
+"""The recipe: the published values, what is refused, what survives a file."""
+
+import json
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from unetlib.errors import UnetlibError
+from unetlib.recipe import PREPARE, TRAIN, Recipe, changed
+
+quick = settings(deadline=None, max_examples=60, derandomize=True)
+NAN, INF = float("nan"), float("inf")
+
+# What the paper states; it says nothing of the other fields.
+PAPER = {
+    "image_size": 96,
+    "slices": "tumour",
+    "normalise": "minmax-slice",
+    "train_fraction": 0.70,
+    "loss": "bce",
+    "learning_rate": 1e-3,
+    "batch_size": 4,
+    "epochs": 10,
+    "clip_norm": 1.0,
+    "augment": True,
+}
+
+NO_TEXT = (None, 1, 0.5, True, ["bce"])
+NO_NUMBER = (None, "1", True, False, [1], 1j)
+NO_WHOLE = (*NO_NUMBER, 1.0, NAN, INF)
+NO_SHARE = (*NO_NUMBER, 0, 1, 0.0, 1.0, -0.1, 1.1, NAN, INF, -INF)
+BAD = {
+    "image_size": (*NO_WHOLE, 0, -96),
+    "slices": (*NO_TEXT, "", "tumor", "TUMOUR"),
+    "normalise": (*NO_TEXT, "", "zscore"),
+    "train_fraction": NO_SHARE,
+    "split_seed": (*NO_WHOLE, -1, 2**32),
+    "width": (*NO_WHOLE, 0, -1),
+    "depth": (*NO_WHOLE, 0, -1),
+    "loss": NO_TEXT,
+    "learning_rate": (*NO_NUMBER, 0, 0.0, -1e-3, NAN, INF, -INF),
+    "batch_size": (*NO_WHOLE, 0, -4),
+    "epochs": (*NO_WHOLE, 0, -1),
+    "clip_norm": (*NO_NUMBER, 0, 0.0, -1.0, NAN, INF, -INF),
+    "augment": (None, 0, 1, "yes", 1.0),
+    "precision": (*NO_TEXT, "", "fp16", "FP32"),
+    "seed": (*NO_WHOLE, -1, 2**32),
+    "threshold": NO_SHARE,
+}
+PREPARE_FIELDS = {"image_size", "slices", "normalise", "train_fraction", "split_seed"}
+
+positive = st.integers(1, 10**6)
+real = st.floats(0, exclude_min=True, allow_infinity=False, allow_nan=False)
+share = st.floats(0, 1, exclude_min=True, exclude_max=True)
+good = {
+    "image_size": positive,
+    "slices": st.sampled_from(["tumour", "brain", "all"]),
+    "normalise": st.sampled_from(["minmax-slice", "minmax-volume"]),
+    "train_fraction": share,
+    "split_seed": st.integers(0, 2**32 - 1),
+    "width": positive,
+    "depth": st.integers(1, 10),
+    "loss": st.text(),
+    "learning_rate": real | positive,
+    "batch_size": positive,
+    "epochs": positive,
+    "clip_norm": real | positive,
+    "augment": st.booleans(),
+    "precision": st.sampled_from(["auto", "fp32", "bf16"]),
+    "seed": st.integers(0, 2**32 - 1),
+    "threshold": share,
+}
+
+
+@st.composite
+def recipes(draw):
+    values = draw(st.fixed_dictionaries({}, optional=good))
+    assume(values.get("image_size", 96) > 2 ** values.get("depth", 4))
+    return Recipe(**values)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_default_is_the_published_value(name):
+    assert getattr(Recipe(), name) == PAPER[name]
+
+
+def test_published_is_the_recipe_of_all_defaults():
+    assert Recipe.published == Recipe()
+
+
+def test_every_field_has_bad_values_in_this_test():
+    assert set(BAD) == set(good) == {spec.name for spec in fields(Recipe)}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD for value in BAD[name]])
+def test_a_value_out_of_range_or_of_a_wrong_type_is_refused_by_name(name, value):
+    with pytest.raises(UnetlibError, match=rf"^recipe: {name} is .* expected"):
+        Recipe(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["slices", "normalise", "precision"])
+def test_the_refusal_of_an_unknown_word_lists_the_known_ones(name):
+    choices = next(spec.metadata["choices"] for spec in fields(Recipe) if spec.name == name)
+    with pytest.raises(UnetlibError, match=", ".join(choices)):
+        Recipe(**{name: "other"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 0),
+        ("seed", 2**32 - 1),
+        ("split_seed", 2**32 - 1),
+        ("learning_rate", 1),
+        ("clip_norm", 5e-324),
+        ("batch_size", 1),
+        ("epochs", 1),
+        ("width", 1),
+        ("threshold", 1e-9),
+        ("train_fraction", 0.999),
+    ],
+)
+def test_the_last_value_inside_the_range_is_accepted(name, value):
+    assert getattr(Recipe(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("size", "depth"), [(16, 4), (15, 4), (2, 1), (1, 1), (96, 7)])
+def test_slices_that_the_halvings_use_up_are_refused(size, depth):
+    with pytest.raises(UnetlibError, match=rf"{depth} halvings leave nothing of slices of {size} pixels"):
+        Recipe(image_size=size, depth=depth)
+
+
+@pytest.mark.parametrize(("size", "depth"), [(17, 4), (3, 1), (96, 6)])
+def test_slices_of_one_pixel_more_than_the_halvings_use_up_are_accepted(size, depth):
+    assert Recipe(image_size=size, depth=depth).depth == depth
+
+
+def test_a_recipe_cannot_be_changed_in_place():
+    with pytest.raises(FrozenInstanceError):
+        Recipe().width = 64
+
+
+def test_the_stage_prepare_holds_what_decides_the_slices():
+    assert set(Recipe().stage(PREPARE)) == PREPARE_FIELDS
+
+
+@quick
+@given(recipes())
+def test_the_two_stages_are_disjoint_and_make_the_whole(recipe):
+    prepare, train = recipe.stage(PREPARE), recipe.stage(TRAIN)
+    assert not set(prepare) & set(train)
+    assert prepare | train == recipe.as_dict()
+
+
+@quick
+@given(recipes())
+def test_a_recipe_survives_json(recipe):
+    assert Recipe(**json.loads(json.dumps(recipe.as_dict(), allow_nan=False))) == recipe
+
+
+@pytest.mark.parametrize(("name", "value"), [("width", 64), ("augment", False), ("loss", "dice+bce"), ("seed", 7)])
+def test_but_changes_the_named_field_and_no_other(name, value):
+    before = Recipe(epochs=3)
+    assert before.but(**{name: value}).as_dict() == before.as_dict() | {name: value}
+    assert before == Recipe(epochs=3)
+
+
+def test_but_refuses_fields_that_do_not_exist_by_name():
+    with pytest.raises(UnetlibError, match="no field named heigth, widht"):
+        Recipe().but(widht=64, heigth=1, seed=1)
+
+
+def test_but_refuses_the_class_variable_published():
+    with pytest.raises(UnetlibError, match="no field named published"):
+        Recipe().but(published=None)
+
+
+def test_but_refuses_a_value_out_of_range():
+    with pytest.raises(UnetlibError, match="recipe: width is 0"):
+        Recipe().but(width=0)
+
+
+def test_changed_names_each_differing_key_with_both_values():
+    before, after = {"width": 32, "seed": 0, "loss": "bce"}, {"width": 16, "seed": 0, "loss": "dice"}
+    assert changed(before, after) == "loss: bce -> dice, width: 32 -> 16"
+
+
+def test_changed_names_keys_that_one_side_lacks():
+    assert changed({"old": 1}, {"new": 2}) == "new: None -> 2, old: 1 -> None"
+
+
+@quick
+@given(recipes(), recipes())
+def test_changed_is_empty_exactly_for_equal_recipes(one, other):
+    assert (changed(one.as_dict(), other.as_dict()) == "") == (one == other)
+    assert changed(one.as_dict(), one.as_dict()) == ""

@@ -1,0 +1,290 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import SMALL
+from unetlib import training
+from unetlib.augment import augment
+from unetlib.chance import shuffled
+from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
+from unetlib.errors import UnetlibError
+from unetlib.files import read_csv, read_json
+from unetlib.metrics import count, dice
+from unetlib.recipe import Recipe
+from unetlib.slices import Prepared, prepare
+from unetlib.training import Trainer, recipe_of, train
+
+FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
+
+
+def same(a, b):
+    """Tell whether two checkpoints' values are equal to the last bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def assert_same_runs(one, other):
+    for name in (LATEST, BEST):
+        assert same(load_checkpoint(one / name), load_checkpoint(other / name))
+    assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
+
+
+def test_a_run_leaves_what_is_promised(run):
+    assert {path.name for path in run.iterdir()} >= {LATEST, BEST, "history.csv", "recipe.json", "split.json"}
+    assert [row["epoch"] for row in read_csv(run / "history.csv")] == ["1", "2"]
+    assert Recipe(**read_json(run / "recipe.json")["recipe"]) == SMALL
+
+
+def test_the_loop_equals_the_recipe_written_out_in_plain_torch(prepared, run):
+    """An independent loop: autograd, torch's own Adam, clipping and BCELoss after the sigmoid."""
+    data, model = Prepared.open(prepared), build_model(SMALL)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for epoch in range(2):
+        order, losses = shuffled(data.indices("train"), 0, epoch), []
+        for step in range(math.ceil(len(order) / 4)):
+            images, masks = data.batch(order[4 * step : 4 * step + 4])
+            images, masks = augment(images, masks, 0, epoch, step)
+            loss = torch.nn.BCELoss()(torch.sigmoid(model(images)), masks)
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            losses += [loss.item()] * len(images)
+        assert float(read_csv(run / "history.csv")[epoch]["train_loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
+    trained = load_checkpoint(run / LATEST)["model"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_validation_dice_is_the_pooled_dice_of_the_validation_slices(prepared, run):
+    data, model = Prepared.open(prepared), build_model(SMALL)
+    model.load_state_dict(load_checkpoint(run / LATEST)["model"])
+    images, masks = data.batch(data.indices("val"))
+    with torch.no_grad():
+        prediction = model.eval().probabilities(images) >= 0.5
+    expected = dice(count(prediction.numpy(), masks.bool().numpy()).sum())
+    assert float(read_csv(run / "history.csv")[-1]["val_dice"]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_best_model_is_that_of_the_highest_validation_dice(prepared, tmp_path, monkeypatch):
+    dices = iter([0.2, 0.7, 0.5])
+    monkeypatch.setattr(Trainer, "validate", lambda _: (0.0, next(dices)))
+    train(prepared, tmp_path / "run", SMALL.but(epochs=3), device="cpu")
+    best = load_checkpoint(tmp_path / "run" / BEST)
+    assert (best["epoch"], best["val_dice"]) == (2, 0.7)
+
+
+def test_training_learns(prepared, tmp_path):
+    done = train(prepared, tmp_path / "run", SMALL.but(epochs=12, learning_rate=1e-2), device="cpu")
+    assert done.best_dice > 0.8
+    assert done.history[-1]["train_loss"] < done.history[0]["train_loss"] / 2
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(prepared, run, tmp_path):
+    train(prepared, tmp_path / "again", SMALL, device="cpu")
+    assert_same_runs(run, tmp_path / "again")
+    train(prepared, tmp_path / "other", SMALL.but(seed=1), device="cpu")
+    assert not same(load_checkpoint(run / BEST)["model"], load_checkpoint(tmp_path / "other" / BEST)["model"])
+
+
+def test_training_leaves_the_global_generators_alone(prepared, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(prepared, tmp_path / "run", SMALL.but(epochs=1), device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 4, 7, 8, 13])
+def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared, tmp_path, stop, precision):
+    recipe = SMALL.but(precision=precision)
+    train(prepared, tmp_path / "whole", recipe, device="cpu")
+    with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
+        train(prepared, tmp_path / "resumed", recipe, device="cpu", max_steps=stop)
+    train(prepared, tmp_path / "resumed", recipe, device="cpu")
+    assert_same_runs(tmp_path / "whole", tmp_path / "resumed")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, run, tmp_path):
+    command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
+    # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
+    suicide = (
+        "import os, signal, sys; from unetlib import cli, training; save = training.save_checkpoint\n"
+        "def then_die(path, content):\n"
+        "    save(path, content)\n"
+        "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "training.save_checkpoint = then_die\n"
+        "cli.main(sys.argv[1:])"
+    )
+    killed = subprocess.run([sys.executable, "-c", suicide, *command[3:], "--checkpoint-every", "2"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["step"] == 4
+    resumed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "resumed at epoch 2, step 4" in resumed.stdout
+    assert_same_runs(run, tmp_path / "run")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared, run, tmp_path, monkeypatch, number):
+    step, taken = training.augment, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            os.kill(os.getpid(), number)  # in the middle of a step
+        return step(*args)
+
+    monkeypatch.setattr(training, "augment", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="Stopped at epoch 1, step 3"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    monkeypatch.undo()
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert_same_runs(run, tmp_path / "run")
+
+
+def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, run, tmp_path, monkeypatch):
+    write = training.write_csv
+    monkeypatch.setattr(training, "write_csv", None)
+    with pytest.raises(TypeError):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    monkeypatch.setattr(training, "write_csv", write)
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert_same_runs(run, tmp_path / "run")
+
+
+def test_more_epochs_extend_a_finished_run_as_if_it_had_been_longer_from_the_start(prepared, tmp_path):
+    train(prepared, tmp_path / "extended", SMALL, device="cpu")
+    train(prepared, tmp_path / "extended", SMALL.but(epochs=4), device="cpu")
+    train(prepared, tmp_path / "long", SMALL.but(epochs=4), device="cpu")
+    for name in (LATEST, BEST):
+        one, other = (load_checkpoint(tmp_path / folder / name) for folder in ("extended", "long"))
+        assert same({**one, "recipe": 0}, {**other, "recipe": 0})
+    assert len(read_csv(tmp_path / "extended" / "history.csv")) == 4
+
+
+def test_a_finished_run_does_nothing_more(prepared, run):
+    before = (run / LATEST).read_bytes()
+    assert train(prepared, run, SMALL, device="cpu").epoch == 2
+    assert (run / LATEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("change", [{"width": 8}, {"depth": 1}, {"loss": "dice"}, {"seed": 3}, {"batch_size": 2}])
+def test_a_run_refuses_to_go_on_with_another_recipe(prepared, run, change):
+    name, value = next(iter(change.items()))
+    with pytest.raises(UnetlibError, match=rf"another recipe \({name}: .* -> {value}\)"):
+        train(prepared, run, SMALL.but(**change), device="cpu")
+
+
+def test_a_run_refuses_to_go_on_with_other_slices(cohort, run, tmp_path):
+    prepare(cohort, tmp_path / "p", SMALL.but(split_seed=1), workers=1)
+    with pytest.raises(UnetlibError, match=r"other prepared slices \(split: .*split_seed: 0 -> 1"):
+        train(tmp_path / "p", run, SMALL, device="cpu")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(prepared, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UnetlibError, match="not a run folder"):
+        train(prepared, tmp_path, SMALL, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_a_sentence(prepared, run, tmp_path, share):
+    (tmp_path / "run").mkdir()
+    whole = (run / LATEST).read_bytes()
+    (tmp_path / "run" / LATEST).write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UnetlibError, match=rf"{LATEST} is damaged"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+
+
+def test_a_malicious_checkpoint_is_not_executed(prepared, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    (tmp_path / "run").mkdir()
+    torch.save({"model": Evil(), "recipe": {}}, tmp_path / "run" / LATEST)
+    with pytest.raises(UnetlibError, match="not a checkpoint"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_checkpoints_hold_tensors_and_plain_python_only(run):
+    plain = (torch.Tensor, str, int, float, bool, type(None), dict, list, tuple)
+
+    def walk(value):
+        assert isinstance(value, plain), type(value)
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        for child in children:
+            walk(child)
+
+    walk(torch.load(run / LATEST, weights_only=True))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(prepared, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=3)
+    before = (tmp_path / "run" / LATEST).read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UnetlibError, match="No space left on device"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert (tmp_path / "run" / LATEST).read_bytes() == before
+    assert not list((tmp_path / "run").glob(".tmp-*"))
+
+
+def test_a_loss_that_is_no_longer_finite_is_a_sentence(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "get_loss", lambda _: lambda logits, masks: logits.mean() * math.nan)
+    with pytest.raises(UnetlibError, match="the loss is nan"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert not (tmp_path / "run" / LATEST).exists()
+
+
+def test_the_gradient_is_clipped(prepared, tmp_path, monkeypatch):
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def spy(parameters, norm):
+        parameters = list(parameters)
+        clip(parameters, norm)
+        norms.append(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters])).item())
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    train(prepared, tmp_path / "run", SMALL.but(epochs=1, clip_norm=0.01), device="cpu")
+    assert norms
+    assert max(norms) <= 0.01 + 1e-6
+
+
+def test_the_recipe_of_a_run_is_found_and_of_none_is_the_published_one(run, tmp_path):
+    assert recipe_of(run) == SMALL
+    assert recipe_of(tmp_path) == Recipe.published
+
+
+def test_an_unknown_device_is_a_sentence(prepared, tmp_path):
+    with pytest.raises(UnetlibError, match="there is no device 'tpu9'"):
+        train(prepared, tmp_path / "run", SMALL, device="tpu9")
+
+
+def test_seconds_are_counted_over_all_calls(prepared, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1)
+    first = load_checkpoint(tmp_path / "run" / LATEST)["progress"]["seconds"]
+    assert first > 0
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu").seconds > first

@@ -1,0 +1,201 @@
+"""The words of a command; the work is done in the other modules."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from unetlib import __version__
+from unetlib.errors import UnetlibError
+from unetlib.recipe import PREPARE, TRAIN, TYPES, Recipe
+
+DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
+
+# Modules are imported where they are used: `--help` and `check` then start without loading torch.
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what a data folder holds."""
+    from unetlib.patients import check
+
+    report = check(args.data, args.workers)
+    print(report)
+    if args.strict and report.left_out:
+        raise UnetlibError(f"{len(report.left_out)} case(s) cannot be used, and --strict was given.")
+
+
+def phantom(args: argparse.Namespace) -> None:
+    """Write a synthetic cohort."""
+    from unetlib.phantom import make_cohort
+
+    make_cohort(args.out, args.patients, args.seed, args.workers)
+    print(f"{args.out}: {args.patients} synthetic patients. Look at them with: unetlib check {args.out}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write slices and split."""
+    from unetlib.slices import prepare
+
+    recipe = Recipe.published.but(**_given(args, PREPARE))
+    print(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or go on training."""
+    from unetlib.training import recipe_of, train
+
+    recipe = recipe_of(args.run).but(**_given(args, TRAIN))
+    done = train(args.prepared, args.run, recipe, args.device, args.checkpoint_every, args.max_steps)
+    print(
+        f"{args.run}: trained for {done.epoch} epochs in {done.seconds / 60:.1f} minutes; best validation Dice "
+        f"{done.best_dice:.4f}. Judge it with: unetlib evaluate {args.run}"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score a run and print the table."""
+    from unetlib.evaluation import evaluate, results_table
+
+    print(results_table(evaluate(args.run, args.data, args.split, args.device)))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a mask for each image."""
+    from unetlib.inference import predict
+
+    for path in predict(args.run, args.images, args.out, args.probabilities, args.channel, args.device):
+        print(path)
+
+
+def figures(args: argparse.Namespace) -> None:
+    """Draw the figures of a run."""
+    from unetlib.plots import make_figures
+
+    for path in make_figures(args.run, args.out, args.device):
+        print(path)
+
+
+def course(args: argparse.Namespace) -> None:
+    """Do the main job on the embedded cohort."""
+    from unetlib.course import run_course
+
+    run_course(args.out)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; the recipe's fields become flags by themselves."""
+    parser = argparse.ArgumentParser("unetlib", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"unetlib {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=text, description=f"{text}. {DESCRIPTION.split('. ')[1]}")
+        sub.set_defaults(function=function)
+        return sub
+
+    sub = command(check, "say what a data folder (or .tar) holds, and what cannot be used")
+    sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, in any of the known layouts")
+    _workers(sub)
+    _strict(sub)
+
+    sub = command(phantom, "make a synthetic cohort in BraTS 2021 layout")
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
+    sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
+    _workers(sub)
+
+    sub = command(prepare, "turn volumes into slices on disk, split by patient")
+    sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, or its .tar")
+    sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder to write")
+    _recipe_flags(sub, PREPARE)
+    sub.add_argument("--rebuild", action="store_true", help="replace what was prepared with another recipe or data")
+    _workers(sub)
+    _strict(sub)
+
+    sub = command(train, "train a U-Net, or go on where it was stopped")
+    sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder made by `unetlib prepare`")
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder of the run; resumed when it exists")
+    _recipe_flags(sub, TRAIN)
+    sub.add_argument("--checkpoint-every", type=_positive, default=100, metavar="STEPS", help="default: %(default)s")
+    sub.add_argument("--max-steps", type=_positive, metavar="STEPS", help="stop after so many, with a checkpoint")
+    _device(sub)
+
+    sub = command(evaluate, "score a run on test patients and print one table")
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("--data", type=Path, metavar="OTHER", help="another folder of patients (default: the run's own)")
+    sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
+    _device(sub)
+
+    sub = command(predict, "write a tumour mask for NIfTI images")
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    sub.add_argument("--probabilities", action="store_true", help="write the probability of every voxel, too")
+    sub.add_argument("--channel", type=int, metavar="N", help="which volume of a 4-D image is FLAIR, from 0")
+    _device(sub)
+
+    sub = command(figures, "draw the curves and overlays of an evaluated run")
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/figures)")
+    _device(sub)
+
+    sub = command(course, "do all of it once, on a synthetic cohort")
+    sub.add_argument("--out", type=Path, default=Path("course"), metavar="DIR", help="default: %(default)s")
+    return parser
+
+
+def _recipe_flags(parser: argparse.ArgumentParser, stage: str) -> None:
+    group = parser.add_argument_group("recipe (the defaults are the published one)")
+    for spec in fields(Recipe):
+        if spec.metadata["stage"] != stage:
+            continue
+        flag = "--" + spec.name.removeprefix("split_").replace("_", "-")
+        text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
+        if TYPES[spec.name] == (bool,):
+            group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
+        metavar = None if choices else kind.__name__.upper()
+        group.add_argument(flag, dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
+
+
+def _given(args: argparse.Namespace, stage: str) -> dict[str, Any]:
+    """Return the recipe's fields that were named on the command line."""
+    return {name: getattr(args, name) for name in Recipe.published.stage(stage) if getattr(args, name) is not None}
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one for each processor)")
+
+
+def _strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="stop at a patient who cannot be used")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; bad input ends with a sentence and status 1, a stop with status 130."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.function(args)
+    except UnetlibError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        print(stop if str(stop) else "Stopped. The same command goes on where it was.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `unetlib check DATA | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}).")

@@ -1,0 +1,602 @@
+"""Find the patients in a folder, whatever its layout, and read one of them safely.
+
+A data set is recognised by its file names alone: each way to name files is one entry of `LAYOUTS`,
+and a new layout is a new entry. A file that cannot be used is never skipped in silence: its case is
+left out by name, with a sentence that says why.
+"""
+
+import os
+import re
+import shutil
+import tarfile
+import textwrap
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from unetlib.errors import UnetlibError
+from unetlib.files import read_json, write_json
+from unetlib.jobs import progress, run_jobs
+from unetlib.volumes import Source, Volume, read_shape, read_volume
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+MASK, STACK, TEST = "seg", "stack", "test"  # a mask; a file with a channel per modality; an image without a mask
+MARKER = ".unetlib-archive.json"  # in an extracted folder: which archive it was made from
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one data set names its files.
+
+    `names` matches "folder/file" and captures `id`, `word` and, of a slice, `number`. `words` says what
+    a word means: a modality, `MASK`, `STACK` or `TEST`. `labels` maps each value allowed in a mask file
+    to its label. The first group of `patient` is the part of an id that names the patient. `channels`
+    gives each modality's index in a stack.
+    """
+
+    name: str
+    example: str
+    names: re.Pattern[str]
+    words: dict[str, str]
+    labels: dict[int, int]
+    patient: re.Pattern[str] = re.compile("(.+)")
+    channels: dict[str, int] = field(default_factory=dict)
+
+
+def _names(
+    id: str, rest: str = r"_(?P<word>flair|t1|t1ce|t2|seg)\.nii(\.gz)?", folder: str = "[^/]*"
+) -> re.Pattern[str]:
+    return re.compile(f"{folder}/(?P<id>{id}){rest}", re.IGNORECASE | re.ASCII)
+
+
+WORDS = {word: word for word in (*MODALITIES, MASK)}
+BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
+TCGA_DATE = re.compile(r"(tcga_.+)_\d{8}", re.IGNORECASE)
+
+# Labels. BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid et al. 2021, arXiv:2107.02314). BraTS 2023:
+# 3 enhancing; BraTS 2024 adds 4, the resection cavity (de Verdier et al. 2024, arXiv:2405.18368). MSD: 1 oedema,
+# 2 non-enhancing, 3 enhancing (Antonelli et al. 2022, Nat. Commun. 13:4128). TCGA-LGG: the FLAIR abnormality as
+# 255 (Buda et al. 2019, Comput. Biol. Med. 109). The first entry that matches a name wins.
+LAYOUTS = (
+    *(
+        Layout(
+            *(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", _names(rf"brats{year}_.+"), WORDS, BRATS),
+            patient=re.compile(r"(.+)_\d+"),  # the rest is the number of the scan
+        )
+        for year in (17, 18, 19)
+    ),
+    Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", _names(r"brats20_[a-z]+_\d+"), WORDS, BRATS),
+    Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", _names(r"brats2021_\d+"), WORDS, BRATS),
+    Layout(
+        "BraTS 2023/2024",
+        "BraTS-GLI-00000-000-t2f.nii.gz",
+        _names(r"brats-[a-z-]+-\d+(-\d+)?", r"-(?P<word>t2f|t1n|t1c|t2w|seg)\.nii(\.gz)?"),
+        words={"t2f": "flair", "t1n": "t1", "t1c": "t1ce", "t2w": "t2", "seg": MASK},
+        labels={0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
+        patient=re.compile(r"(.+\d)-\d+"),  # the rest is the number of the time point
+    ),
+    Layout(
+        "Medical Segmentation Decathlon",
+        "imagesTr/BRATS_001.nii.gz",
+        _names(r"brats_\d+", r"\.nii(\.gz)?", folder="(?P<word>imagesTr|labelsTr|imagesTs)"),
+        words={"imagestr": STACK, "labelstr": MASK, "imagests": TEST},
+        labels={0: 0, 1: 1, 2: 2, 3: 3},
+        channels={"flair": 0, "t1": 1, "t1ce": 2, "t2": 3},
+    ),
+    Layout(
+        "TCGA-LGG (Kaggle)",
+        "TCGA_CS_5395_19981004_8.tif",
+        _names(r"tcga_.+_\d{8}", r"_(?P<number>\d+)(?P<word>|_mask)\.tiff?"),
+        words={"": STACK, "_mask": MASK},
+        labels={0: 0, 255: 1},
+        patient=TCGA_DATE,
+        channels={"t1": 0, "flair": 1, "t1ce": 2},
+    ),
+    Layout("BraTS-style names", "<id>_flair.nii.gz", _names(".+"), WORDS, BRATS, patient=TCGA_DATE),
+)
+_BY_NAME = {layout.name: layout for layout in LAYOUTS}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of one patient: where each modality and the mask lie.
+
+    `patient` is what a split groups by: time points of one patient share it. `layout` names an entry
+    of `LAYOUTS`. `images` maps a modality ("flair", "t1", "t1ce", "t2") to its source.
+    """
+
+    id: str
+    patient: str
+    layout: str
+    images: dict[str, Source]
+    seg: Source | None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases of a folder.
+
+    `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the
+    other cases, id -> the sentence why. `notes`: what a user should read, nothing left out.
+    """
+
+    root: Path
+    cases: tuple[Case, ...]
+    left_out: dict[str, str]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Draft:
+    """A case while its files are being collected; `files` maps (kind, slice number) to the path."""
+
+    id: str
+    layout: Layout
+    files: dict[tuple[str, int], Path] = field(default_factory=dict)
+    clash: str = ""
+
+    def claim(self, layout: Layout, kind: str, number: int, path: Path) -> None:
+        """Note that `path` is this case's `kind`, or that another file says so already."""
+        other = self.files.get((kind, number)) if layout is self.layout else next(iter(self.files.values()))
+        if other is None:
+            self.files[kind, number] = path
+        elif not self.clash:
+            self.clash = f"two files claim this case, {other} and {path}. Keep one and move the other elsewhere."
+
+    def numbers(self, kind: str) -> list[int]:
+        """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
+        return sorted(number for kind_, number in self.files if kind_ == kind)
+
+    def problem(self, modality: str) -> str:
+        """Return why this case cannot be used with `modality`, in a sentence; empty when it can."""
+        if self.clash:
+            return self.clash
+        case, folder = self.case(), next(iter(self.files.values())).parent
+        if modality not in case.images:
+            return f"it has no {modality} image (found in {folder}: {', '.join(case.images) or 'a mask only'}). Add it."
+        if case.seg is None:
+            return f"it has no tumour mask in {folder}. Add it, or keep the case for `predict`."
+        slices, masks = self.numbers(STACK), self.numbers(MASK)
+        if slices and set(slices) != set(masks):
+            odd = min(set(slices) ^ set(masks))
+            lacks = "has no mask" if odd in slices else "is a mask without its image"
+            return f"slice {odd} in {folder} {lacks}. Copy the folder again."
+        if slices and len(slices) <= slices[-1] - slices[0]:
+            gap = min(set(range(slices[0], slices[-1])) - set(slices))
+            return (
+                f"slice {gap} is missing in {folder}: {slices[0]} to {slices[-1]} were expected. Copy the folder again."
+            )
+        return ""
+
+    def case(self) -> Case:
+        """Return what was collected as a case."""
+
+        def source(kind: str, channel: int | None = None) -> Source:
+            return Source(tuple(self.files[kind, number] for number in self.numbers(kind)), channel)
+
+        kinds = {kind for kind, _ in self.files}
+        images = {kind: source(kind) for kind in MODALITIES if kind in kinds}
+        if STACK in kinds:
+            images = {
+                kind: source(STACK, self.layout.channels[kind]) for kind in MODALITIES if kind in self.layout.channels
+            }
+        match = self.layout.patient.fullmatch(self.id)
+        return Case(
+            self.id, match[1] if match else self.id, self.layout.name, images, source(MASK) if MASK in kinds else None
+        )
+
+
+@dataclass
+class _Scan:
+    """What one pass over the folder has met."""
+
+    drafts: dict[str, _Draft] = field(default_factory=dict)  # by the id in lower case, as Windows and macOS compare
+    segms: list[Path] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)  # that no layout knows
+    tests: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, folder: Path, name: str) -> None:
+        """Give one file to the case that its name tells."""
+        for layout in LAYOUTS:
+            if match := layout.names.fullmatch(f"{folder.name}/{name}"):
+                kind, number = layout.words[match["word"].lower()], int(match.groupdict().get("number") or 0)
+                if kind == TEST:
+                    self.tests += 1
+                else:
+                    draft = self.drafts.setdefault(match["id"].lower(), _Draft(match["id"], layout))
+                    draft.claim(layout, kind, number, folder / name)
+                return
+        (self.segms if name.lower().endswith(("_segm.nii", "_segm.nii.gz")) else self.files).append(folder / name)
+
+    def adopt(self) -> None:
+        """Give each `*_Segm.nii` to the one case of its folder without a mask: BraTS 2020 names that of case 355 so."""
+        lacking = defaultdict(list)
+        for draft in self.drafts.values() if self.segms else ():
+            if not draft.numbers(MASK):
+                for folder in {path.parent for path in draft.files.values()}:
+                    lacking[folder].append(draft)
+        for path in self.segms:
+            if len(lacking[path.parent]) == 1:
+                draft = lacking[path.parent][0]
+                draft.claim(draft.layout, MASK, 0, path)
+                self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {path.parent}.")
+            else:
+                self.files.append(path)
+
+
+def find_cases(data: Path, modality: str = "flair") -> Cohort:
+    """Return the cases in `data`, from file names alone: no voxel is read.
+
+    `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`).
+    `modality` is the one that a case must have beside its mask. Hidden files are ignored. Raises
+    `UnetlibError` when there is no such folder, or no case in it.
+    """
+    if modality not in MODALITIES:
+        raise UnetlibError(f"{modality!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
+    root = open_data(data)
+    scan = _Scan()
+    for folder, names in _walk(root, scan.notes):
+        for name in names:
+            scan.add(folder, name)
+    scan.adopt()
+    if not scan.drafts:
+        raise UnetlibError(_nothing_found(root, scan))
+    cases, left_out = [], {}
+    for draft in sorted(scan.drafts.values(), key=lambda draft: draft.id):
+        if problem := draft.problem(modality):
+            left_out[draft.id] = problem
+        else:
+            cases.append(draft.case())
+    return Cohort(root, _same_spelling(cases), left_out, (*scan.notes, *_notes(cases, scan)))
+
+
+def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder with its files in alphabetical order, nothing hidden, a folder once however it is linked."""
+    seen = set()
+
+    def unreadable(error: OSError) -> None:
+        notes.append(f"{error.filename} cannot be read ({error.strerror}): what lies in it is not counted.")
+
+    for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+
+
+def _nothing_found(root: Path, scan: _Scan) -> str:
+    files = [*scan.files, *scan.segms]
+    found = (
+        f"{_count(len(files), 'other file')}, for example {files[0].relative_to(root)}" if files else "no file at all"
+    )
+    if scan.tests:
+        found = f"{_count(scan.tests, 'image')} in imagesTs, without masks, and {found}"
+    archive = next((path for path in files if path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))), None)
+    action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
+    expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))
+    found = " ".join([f"{found}.", *scan.notes])
+    return (
+        f"{root} holds no patient: it holds {found} Names like these were expected, at any depth: {expected}. {action}"
+    )
+
+
+def _same_spelling(cases: list[Case]) -> tuple[Case, ...]:
+    """Return the cases with each patient spelled in one way, since a split compares them exactly."""
+    first: dict[str, str] = {}
+    return tuple(replace(case, patient=first.setdefault(case.patient.lower(), case.patient)) for case in cases)
+
+
+def _notes(cases: list[Case], scan: _Scan) -> Iterator[str]:
+    layouts = sorted({case.layout for case in cases})
+    if len(layouts) > 1:
+        yield (
+            f"The folder mixes {', '.join(layouts)}. One patient may be in several of these data sets under different "
+            "names; then a split cannot keep that patient on one side. Use one data set at a time for results."
+        )
+    for layout in layouts:
+        of_layout = [case for case in cases if case.layout == layout]
+        counts = Counter(modality for case in of_layout for modality in case.images)
+        for modality in MODALITIES:
+            lacking = [case.id for case in of_layout if modality not in case.images]
+            if lacking and 2 * counts[modality] > len(of_layout):
+                yield f"Without {modality}, which the rest of {layout} has, but usable: {_some(lacking)}."
+        if layout == "TCGA-LGG (Kaggle)":
+            yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
+    if scan.tests:
+        yield f"{_count(scan.tests, 'image')} in imagesTs, without masks: ignored."
+    if other := [path.name for path in scan.files if path.name.lower().endswith((".nii", ".nii.gz", ".tif", ".tiff"))]:
+        yield f"No layout knows the names of {_count(len(other), 'image')}, ignored: {_some(other, 3)}."
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def open_data(path: Path) -> Path:
+    """Return the folder of the data: `path` itself, or what a tar archive holds, extracted beside it.
+
+    The images of `<stem>.tar` (.tar.gz, .tgz) go to `<stem>.extracted`, which appears when it is complete
+    and is used again as long as the archive keeps its size and time. Raises `UnetlibError` when `path`
+    is neither, the archive is damaged, or it holds anything but plain files and folders inside itself.
+    """
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise UnetlibError(f"{path} does not exist. Give the folder, or the .tar archive, that the patients lie in.")
+    target = path.with_name(
+        re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE) + ".extracted"
+    )
+    origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+    if _origin(target) == origin:
+        return target
+    if target.exists() and not (target / MARKER).exists():
+        raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        _extract(path, temporary)
+        write_json(temporary / MARKER, origin)
+        if _origin(target) != origin:  # unless another process was quicker
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise UnetlibError(
+            f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
+            f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _origin(folder: Path) -> dict[str, object]:
+    try:
+        return read_json(folder / MARKER)
+    except UnetlibError:
+        return {}
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    """Extract the images of a tar archive into a new folder, refusing what could reach outside of it."""
+    if not tarfile.is_tarfile(archive):
+        raise tarfile.ReadError("it is not a tar archive")
+    folder.mkdir()
+    seen = set()
+    total = archive.stat().st_size >> 20
+    with open(archive, "rb") as raw, tarfile.open(fileobj=raw) as tar, progress(total, "extracting", "MB") as bar:
+        for member in tar:
+            _refuse_hostile(archive, member)
+            name = str(PurePosixPath(member.name)).lower()  # ./a is a, and A is a on Windows and macOS
+            if member.isfile() and name.endswith((".nii", ".nii.gz", ".tif", ".tiff")):
+                if name in seen:  # the second would overwrite the first
+                    raise UnetlibError(f"{archive} holds {member.name!r} twice. Make the archive again.")
+                seen.add(name)
+                tar.extract(member, folder, filter="data")
+            bar.update((raw.tell() >> 20) - bar.n)
+        _require_end(tar)
+
+
+def _require_end(tar: tarfile.TarFile) -> None:
+    """Raise when an archive just stops: `tarfile` takes that for its end, and never reads gzip's last checksum."""
+    stream = tar.fileobj
+    assert stream is not None
+    stream.seek(tar.offset)
+    if stream.read(512) != bytes(512):
+        raise tarfile.ReadError("its end is missing")
+    while stream.read(1 << 20):
+        pass
+
+
+def _refuse_hostile(archive: Path, member: tarfile.TarInfo) -> None:
+    what = ""
+    if not (member.isfile() or member.isdir()):
+        what = "a link or a device"
+    elif member.name.startswith(("/", "\\")) or PureWindowsPath(member.name).drive:
+        what = "an absolute path"
+    elif ".." in re.split(r"[\\/]", member.name):
+        what = "a path with '..'"
+    if what:
+        raise UnetlibError(
+            f"{archive} was refused: its member {member.name!r} is {what}, which could write or read outside of the "
+            "data folder. Get the archive from its publisher, or extract it yourself and give the folder."
+        )
+
+
+def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
+    """Return a case's image, its whole-tumour mask and the labels found in the mask file.
+
+    The image is in LPS order, its voxels as stored; the mask is boolean, (X, Y, Z), on the same grid:
+    whole tumour = label > 0. Raises `UnetlibError` naming case and file when either is missing or
+    damaged, they do not share one grid, a voxel is not finite, the image is constant, or the mask
+    holds a value that the layout does not know.
+    """
+    try:
+        return _read(case, modality)
+    except UnetlibError as error:
+        raise UnetlibError(f"{case.id}: {error}") from error
+
+
+def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]]:
+    source = case.images.get(modality)
+    if source is None:
+        raise UnetlibError(f"it has no {modality} image. Choose one of {', '.join(case.images) or 'another case'}.")
+    if case.seg is None:
+        raise UnetlibError("it has no tumour mask. Add it to the folder of the case.")
+    image, mask = read_volume(source), read_volume(case.seg)
+    if image.voxels.shape != mask.voxels.shape:
+        raise UnetlibError(
+            f"{case.seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; "
+            "they must be the same. Find the mask that belongs to this image."
+        )
+    if not np.allclose(image.affine, mask.affine, rtol=0, atol=1e-2):
+        raise UnetlibError(
+            f"{case.seg} has the affine {mask.affine.round(3).tolist()} and the image {source} has "
+            f"{image.affine.round(3).tolist()}; they must be the same, for a mask that lies elsewhere marks the "
+            "wrong tissue. Resample or export the mask on the grid of the image."
+        )
+    image.require_contrast(str(source))
+    return image, mask.voxels > 0, _labels_of(case, mask.voxels)
+
+
+def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
+    """Return the labels in a mask; raises `UnetlibError` when one is not among those of the layout."""
+    allowed = _BY_NAME[case.layout].labels
+    foreground = voxels[voxels != 0]  # few voxels: sorting all of them would take ten times longer
+    values = np.unique(foreground).tolist() + [0] * (foreground.size < voxels.size)
+    strange = [value for value in values if value not in allowed]
+    if not strange:
+        return frozenset(allowed[value] for value in values)
+    advice = "Find the mask of this case, or map its labels to these."
+    if set(values) <= {0, 255}:
+        advice = "It looks like an 8-bit 0/255 mask: divide it by 255."
+    raise UnetlibError(
+        f"{case.seg} holds the labels {_some([f'{value:g}' for value in strange], 5)}; "
+        f"{case.layout} has {', '.join(map(str, allowed))} only. {advice}"
+    )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What reading one case showed; `share` is the part of the voxels that is tumour."""
+
+    labels: frozenset[int]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    share: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reading every case of a cohort showed; as a string, what `unetlib check` prints.
+
+    `findings`: id -> what was found in a case that can be read. `left_out`: id -> the sentence why not,
+    by file names or by content.
+    """
+
+    cohort: Cohort
+    findings: dict[str, Finding]
+    left_out: dict[str, str]
+
+    @property
+    def labels(self) -> dict[str, frozenset[int]]:
+        """The labels in the mask of each usable case, by id."""
+        return {id: finding.labels for id, finding in self.findings.items()}
+
+    @property
+    def usable(self) -> tuple[Case, ...]:
+        """The cases that can be read."""
+        return tuple(case for case in self.cohort.cases if case.id in self.findings)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should read, though nothing is left out for it."""
+        found = [note for finding in self.findings.values() for note in finding.notes]
+        modern = [case.id for case in self.usable if case.layout == "BraTS 2023/2024" and 4 in self.labels[case.id]]
+        if modern:
+            found.append(
+                f"Label 4 is in {len(modern)} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
+                "which the rule label > 0 counts as tumour."
+            )
+        return (*self.cohort.notes, *found)
+
+    def __str__(self) -> str:
+        lines = [_line("Data", str(self.cohort.root))]
+        if self.findings:
+            lines += [_line(*row) for row in self._rows()]
+        lines += [_line("Note", note) for note in self.notes]
+        lines += [_line("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
+        return "\n".join([*lines, f"{len(self.findings)} of {len(self.findings) + len(self.left_out)} cases usable."])
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        cases, findings = self.usable, self.findings.values()
+        for layout, count in sorted(Counter(case.layout for case in cases).items()):
+            patients = {case.patient for case in cases if case.layout == layout}
+            yield "Layout", f"{layout}: {_count(count, 'case')} of {_count(len(patients), 'patient')}"
+        images = Counter(modality for case in cases for modality in case.images)
+        yield (
+            "Images",
+            ", ".join(f"{modality} {images[modality]}" for modality in MODALITIES if images[modality])
+            + f", mask {len(cases)}",
+        )
+        yield "Shape", f"{_ranges([finding.shape for finding in findings])} voxels"
+        yield "Voxel", f"{_ranges([finding.spacing for finding in findings])} mm"
+        labels = Counter(label for finding in findings for label in finding.labels if label)
+        yield "Labels", ", ".join(f"{label} ({_count(n, 'case')})" for label, n in sorted(labels.items())) or "none"
+        shares = [100 * finding.share for finding in findings]
+        yield "Tumour", f"{np.mean(shares):.2f} % of the voxels of a case ({min(shares):.2f} to {max(shares):.2f} %)"
+        empty = sorted(id for id, finding in self.findings.items() if not finding.share)
+        yield "No tumour", f"{_count(len(empty), 'case')}{': ' * bool(empty)}{_some(empty)}"
+
+
+def _line(title: str, text: str) -> str:
+    wrap: Callable[..., str] = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
+    return wrap(text, initial_indent=f"{title:11}", subsequent_indent=" " * 11)
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number} {unit}{'s' * (number != 1)}"
+
+
+def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
+    """Return e.g. "240 x 240 x 20-155": the least and the greatest along each axis."""
+    axes = [sorted({round(value, 3) for value in axis}) for axis in zip(*rows, strict=True)]
+    return " x ".join(f"{axis[0]:g}" if len(axis) == 1 else f"{axis[0]:g}-{axis[-1]:g}" for axis in axes)
+
+
+def check(data: Path, workers: int | None = None) -> Report:
+    """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
+
+    `workers` is the number of processes. A case that cannot be read is listed in the report; raises
+    `UnetlibError` when there is no case at all, as `find_cases` does.
+    """
+    cohort = find_cases(data)
+    findings, left_out = {}, dict(cohort.left_out)
+    try:
+        for case, result in run_jobs(_inspect, cohort.cases, "checking", "case", workers):
+            if isinstance(result, Finding):
+                findings[case.id] = result
+            else:
+                left_out[case.id] = result
+    except BrokenExecutor as error:
+        raise UnetlibError(
+            f"A worker process ended while checking {data}. Use fewer workers: memory ran out."
+        ) from error
+    return Report(cohort, dict(sorted(findings.items())), left_out)
+
+
+def _inspect(case: Case) -> Finding | str:
+    """Return what reading a case showed, or the sentence why it cannot be read."""
+    try:
+        image, mask, labels = _read(case, "flair")
+        notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
+        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes)
+    except UnetlibError as error:
+        return str(error)
+    except Exception as error:  # one strange file must not end the check of a thousand
+        return f"it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
+
+
+def _compare(case: Case, modality: str, flair: Volume) -> str:
+    """Return what is wrong with the header of another modality, in a sentence; empty when nothing is."""
+    source = case.images[modality]
+    if source.paths == case.images["flair"].paths:
+        return ""
+    try:
+        shape = read_shape(source)
+    except UnetlibError as error:
+        return f"{case.id}: {error} The case is usable without {modality}."
+    expected = flair.header.get_data_shape()
+    if shape == expected:
+        return ""
+    return f"{case.id}: {modality} has shape {shape}, flair {expected}. The case is usable without {modality}."
