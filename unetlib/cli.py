@@ -19,7 +19,7 @@ DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and educa
 
 def check(args: argparse.Namespace) -> None:
     """Print what a data folder holds."""
-    from unetlib.patients import check
+    from unetlib.check import check
 
     report = check(args.data, args.workers)
     print(report)

@@ -18,7 +18,7 @@ from unetlib.files import digest, read_csv, read_json, sha256, write_csv, write_
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
-from unetlib.patients import Case, find_cases, read_case
+from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.split import Split
 
@@ -42,10 +42,10 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     """
     about = read_json(run / "recipe.json")
     root = data or Path(about["data"])
-    cases, note = _choose_cases(root, Split.load(run / "split.json"), split, data is not None)
+    cohort, cases, note = _choose_cases(root, Split.load(run / "split.json"), split, data is not None)
     predictor = Predictor.open(run, device)
     weights = sha256(run / BEST)
-    keys = {case.id: digest([weights, _stamp(case)])[:16] for case in cases}
+    keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
     folder = run / "evaluation"
     if data is not None or split not in (None, "test"):
         folder = folder / "-".join(name for name in (data.name if data else "", split or "") if name)
@@ -81,8 +81,8 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     return read_json(folder / "summary.json")
 
 
-def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[list[Case], str]:
-    """Return the cases to score, and a sentence on how they were chosen."""
+def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
+    """Return the cohort, the cases of it to score, and a sentence on how they were chosen."""
     if not root.exists():
         raise UnetlibError(f"{root}, where the patients were, does not exist any more. Name their folder with --data.")
     cohort = find_cases(root)
@@ -102,12 +102,7 @@ def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tu
             f"{root}: none of its {len(cohort.cases)} cases is to be scored (split: {part or 'unseen patients'}). "
             "Name another folder with --data or another part with --split."
         )
-    return chosen, note
-
-
-def _stamp(case: Case) -> list[Any]:
-    paths = (*case.images["flair"].paths, *(case.seg.paths if case.seg else ()))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return cohort, chosen, note
 
 
 def _score_case(predictor: Predictor, case: Case) -> dict[str, Any]:

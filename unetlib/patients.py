@@ -7,27 +7,19 @@ left out by name, with a sentence that says why.
 
 import os
 import re
-import shutil
-import tarfile
-import textwrap
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
-from unetlib.errors import UnetlibError
-from unetlib.files import read_json, write_json
-from unetlib.jobs import progress, run_jobs
-from unetlib.volumes import Source, Volume, read_shape, read_volume
+from unetlib.archive import open_data
+from unetlib.errors import UnetlibError, counted, first_of
+from unetlib.volumes import Source, Volume, read_volume
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 MASK, STACK, TEST = "seg", "stack", "test"  # a mask; a file with a channel per modality; an image without a mask
-MARKER = ".unetlib-archive.json"  # in an extracted folder: which archive it was made from
 
 
 @dataclass(frozen=True)
@@ -116,6 +108,15 @@ class Case:
     layout: str
     images: dict[str, Source]
     seg: Source | None
+
+    def files(self, modality: str = "flair") -> tuple[Path, ...]:
+        """Return the files of one modality and of the mask."""
+        return (*self.images[modality].paths, *(self.seg.paths if self.seg else ()))
+
+    def stamp(self, root: Path) -> list[list[str | int]]:
+        """Return name (below `root`), size and time of change of these files: equal stamps spare reading them."""
+        stats = [(path.relative_to(root).as_posix(), path.stat()) for path in self.files()]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 @dataclass(frozen=True)
@@ -277,10 +278,10 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
 def _nothing_found(root: Path, scan: _Scan) -> str:
     files = [*scan.files, *scan.segms]
     found = (
-        f"{_count(len(files), 'other file')}, for example {files[0].relative_to(root)}" if files else "no file at all"
+        f"{counted(len(files), 'other file')}, for example {files[0].relative_to(root)}" if files else "no file at all"
     )
     if scan.tests:
-        found = f"{_count(scan.tests, 'image')} in imagesTs, without masks, and {found}"
+        found = f"{counted(scan.tests, 'image')} in imagesTs, without masks, and {found}"
     archive = next((path for path in files if path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))), None)
     action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
     expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))
@@ -309,107 +310,13 @@ def _notes(cases: list[Case], scan: _Scan) -> Iterator[str]:
         for modality in MODALITIES:
             lacking = [case.id for case in of_layout if modality not in case.images]
             if lacking and 2 * counts[modality] > len(of_layout):
-                yield f"Without {modality}, which the rest of {layout} has, but usable: {_some(lacking)}."
+                yield f"Without {modality}, which the rest of {layout} has, but usable: {first_of(lacking)}."
         if layout == "TCGA-LGG (Kaggle)":
             yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
     if scan.tests:
-        yield f"{_count(scan.tests, 'image')} in imagesTs, without masks: ignored."
+        yield f"{counted(scan.tests, 'image')} in imagesTs, without masks: ignored."
     if other := [path.name for path in scan.files if path.name.lower().endswith((".nii", ".nii.gz", ".tif", ".tiff"))]:
-        yield f"No layout knows the names of {_count(len(other), 'image')}, ignored: {_some(other, 3)}."
-
-
-def _some(names: list[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def open_data(path: Path) -> Path:
-    """Return the folder of the data: `path` itself, or what a tar archive holds, extracted beside it.
-
-    The images of `<stem>.tar` (.tar.gz, .tgz) go to `<stem>.extracted`, which appears when it is complete
-    and is used again as long as the archive keeps its size and time. Raises `UnetlibError` when `path`
-    is neither, the archive is damaged, or it holds anything but plain files and folders inside itself.
-    """
-    if path.is_dir():
-        return path
-    if not path.exists():
-        raise UnetlibError(f"{path} does not exist. Give the folder, or the .tar archive, that the patients lie in.")
-    target = path.with_name(
-        re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE) + ".extracted"
-    )
-    origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
-    if _origin(target) == origin:
-        return target
-    if target.exists() and not (target / MARKER).exists():
-        raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    try:
-        _extract(path, temporary)
-        write_json(temporary / MARKER, origin)
-        if _origin(target) != origin:  # unless another process was quicker
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise UnetlibError(
-            f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
-            f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def _origin(folder: Path) -> dict[str, object]:
-    try:
-        return read_json(folder / MARKER)
-    except UnetlibError:
-        return {}
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    """Extract the images of a tar archive into a new folder, refusing what could reach outside of it."""
-    if not tarfile.is_tarfile(archive):
-        raise tarfile.ReadError("it is not a tar archive")
-    folder.mkdir()
-    seen = set()
-    total = archive.stat().st_size >> 20
-    with open(archive, "rb") as raw, tarfile.open(fileobj=raw) as tar, progress(total, "extracting", "MB") as bar:
-        for member in tar:
-            _refuse_hostile(archive, member)
-            name = str(PurePosixPath(member.name)).lower()  # ./a is a, and A is a on Windows and macOS
-            if member.isfile() and name.endswith((".nii", ".nii.gz", ".tif", ".tiff")):
-                if name in seen:  # the second would overwrite the first
-                    raise UnetlibError(f"{archive} holds {member.name!r} twice. Make the archive again.")
-                seen.add(name)
-                tar.extract(member, folder, filter="data")
-            bar.update((raw.tell() >> 20) - bar.n)
-        _require_end(tar)
-
-
-def _require_end(tar: tarfile.TarFile) -> None:
-    """Raise when an archive just stops: `tarfile` takes that for its end, and never reads gzip's last checksum."""
-    stream = tar.fileobj
-    assert stream is not None
-    stream.seek(tar.offset)
-    if stream.read(512) != bytes(512):
-        raise tarfile.ReadError("its end is missing")
-    while stream.read(1 << 20):
-        pass
-
-
-def _refuse_hostile(archive: Path, member: tarfile.TarInfo) -> None:
-    what = ""
-    if not (member.isfile() or member.isdir()):
-        what = "a link or a device"
-    elif member.name.startswith(("/", "\\")) or PureWindowsPath(member.name).drive:
-        what = "an absolute path"
-    elif ".." in re.split(r"[\\/]", member.name):
-        what = "a path with '..'"
-    if what:
-        raise UnetlibError(
-            f"{archive} was refused: its member {member.name!r} is {what}, which could write or read outside of the "
-            "data folder. Get the archive from its publisher, or extract it yourself and give the folder."
-        )
+        yield f"No layout knows the names of {counted(len(other), 'image')}, ignored: {first_of(other, 3)}."
 
 
 def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
@@ -460,143 +367,6 @@ def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
     if set(values) <= {0, 255}:
         advice = "It looks like an 8-bit 0/255 mask: divide it by 255."
     raise UnetlibError(
-        f"{case.seg} holds the labels {_some([f'{value:g}' for value in strange], 5)}; "
+        f"{case.seg} holds the labels {first_of([f'{value:g}' for value in strange], 5)}; "
         f"{case.layout} has {', '.join(map(str, allowed))} only. {advice}"
     )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What reading one case showed; `share` is the part of the voxels that is tumour."""
-
-    labels: frozenset[int]
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    share: float
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What reading every case of a cohort showed; as a string, what `unetlib check` prints.
-
-    `findings`: id -> what was found in a case that can be read. `left_out`: id -> the sentence why not,
-    by file names or by content.
-    """
-
-    cohort: Cohort
-    findings: dict[str, Finding]
-    left_out: dict[str, str]
-
-    @property
-    def labels(self) -> dict[str, frozenset[int]]:
-        """The labels in the mask of each usable case, by id."""
-        return {id: finding.labels for id, finding in self.findings.items()}
-
-    @property
-    def usable(self) -> tuple[Case, ...]:
-        """The cases that can be read."""
-        return tuple(case for case in self.cohort.cases if case.id in self.findings)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should read, though nothing is left out for it."""
-        found = [note for finding in self.findings.values() for note in finding.notes]
-        modern = [case.id for case in self.usable if case.layout == "BraTS 2023/2024" and 4 in self.labels[case.id]]
-        if modern:
-            found.append(
-                f"Label 4 is in {len(modern)} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
-                "which the rule label > 0 counts as tumour."
-            )
-        return (*self.cohort.notes, *found)
-
-    def __str__(self) -> str:
-        lines = [_line("Data", str(self.cohort.root))]
-        if self.findings:
-            lines += [_line(*row) for row in self._rows()]
-        lines += [_line("Note", note) for note in self.notes]
-        lines += [_line("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
-        return "\n".join([*lines, f"{len(self.findings)} of {len(self.findings) + len(self.left_out)} cases usable."])
-
-    def _rows(self) -> Iterator[tuple[str, str]]:
-        cases, findings = self.usable, self.findings.values()
-        for layout, count in sorted(Counter(case.layout for case in cases).items()):
-            patients = {case.patient for case in cases if case.layout == layout}
-            yield "Layout", f"{layout}: {_count(count, 'case')} of {_count(len(patients), 'patient')}"
-        images = Counter(modality for case in cases for modality in case.images)
-        yield (
-            "Images",
-            ", ".join(f"{modality} {images[modality]}" for modality in MODALITIES if images[modality])
-            + f", mask {len(cases)}",
-        )
-        yield "Shape", f"{_ranges([finding.shape for finding in findings])} voxels"
-        yield "Voxel", f"{_ranges([finding.spacing for finding in findings])} mm"
-        labels = Counter(label for finding in findings for label in finding.labels if label)
-        yield "Labels", ", ".join(f"{label} ({_count(n, 'case')})" for label, n in sorted(labels.items())) or "none"
-        shares = [100 * finding.share for finding in findings]
-        yield "Tumour", f"{np.mean(shares):.2f} % of the voxels of a case ({min(shares):.2f} to {max(shares):.2f} %)"
-        empty = sorted(id for id, finding in self.findings.items() if not finding.share)
-        yield "No tumour", f"{_count(len(empty), 'case')}{': ' * bool(empty)}{_some(empty)}"
-
-
-def _line(title: str, text: str) -> str:
-    wrap: Callable[..., str] = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
-    return wrap(text, initial_indent=f"{title:11}", subsequent_indent=" " * 11)
-
-
-def _count(number: int, unit: str) -> str:
-    return f"{number} {unit}{'s' * (number != 1)}"
-
-
-def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
-    """Return e.g. "240 x 240 x 20-155": the least and the greatest along each axis."""
-    axes = [sorted({round(value, 3) for value in axis}) for axis in zip(*rows, strict=True)]
-    return " x ".join(f"{axis[0]:g}" if len(axis) == 1 else f"{axis[0]:g}-{axis[-1]:g}" for axis in axes)
-
-
-def check(data: Path, workers: int | None = None) -> Report:
-    """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
-
-    `workers` is the number of processes. A case that cannot be read is listed in the report; raises
-    `UnetlibError` when there is no case at all, as `find_cases` does.
-    """
-    cohort = find_cases(data)
-    findings, left_out = {}, dict(cohort.left_out)
-    try:
-        for case, result in run_jobs(_inspect, cohort.cases, "checking", "case", workers):
-            if isinstance(result, Finding):
-                findings[case.id] = result
-            else:
-                left_out[case.id] = result
-    except BrokenExecutor as error:
-        raise UnetlibError(
-            f"A worker process ended while checking {data}. Use fewer workers: memory ran out."
-        ) from error
-    return Report(cohort, dict(sorted(findings.items())), left_out)
-
-
-def _inspect(case: Case) -> Finding | str:
-    """Return what reading a case showed, or the sentence why it cannot be read."""
-    try:
-        image, mask, labels = _read(case, "flair")
-        notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
-        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes)
-    except UnetlibError as error:
-        return str(error)
-    except Exception as error:  # one strange file must not end the check of a thousand
-        return f"it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
-
-
-def _compare(case: Case, modality: str, flair: Volume) -> str:
-    """Return what is wrong with the header of another modality, in a sentence; empty when nothing is."""
-    source = case.images[modality]
-    if source.paths == case.images["flair"].paths:
-        return ""
-    try:
-        shape = read_shape(source)
-    except UnetlibError as error:
-        return f"{case.id}: {error} The case is usable without {modality}."
-    expected = flair.header.get_data_shape()
-    if shape == expected:
-        return ""
-    return f"{case.id}: {modality} has shape {shape}, flair {expected}. The case is usable without {modality}."

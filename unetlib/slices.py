@@ -12,7 +12,7 @@ neither grows nor shrinks large tumours, but tumours narrower than a pixel of th
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -183,22 +183,12 @@ class _Job:
     case: Case
     recipe: Recipe
     folder: Path
-    stamp: list[list[Any]] = field(compare=False)
+    stamp: list[list[str | int]]
 
     @property
     def part(self) -> Path:
         key = digest([self.recipe.stage(PREPARE), self.stamp])
         return self.folder / "parts" / f"{self.case.id}-{key[:16]}.npz"
-
-
-def _stamp(case: Case, root: Path) -> list[list[Any]]:
-    """Name, size and time of change of a case's files: equal stamps spare reading them."""
-    stats = [(path, path.stat()) for path in _files(case)]
-    return [[path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-
-
-def _files(case: Case) -> tuple[Path, ...]:
-    return (*case.images["flair"].paths, *(case.seg.paths if case.seg else ()))
 
 
 def _prepare_case(job: _Job) -> str | None:
@@ -217,7 +207,7 @@ def _prepare_case(job: _Job) -> str | None:
             masks=masks.numpy(),
             z=z,
             tumour_voxels=mask.sum((0, 1))[z],
-            sha256=np.array(sha256(*_files(job.case))),
+            sha256=np.array(sha256(*job.case.files())),
         )
     return None
 
@@ -241,7 +231,7 @@ def prepare(
     """
     cohort = find_cases(data)
     _report(cohort.left_out, strict)
-    jobs = [_Job(case, recipe, folder, _stamp(case, cohort.root)) for case in cohort.cases]
+    jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
     if (folder / "prepared.json").exists() and not rebuild:
         _refuse_changes(read_json(folder / "prepared.json"), jobs, recipe, folder)
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
@@ -299,11 +289,11 @@ def _refuse_changes(about: dict[str, Any], jobs: list[_Job], recipe: Recipe, fol
         )
 
 
-def _same_files(job: _Job, stamp: list[list[Any]], case: dict[str, Any] | None) -> bool:
+def _same_files(job: _Job, stamp: list[list[str | int]], case: dict[str, Any] | None) -> bool:
     """A copied file has a new time of change; then its content decides."""
     if job.stamp == stamp:
         return True
-    return case is not None and sha256(*_files(job.case)) == case["sha256"]
+    return case is not None and sha256(*job.case.files()) == case["sha256"]
 
 
 def _get_split(folder: Path, patients: set[str], recipe: Recipe) -> Split:
