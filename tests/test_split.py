@@ -164,6 +164,7 @@ def test_a_patient_who_is_listed_twice_is_refused_by_name(parts):
         Split(("a", "b"), ("d",), ("e", "f", "c")),  # one moved
         Split(("a", "b", "d"), ("c",), ("e", "f")),  # two swapped
         Split(("a", "b", "c"), ("e", "f"), ("d",)),  # parts swapped
+        Split(("a", "b"), ("c", "d"), ("e", "f")),  # a border moved
         Split(("a", "b", "C"), ("d",), ("e", "f")),  # one renamed
         Split(("a", "b"), ("d",), ("e", "f")),  # one left out
         Split(("a", "b", "c", "g"), ("d",), ("e", "f")),  # one added

@@ -202,28 +202,30 @@ def results_table(summary: dict[str, Any]) -> str:
         f"{summary['tumour_slices']} of them with tumour; best model of epoch {summary['epoch']}"
     )
     lines = [head, *([summary["note"]] if summary["note"] else []), ""]
-    lines.append(f"{'grid':7}{'slices':8}{'aggregation':13}" + "".join(f"{name:>12}" for name in METRICS))
+    width = {name: max(8, len(name) + 2) for name in METRICS}
+    columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
+    lines.append(f"{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
     for entry in summary["figures"]:
-        interval = entry.get("dice_interval")
         published = (entry["grid"], entry["slices"], entry["aggregation"]) == ("model", "tumour", "pooled")
         remark = "  <- the published figure" if published else ""
-        if interval:
-            remark = f"  Dice 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-        numbers = "".join(f"{entry[name]:>12.4f}" for name in METRICS)
-        lines.append(f"{entry['grid']:7}{entry['slices']:8}{entry['aggregation']:13}{numbers}{remark}")
+        if interval := entry.get("dice_interval"):
+            remark = f"  {interval[0]:.4f} to {interval[1]:.4f}"
+        numbers = "".join(f"{entry[name]:>{width[name]}.4f}" for name in METRICS)
+        lines.append(f"{entry['grid']:7}{entry['slices']:7}{entry['aggregation']:12}{numbers}{remark}")
     surface = summary["surface"]
     distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} mm"
+    decided = [
+        f"{entry['zero_by_zero']['dice']} ({entry['grid']} grid, {entry['slices']} slices)"
+        for entry in summary["figures"]
+        if entry["aggregation"] == "per slice"
+    ]
     lines += [
         "",
-        f"surfaces (native grid, all slices, mean over patients): HD95 {distance} over {surface['hd95_patients']} "
-        f"patients, undefined for {surface['hd95_undefined']} (one mask empty); "
-        f"surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}",
-        "0/0 is 1 where there is no error and 0 otherwise. Slices whose Dice it decided: "
-        + ", ".join(
-            f"{entry['zero_by_zero']['dice']} ({entry['grid']} grid, {entry['slices']} slices)"
-            for entry in summary["figures"]
-            if entry["aggregation"] == "per slice"
-        ),
+        "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
+        f"HD95 {distance} over {surface['hd95_patients']} patients, undefined for {surface['hd95_undefined']} "
+        f"(one mask empty); surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}.",
+        "0/0 counts as 1 where there is no error and as 0 otherwise. It decided the Dice of this many slices:",
+        ", ".join(decided) + ".",
         "For research and education, never for clinical use.",
     ]
     return "\n".join(lines)
