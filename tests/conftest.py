@@ -7,8 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unetlib.prepare import prepare
 from unetlib.recipe import Recipe
-from unetlib.slices import prepare
 from unetlib.training import train
 
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")

@@ -145,6 +145,13 @@ def test_a_missing_mask_and_a_truncated_file(data, tmp_path, capsys):
     assert "BraTS2021_00002: " in report
 
 
+def test_a_folder_in_which_nothing_can_be_used_fails(data, capsys):
+    for path in data.glob("*/*_seg.nii.gz"):
+        path.unlink()
+    assert "10 cases" in fails(capsys, "check", data, "--workers", 1)
+    assert "0 usable patient" in fails(capsys, "prepare", data, data / "p")
+
+
 def test_too_few_patients_and_no_tumour(tmp_path, capsys):
     for index in range(2):
         write_patient(tmp_path / "two", index)

@@ -15,7 +15,8 @@ from unetlib.evaluation import evaluate, read_patients, results_table
 from unetlib.files import read_csv, read_json
 from unetlib.metrics import METRICS
 from unetlib.patients import find_cases, read_case
-from unetlib.slices import Prepared, image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.prepare import Prepared
+from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.split import Split
 
 

@@ -12,8 +12,9 @@ from unetlib import metrics
 from unetlib.evaluation import evaluate
 from unetlib.inference import predict
 from unetlib.patients import find_cases, read_case
+from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
-from unetlib.slices import Prepared, mask_to_slices, prepare, slices_to_volume
+from unetlib.slices import mask_to_slices, slices_to_volume
 from unetlib.training import train
 
 pytestmark = pytest.mark.real

@@ -17,8 +17,8 @@ from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
 from unetlib.errors import UnetlibError
 from unetlib.files import read_csv, read_json
 from unetlib.metrics import count, dice
+from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
-from unetlib.slices import Prepared, prepare
 from unetlib.training import Trainer, recipe_of, train
 
 FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unetlib import __version__
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 from unetlib.recipe import PREPARE, TRAIN, TYPES, Recipe
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
@@ -23,8 +23,11 @@ def check(args: argparse.Namespace) -> None:
 
     report = check(args.data, args.workers)
     print(report)
-    if args.strict and report.left_out:
-        raise UnetlibError(f"{len(report.left_out)} case(s) cannot be used, and --strict was given.")
+    if report.left_out and (args.strict or not report.findings):
+        raise UnetlibError(
+            f"{counted(len(report.left_out), 'case')} of {args.data} cannot be used, for the reasons above"
+            + (", and --strict was given." if report.findings else "; nothing is left to work with.")
+        )
 
 
 def phantom(args: argparse.Namespace) -> None:
@@ -37,7 +40,7 @@ def phantom(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
-    from unetlib.slices import prepare
+    from unetlib.prepare import prepare
 
     recipe = Recipe.published.but(**_given(args, PREPARE))
     print(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild))

@@ -12,7 +12,7 @@ from unetlib.jobs import say
 from unetlib.patients import find_cases
 from unetlib.phantom import make_cohort
 from unetlib.plots import case_figure, make_figures, save
-from unetlib.slices import prepare
+from unetlib.prepare import prepare
 from unetlib.training import recipe_of, train
 
 PATIENTS, WIDTH, EPOCHS = 24, 16, 6  # fits into 10 minutes of two old cores; the recipe has width 32, 10 epochs

@@ -48,7 +48,7 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
     folder = run / "evaluation"
     if data is not None or split not in (None, "test"):
-        folder = folder / "-".join(name for name in (data.name if data else "", split or "") if name)
+        folder = folder / "-".join(name for name in (data.resolve().name if data else "", split or "") if name)
     if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
         say(f"{folder} is done already, for these weights and patients: reused.")
         return read_json(folder / "summary.json")

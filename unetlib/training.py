@@ -23,8 +23,8 @@ from unetlib.errors import UnetlibError
 from unetlib.files import read_json, write_csv, write_json
 from unetlib.jobs import progress, say
 from unetlib.losses import get_loss
+from unetlib.prepare import Prepared
 from unetlib.recipe import Recipe, changed
-from unetlib.slices import Prepared
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 VALIDATION_BATCH = 32

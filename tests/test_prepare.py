@@ -1,0 +1,203 @@
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import LPS, SMALL, write_patient
+from unetlib import prepare as preparing
+from unetlib.errors import UnetlibError
+from unetlib.files import read_csv
+from unetlib.prepare import Prepared, prepare
+from unetlib.slices import image_to_slices, mask_to_slices
+from unetlib.split import Split
+
+
+def test_prepared_slices_are_those_of_the_files(cohort, prepared):
+    data = Prepared.open(prepared)
+    rows = read_csv(prepared / "slices.csv")
+    assert [int(row["index"]) for row in rows] == list(range(len(data.images)))
+    for row in rows:
+        folder = cohort / row["case"]
+        image = np.asarray(nib.load(folder / f"{row['case']}_flair.nii.gz").dataobj)
+        mask = np.asarray(nib.load(folder / f"{row['case']}_seg.nii.gz").dataobj) > 0
+        z, index = int(row["z"]), int(row["index"])
+        assert mask[:, :, z].sum() == int(row["tumour_voxels"]) > 0
+        expected = image_to_slices(image, SMALL)[z].numpy()
+        np.testing.assert_allclose(data.images[index], expected, atol=5e-4)  # float16
+        np.testing.assert_array_equal(data.masks[index], mask_to_slices(mask, SMALL)[z].numpy())
+        assert data.masks[index].sum() == int(row["tumour_pixels"])
+
+
+def test_only_tumour_slices_are_kept_and_all_of_them(cohort, prepared):
+    number = sum(int(np.asarray(nib.load(p).dataobj).any((0, 1)).sum()) for p in cohort.glob("*/*_seg.nii.gz"))
+    assert len(Prepared.open(prepared).images) == number
+
+
+def test_parts_share_no_patient_and_cover_every_slice(prepared):
+    data = Prepared.open(prepared)
+    parts = [data.indices(part) for part in ("train", "val", "test")]
+    assert sorted(np.concatenate(parts)) == list(range(len(data.images)))
+    patient = [row["patient"] for row in read_csv(prepared / "slices.csv")]
+    train, val, test = ({patient[i] for i in part} for part in parts)
+    assert not train & val
+    assert not (train | val) & test
+    assert train == set(data.split.train)
+
+
+def test_slices_are_memory_mapped_and_batches_are_float32(prepared):
+    data = Prepared.open(prepared)
+    assert isinstance(data.images, np.memmap)
+    images, masks = data.batch(np.array([3, 0]))
+    assert images.dtype == masks.dtype == torch.float32
+    np.testing.assert_array_equal(images[1].numpy(), data.images[0])
+    np.testing.assert_array_equal(masks[0].numpy(), data.masks[3])
+
+
+def test_the_number_of_processes_changes_nothing(cohort, prepared, tmp_path):
+    prepare(cohort, tmp_path / "two", SMALL, workers=2)
+    for name in ("images.npy", "masks.npy", "slices.csv", "split.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (prepared / name).read_bytes()
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPI", "PIR", "SLA", "IAR"])
+def test_a_volume_stored_in_another_orientation_gives_the_same_slices(cohort, prepared, tmp_path, axes):
+    for path in sorted(cohort.glob("*/*.nii.gz")):
+        image = nib.load(path)
+        turn = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
+        )
+        (tmp_path / "turned" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        nib.save(image.as_reoriented(turn), tmp_path / "turned" / path.parent.name / path.name)
+    prepare(tmp_path / "turned", tmp_path / "prepared", SMALL, workers=1)
+    for name in ("images.npy", "masks.npy", "slices.csv"):
+        assert (tmp_path / "prepared" / name).read_bytes() == (prepared / name).read_bytes()
+
+
+def test_a_finished_folder_is_reused_without_reading_a_volume(cohort, prepared, monkeypatch):
+    monkeypatch.setattr(preparing, "read_case", None)  # calling it would fail
+    before = (prepared / "images.npy").stat().st_mtime_ns
+    prepare(cohort, prepared, SMALL, workers=1)
+    assert (prepared / "images.npy").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, tmp_path, monkeypatch):
+    read, seen = preparing.read_case, []
+
+    def stop_at_the_sixth(case):
+        seen.append(case.id)
+        if len(seen) == 6:
+            raise KeyboardInterrupt
+        return read(case)
+
+    monkeypatch.setattr(preparing, "read_case", stop_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert not (tmp_path / "p" / "prepared.json").exists()
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert len(seen) == 6 + 5  # the five that were done are not read again
+    assert (tmp_path / "p" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
+    assert not (tmp_path / "p" / "parts").exists()
+
+
+def test_an_unfinished_folder_never_mixes_two_recipes(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "_merge", None)  # killed after the last part
+    with pytest.raises(TypeError):
+        prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    monkeypatch.undo()
+    again = prepare(cohort, tmp_path / "p", SMALL.but(normalise="minmax-volume"), workers=1)
+    fresh = prepare(cohort, tmp_path / "fresh", SMALL.but(normalise="minmax-volume"), workers=1)
+    np.testing.assert_array_equal(again.images, fresh.images)
+
+
+def test_another_recipe_is_refused_by_name_and_rebuilt_on_request(cohort, tmp_path):
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    with pytest.raises(UnetlibError, match=r"another recipe \(image_size: 32 -> 48\).*--rebuild"):
+        prepare(cohort, tmp_path / "p", SMALL.but(image_size=48), workers=1)
+    assert prepare(cohort, tmp_path / "p", SMALL.but(image_size=48), workers=1, rebuild=True).images.shape[2] == 48
+
+
+def test_changed_data_are_refused_by_name_but_a_plain_copy_is_not(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    for path in (tmp_path / "data").glob("*/*.nii.gz"):
+        path.touch()  # a copy has new times
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    name = write_patient(tmp_path / "data", 3, shape=(40, 48, 7))
+    with pytest.raises(UnetlibError, match=rf"other data: 1 case added.*\({name}\)"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    shutil.rmtree(tmp_path / "data" / name)
+    with pytest.raises(UnetlibError, match=f"added, removed or changed.*{name}"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+
+
+def test_one_bad_patient_is_named_left_out_and_counted_and_strict_stops(cohort, tmp_path, capsys):
+    shutil.copytree(cohort, tmp_path / "data")
+    victim = tmp_path / "data" / "BraTS2021_00004" / "BraTS2021_00004_flair.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:1000])
+    data = prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=2)
+    assert "left out BraTS2021_00004" in capsys.readouterr().out
+    assert "left out: 1 (BraTS2021_00004)" in str(data)
+    assert "BraTS2021_00004" not in data.about["cases"]
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)  # reused, though one case was unusable
+    with pytest.raises(UnetlibError, match=r"BraTS2021_00004.*--strict"):
+        prepare(tmp_path / "data", tmp_path / "q", SMALL, workers=1, strict=True)
+
+
+def test_no_tumour_anywhere_and_too_few_patients_are_sentences(tmp_path):
+    for index in range(2):
+        write_patient(tmp_path / "data", index)
+    with pytest.raises(UnetlibError, match="2 usable patient"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    write_patient(tmp_path / "data", 2)
+    for path in (tmp_path / "data").glob("*/*_seg.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros((40, 48, 6), np.uint8), LPS), path)
+    with pytest.raises(UnetlibError, match="no tumour anywhere in 3 case"):
+        prepare(tmp_path / "data", tmp_path / "q", SMALL.but(slices="all"), workers=1)
+    assert not (tmp_path / "q" / "prepared.json").exists()
+
+
+def test_time_points_of_one_patient_stay_on_one_side(tmp_path):
+    source = tmp_path / "source"
+    for index in range(8):
+        name = write_patient(source, index)
+        for time_point in (100, 101):
+            case = f"BraTS-GLI-{index:05d}-{time_point}"
+            (tmp_path / "data" / case).mkdir(parents=True)
+            for kind, word in (("flair", "t2f"), ("seg", "seg")):
+                target = tmp_path / "data" / case / f"{case}-{word}.nii.gz"
+                image = nib.load(source / name / f"{name}_{kind}.nii.gz")
+                voxels = np.minimum(np.asarray(image.dataobj), 3) if kind == "seg" else np.asarray(image.dataobj)
+                nib.save(nib.Nifti1Image(voxels, image.affine), target)
+    data = prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    assert len(data.about["cases"]) == 16
+    assert len(data.split.train + data.split.val + data.split.test) == 8
+
+
+def test_a_split_that_lies_in_the_folder_is_reused_or_refused(cohort, prepared, tmp_path):
+    split = Prepared.open(prepared).split
+    own = Split(train=split.train, val=split.test, test=split.val)
+    own.save(tmp_path / "p" / "split.json")
+    assert prepare(cohort, tmp_path / "p", SMALL, workers=1).split == own
+    Split(("a",), ("b",), ("c",)).save(tmp_path / "q" / "split.json")
+    with pytest.raises(UnetlibError, match="does not fit the data: 3 of its patients are missing"):
+        prepare(cohort, tmp_path / "q", SMALL, workers=1)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy", "split.json", "prepared.json"])
+def test_a_damaged_prepared_folder_is_a_sentence(prepared, tmp_path, name):
+    shutil.copytree(prepared, tmp_path / "p")
+    path = tmp_path / "p" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UnetlibError, match=r"prepared\.json|split\.json|is damaged"):
+        Prepared.open(tmp_path / "p")
+
+
+def test_a_prepared_folder_of_another_kind_is_a_sentence(tmp_path):
+    with pytest.raises(UnetlibError, match="not a finished prepared folder"):
+        Prepared.open(tmp_path)
+    (tmp_path / "prepared.json").write_text(json.dumps({"cases": {}}))
+    with pytest.raises(UnetlibError, match="damaged"):
+        Prepared.open(tmp_path)

@@ -1,0 +1,275 @@
+"""Prepare a cohort: read every volume once, keep its slices on disk, train many times.
+
+A prepared folder holds `images.npy` and `masks.npy` (memory-mapped), `slices.csv` (one row a slice,
+for people), `split.json`, and `prepared.json`, which is written last: its presence says that the
+folder is whole.
+"""
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.format import write_array_header_1_0
+from torch import Tensor
+
+from unetlib.errors import UnetlibError, counted, first_of
+from unetlib.files import atomic, digest, read_json, sha256, write_csv, write_json
+from unetlib.jobs import run_jobs, say
+from unetlib.patients import Case, find_cases, read_case
+from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
+from unetlib.split import PARTS, Split, make_split
+
+SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, opened: memory-mapped slices, the split, and where they come from.
+
+    `images`: (N, 1, S, S) float16 in 0..1. `masks`: (N, 1, S, S) uint8, 0 or 1. `about`: the
+    content of `prepared.json`.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    split: Split
+    images: np.ndarray
+    masks: np.ndarray
+
+    @classmethod
+    def open(cls, folder: Path) -> "Prepared":
+        """Open a folder made by `prepare`; raises `UnetlibError` when it is missing, unfinished or damaged."""
+        if not (folder / "prepared.json").is_file():
+            raise UnetlibError(
+                f"{folder} is not a finished prepared folder (it has no prepared.json). "
+                f"Make it, or finish it, with: unetlib prepare DATA {folder}"
+            )
+        about = read_json(folder / "prepared.json")
+        try:
+            images = np.load(folder / "images.npy", mmap_mode="r")
+            masks = np.load(folder / "masks.npy", mmap_mode="r")
+            slices = sum(case["slices"] for case in about["cases"].values())
+            side, _ = about["recipe"]["image_size"], Path(about["data"])
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            raise UnetlibError(
+                f"{folder} is damaged ({error}). Make it again with: unetlib prepare DATA {folder} --rebuild"
+            ) from error
+        if images.shape != masks.shape or images.shape != (slices, 1, side, side):
+            raise UnetlibError(
+                f"{folder}: images {images.shape} and masks {masks.shape} were found, {(slices, 1, side, side)} was "
+                f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
+            )
+        return cls(folder, about, Split.load(folder / "split.json"), images, masks)
+
+    @property
+    def data(self) -> Path:
+        """The folder of patients that it was made from."""
+        return Path(self.about["data"])
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What a run is tied to: the recipe's fields of the stage `prepare`, and hashes of data and split."""
+        shas = {name: case["sha256"] for name, case in self.about["cases"].items()}
+        return {"data": digest(shas), "split": self.split.hash, **self.about["recipe"]}
+
+    def indices(self, part: str) -> np.ndarray:
+        """Return the positions of the slices of one part of the split, in ascending order."""
+        patients, found, start = set(getattr(self.split, part)), [], 0
+        for case in self.about["cases"].values():
+            if case["patient"] in patients:
+                found.append(np.arange(start, start + case["slices"]))
+            start += case["slices"]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return images and masks at these positions, both float32 (N, 1, S, S)."""
+        images, masks = self.images[indices], self.masks[indices]
+        return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(masks.astype(np.float32))
+
+    def __str__(self) -> str:
+        cases = self.about["cases"]
+        patients = {part: len(getattr(self.split, part)) for part in PARTS}
+        slices = {part: len(self.indices(part)) for part in PARTS}
+        lines = [
+            f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
+            f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)",
+            "split by patient: " + ", ".join(f"{part} {patients[part]} ({slices[part]} slices)" for part in PARTS),
+        ]
+        if left_out := self.about["left_out"]:
+            lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to prepare; its part's name changes with the recipe and the files, so a stale part is never used."""
+
+    case: Case
+    recipe: Recipe
+    folder: Path
+    stamp: list[list[str | int]]
+
+    @property
+    def part(self) -> Path:
+        key = digest([self.recipe.stage(PREPARE), self.stamp])
+        return self.folder / "parts" / f"{self.case.id}-{key[:16]}.npz"
+
+
+def _prepare_case(job: _Job) -> str | None:
+    """Write the part of one case; return why it is left out, or `None`."""
+    try:
+        volume, mask, _ = read_case(job.case)
+    except UnetlibError as error:
+        return str(error).removeprefix(f"{job.case.id}: ")
+    z = choose_slices(volume.voxels, mask, job.recipe.slices)
+    images = image_to_slices(volume.voxels, job.recipe)[z]
+    masks = mask_to_slices(mask, job.recipe)[z]
+    with atomic(job.part) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            images=images.numpy().astype(np.float16),
+            masks=masks.numpy(),
+            z=z,
+            tumour_voxels=mask.sum((0, 1))[z],
+            sha256=np.array(sha256(*job.case.files())),
+        )
+    return None
+
+
+def prepare(
+    data: Path,
+    folder: Path,
+    recipe: Recipe = Recipe.published,
+    workers: int | None = None,
+    strict: bool = False,
+    rebuild: bool = False,
+) -> Prepared:
+    """Write the slices of every usable patient in `data` to `folder`, split them, and open the result.
+
+    Works with one volume in memory for each of `workers` processes, shows the time left, and goes
+    on where it was stopped. A finished folder made from the same data and recipe is reused; a
+    change of either is refused by name, unless `rebuild`. A `split.json` that lies in the folder is
+    reused. A patient who cannot be used is named and left out; with `strict` this is an error.
+
+    Raises `UnetlibError` for unusable data, fewer than three patients, or no tumour anywhere.
+    """
+    cohort = find_cases(data)
+    _report(cohort.left_out, strict)
+    jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
+    if (folder / "prepared.json").exists() and not rebuild:
+        prepared = Prepared.open(folder)
+        _refuse_changes(prepared.about, jobs, recipe, folder)
+        shutil.rmtree(folder / "parts", ignore_errors=True)  # where a kill came before the last line below
+        say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
+        return prepared
+    if rebuild:
+        for name in ("prepared.json", "split.json"):
+            (folder / name).unlink(missing_ok=True)
+    todo = [job for job in jobs if not job.part.exists()]
+    if len(todo) < len(jobs):
+        say(f"{folder}: {len(jobs) - len(todo)} of {len(jobs)} cases were prepared before the last stop; going on.")
+    unusable: dict[str, str] = {}
+    for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers):
+        if reason is not None:
+            _report({job.case.id: reason}, strict)
+            unusable[job.case.id] = reason
+    usable = [job for job in jobs if job.case.id not in unusable]
+    split = _get_split(folder, {job.case.patient for job in usable}, recipe)
+    cases = _merge(folder, usable, recipe)
+    split.save(folder / "split.json")
+    about = {
+        "data": str(cohort.root.resolve()),
+        "recipe": recipe.stage(PREPARE),
+        "cases": cases,
+        "left_out": {**cohort.left_out, **unusable},
+        "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
+    }
+    write_json(folder / "prepared.json", about)  # last: its presence says that the folder is whole
+    shutil.rmtree(folder / "parts")
+    return Prepared.open(folder)
+
+
+def _report(left_out: dict[str, str], strict: bool) -> None:
+    for name, reason in left_out.items():
+        if strict:
+            raise UnetlibError(f"{name}: {reason} (--strict stops at the first patient who cannot be used)")
+        say(f"left out {name}: {reason}")
+
+
+def _refuse_changes(about: dict[str, Any], jobs: list[_Job], recipe: Recipe, folder: Path) -> None:
+    """Raise `UnetlibError` when a finished folder was made with another recipe or from other data."""
+    again = f"Choose another folder, or replace it with: unetlib prepare DATA {folder} --rebuild"
+    if differences := changed(about["recipe"], recipe.stage(PREPARE)):
+        raise UnetlibError(f"{folder} was prepared with another recipe ({differences}). {again}")
+    stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about.get("unusable", {})
+    now = {job.case.id: job for job in jobs}
+    differing = [
+        name
+        for name in sorted(stamps.keys() | now.keys())
+        if name not in now or name not in stamps or not _same_files(now[name], stamps[name], about["cases"].get(name))
+    ]
+    if differing:
+        raise UnetlibError(
+            f"{folder} was prepared from other data: {counted(len(differing), 'case')} added, removed or changed "
+            f"({first_of(differing, 5)}). {again}"
+        )
+
+
+def _same_files(job: _Job, stamp: list[list[str | int]], case: dict[str, Any] | None) -> bool:
+    """A copied file has a new time of change; then its content decides."""
+    if job.stamp == stamp:
+        return True
+    return case is not None and sha256(*job.case.files()) == case["sha256"]
+
+
+def _get_split(folder: Path, patients: set[str], recipe: Recipe) -> Split:
+    path = folder / "split.json"
+    if not path.exists():
+        return make_split(patients, recipe.split_seed, recipe.train_fraction)
+    split = Split.load(path)
+    planned = {patient for part in PARTS for patient in getattr(split, part)}
+    if planned != patients:
+        raise UnetlibError(
+            f"{path} does not fit the data: {len(planned - patients)} of its patients are missing and "
+            f"{len(patients - planned)} patients are not in it. Delete it to draw a new split."
+        )
+    say(f"{path} exists: the split is reused.")
+    return split
+
+
+def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Write all parts into two arrays and one table; return what is known of each case."""
+    cases: dict[str, dict[str, Any]] = {}
+    rows: list[list[Any]] = []
+    for job in jobs:
+        with np.load(job.part) as part:
+            pixels = part["masks"].sum((1, 2, 3))
+            for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
+                rows.append([len(rows), job.case.id, job.case.patient, int(z), int(voxels), int(inside)])
+            cases[job.case.id] = {
+                "patient": job.case.patient,
+                "slices": len(part["z"]),
+                "sha256": str(part["sha256"]),
+                "stamp": job.stamp,
+            }
+    if not any(row[4] for row in rows):
+        raise UnetlibError(
+            f"no tumour anywhere in {counted(len(jobs), 'case')}: every mask is empty, so there is nothing to learn. "
+            "Check that the masks belong to the images."
+        )
+    shape = (len(rows), 1, recipe.image_size, recipe.image_size)
+    for name, dtype in (("images", np.float16), ("masks", np.uint8)):
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        # Written, not memory-mapped: a full disk then raises an error, where a mapped page would kill the process.
+        with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            write_array_header_1_0(file, header)
+            for job in jobs:
+                with np.load(job.part) as part:
+                    file.write(part[name].tobytes())
+    write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
+    return cases
