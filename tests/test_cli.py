@@ -197,10 +197,11 @@ def test_a_full_disk_while_preparing(data, tmp_path, capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--width", "0"], "width is 0"),
+        (["--width", "100000"], "up to 512"),
         (["--loss", "hinge"], "no loss named 'hinge'"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--device", "abacus"], "no device 'abacus'"),
-        (["--depth", "9"], "9 halvings"),
+        (["--depth", "7"], "7 halvings"),
     ],
 )
 def test_flags_out_of_range(prepared, tmp_path, capsys, flags, words):

@@ -148,7 +148,7 @@ def test_other_parts_and_other_data_go_to_folders_of_their_own(evaluated, cohort
         write_patient(tmp_path / "hospital", index)
     other = evaluate(tmp_path / "run", data=tmp_path / "hospital", device="cpu")
     assert (other["split"], other["patients"]) == ("unseen", 2)
-    assert read_json(tmp_path / "run" / "evaluation" / "hospital" / "summary.json") == other
+    assert read_json(tmp_path / "run" / "evaluation" / "data-hospital" / "summary.json") == other
     assert (tmp_path / "run" / "evaluation" / "summary.json").read_bytes() == before
     everyone = evaluate(tmp_path / "run", split="all", device="cpu")
     assert everyone["patients"] == 10
@@ -161,9 +161,53 @@ def test_patients_of_the_training_are_left_out_of_other_data_unless_asked_for(ev
     split = Split.load(run / "split.json")
     summary = evaluate(tmp_path / "run", data=tmp_path / "copy", device="cpu")
     assert summary["patients"] == len(split.test)
-    assert f"{len(split.train) + len(split.val)} cases" in summary["note"]
+    assert f"Left out: {len(split.train) + len(split.val)} cases" in summary["note"]
     asked = evaluate(tmp_path / "run", data=tmp_path / "copy", split="train", device="cpu")
     assert asked["patients"] == len(split.train)
+
+
+def test_a_test_patient_who_is_gone_is_an_error_not_a_smaller_test_set(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    shutil.copytree(cohort, tmp_path / "data")
+    gone = Split.load(tmp_path / "run" / "split.json").test[0]
+    shutil.rmtree(tmp_path / "data" / gone)
+    about = read_json(tmp_path / "run" / "recipe.json")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
+    with pytest.raises(UnetlibError, match=rf"lacks 1 patient of the split.*{gone}"):
+        evaluate(tmp_path / "run", device="cpu")
+
+
+def test_unusable_cases_of_other_data_are_named_and_left_out(evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    for index in (100, 101, 102):
+        write_patient(tmp_path / "hospital", index)
+    (tmp_path / "hospital" / "BraTS2021_00101" / "BraTS2021_00101_seg.nii.gz").unlink()
+    image = tmp_path / "hospital" / "BraTS2021_00102" / "BraTS2021_00102_flair.nii.gz"
+    image.write_bytes(image.read_bytes()[:-500])
+    summary = evaluate(tmp_path / "run", data=tmp_path / "hospital", device="cpu")
+    told = capsys.readouterr().out
+    assert summary["patients"] == 1
+    assert set(summary["left_out"]) == {"BraTS2021_00101", "BraTS2021_00102"}
+    for name in summary["left_out"]:
+        assert f"left out {name}: " in told
+        assert name in results_table(summary)
+
+
+def test_two_folders_of_one_name_do_not_overwrite_one_another(evaluated, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    for town in ("a", "b"):
+        write_patient(tmp_path / town / "hospital", 100)
+    evaluate(tmp_path / "run", data=tmp_path / "a" / "hospital", device="cpu")
+    with pytest.raises(UnetlibError, match="another folder of that name"):
+        evaluate(tmp_path / "run", data=tmp_path / "b" / "hospital", device="cpu")
+
+
+@pytest.mark.parametrize("content", [{}, {"recipe": {"width": 0}, "prepared": {}, "data": "x"}])
+def test_a_damaged_recipe_of_a_run_is_a_sentence(evaluated, tmp_path, content):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(content))
+    with pytest.raises(UnetlibError, match=r"recipe\.json"):
+        evaluate(tmp_path / "run", device="cpu")
 
 
 def test_an_empty_prediction_is_counted_not_averaged_into_hd95(evaluated, tmp_path):

@@ -1,9 +1,13 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import write_patient
 from unetlib import inference
+from unetlib.checkpoint import BEST
 from unetlib.errors import UnetlibError
 from unetlib.inference import Predictor, predict
 from unetlib.volumes import Source, Volume, read_volume
@@ -147,6 +151,35 @@ def test_two_images_of_one_name_are_refused_before_anything_is_written(trained, 
     with pytest.raises(UnetlibError, match="several images are named"):
         predict(trained, [image, twin], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_exists_is_not_overwritten_unasked(trained, image, tmp_path):
+    expert = tmp_path / "out" / image.name.replace(".nii.gz", "_mask.nii.gz")
+    expert.parent.mkdir()
+    expert.write_bytes(b"days of work")
+    with pytest.raises(UnetlibError, match="exists already"):
+        predict(trained, [image], tmp_path / "out", device="cpu")
+    assert expert.read_bytes() == b"days of work"
+    predict(trained, [image], tmp_path / "out", overwrite=True, device="cpu")
+    assert nib.load(expert).shape == nib.load(image).shape
+
+
+def test_a_later_image_that_cannot_be_read_stops_before_the_first_is_predicted(trained, image, tmp_path):
+    (tmp_path / "bad.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(UnetlibError, match=r"bad\.nii\.gz"):
+        predict(trained, [image, tmp_path / "bad.nii.gz"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UnetlibError, match="not named"):
+        predict(trained, [tmp_path / "slice.tif"], tmp_path / "out", device="cpu")
+
+
+def test_weights_that_are_not_numbers_give_a_sentence_not_an_empty_mask(trained, image, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    content = torch.load(trained / BEST, weights_only=True)
+    content["model"]["head.bias"] *= float("nan")
+    torch.save(content, tmp_path / "run" / BEST)
+    with pytest.raises(UnetlibError, match="NaN"):
+        predict(tmp_path / "run", [image], tmp_path / "out", device="cpu")
 
 
 def test_missing_and_truncated_files_are_sentences(trained, image, tmp_path):

@@ -537,7 +537,7 @@ def test_a_folder_of_someone_else_is_not_replaced(tmp_path):
 )
 def test_a_file_that_is_no_archive_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnetlibError, match="not a tar archive"):
+    with pytest.raises(UnetlibError, match=r"neither a folder nor a \.tar archive"):
         find_cases(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 1
 

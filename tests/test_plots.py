@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from tests.conftest import write_patient
 from unetlib import plots
 from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import read_csv
+from unetlib.files import read_csv, read_json, write_json
 from unetlib.patients import find_cases, read_case
 
 
@@ -57,7 +58,7 @@ def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, monkeyp
     dices = [float(row["dice"]) for row in ranked]
     assert dices == sorted(dices, reverse=True)
     assert ranked[0]["patient"] in shown[0].title
-    assert ranked[-1]["patient"] in shown[2].title
+    assert ranked[-1]["patient"] in shown[-1].title
 
 
 def test_the_slice_with_most_tumour_is_chosen(cohort):
@@ -75,3 +76,12 @@ def test_a_case_is_shown_with_the_modalities_it_has(cohort):
 def test_a_run_that_was_not_evaluated_is_a_sentence(run):
     with pytest.raises(UnetlibError, match="unetlib evaluate"):
         plots.make_figures(run, device="cpu")
+
+
+def test_a_patient_who_is_gone_is_a_sentence(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated, tmp_path / "run")
+    write_patient(tmp_path / "data", 77)
+    about = read_json(tmp_path / "run" / "recipe.json")
+    write_json(tmp_path / "run" / "recipe.json", about | {"data": str(tmp_path / "data")})
+    with pytest.raises(UnetlibError, match="no longer in"):
+        plots.make_figures(tmp_path / "run", device="cpu")

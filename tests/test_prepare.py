@@ -99,7 +99,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, t
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert len(seen) == 6 + 5  # the five that were done are not read again
     assert (tmp_path / "p" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
-    assert not (tmp_path / "p" / "parts").exists()
+    assert not (tmp_path / "p" / preparing.PARTIAL).exists()
 
 
 def test_an_unfinished_folder_never_mixes_two_recipes(cohort, tmp_path, monkeypatch):
@@ -144,6 +144,53 @@ def test_one_bad_patient_is_named_left_out_and_counted_and_strict_stops(cohort, 
     prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)  # reused, though one case was unusable
     with pytest.raises(UnetlibError, match=r"BraTS2021_00004.*--strict"):
         prepare(tmp_path / "data", tmp_path / "q", SMALL, workers=1, strict=True)
+
+
+def test_strict_holds_for_a_finished_folder_too(cohort, tmp_path, capsys):
+    shutil.copytree(cohort, tmp_path / "data")
+    (tmp_path / "data" / "BraTS2021_00004" / "BraTS2021_00004_flair.nii.gz").write_bytes(b"")
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    capsys.readouterr()
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    assert "left out BraTS2021_00004" in capsys.readouterr().out
+    with pytest.raises(UnetlibError, match="--strict"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1, strict=True)
+
+
+def test_a_link_to_nowhere_is_one_bad_patient(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    image = tmp_path / "data" / "BraTS2021_00004" / "BraTS2021_00004_flair.nii.gz"
+    image.unlink()
+    image.symlink_to(tmp_path / "gone.nii.gz")
+    data = prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    assert "does not exist" in data.about["left_out"]["BraTS2021_00004"]
+
+
+@pytest.mark.parametrize("name", ["parts/thesis.txt", "thesis.txt"])
+def test_a_folder_of_somebody_elses_is_left_alone(cohort, tmp_path, name):
+    (tmp_path / "own" / name).parent.mkdir(parents=True)
+    (tmp_path / "own" / name).write_text("mine")
+    with pytest.raises(UnetlibError, match="is not a prepared folder"):
+        prepare(cohort, tmp_path / "own", SMALL, workers=1)
+    with pytest.raises(UnetlibError, match="is not a prepared folder"):
+        prepare(cohort, cohort, SMALL, workers=1)
+    assert (tmp_path / "own" / name).read_text() == "mine"
+
+
+def test_a_rebuild_that_fails_keeps_the_old_result_and_a_split_of_ones_own(cohort, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "p")
+    shutil.copytree(cohort, tmp_path / "data")
+    split = Prepared.open(prepared).split
+    own = Split(train=split.train, val=split.test, test=split.val)
+    own.save(tmp_path / "p" / "split.json")
+    for path in (tmp_path / "data").glob("*/*_seg.nii.gz"):
+        nib.save(nib.Nifti1Image(np.zeros((40, 48, 6), np.uint8), LPS), path)
+    with pytest.raises(UnetlibError, match="no tumour"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1, rebuild=True)
+    np.testing.assert_array_equal(Prepared.open(tmp_path / "p").images, Prepared.open(prepared).images)
+    again = prepare(cohort, tmp_path / "p", SMALL.but(normalise="minmax-volume"), workers=1, rebuild=True)
+    assert again.split == own
+    assert prepare(cohort, tmp_path / "p", SMALL.but(split_seed=5), workers=1, rebuild=True).split != own
 
 
 def test_no_tumour_anywhere_and_too_few_patients_are_sentences(tmp_path):

@@ -32,16 +32,16 @@ NO_NUMBER = (None, "1", True, False, [1], 1j)
 NO_WHOLE = (*NO_NUMBER, 1.0, NAN, INF)
 NO_SHARE = (*NO_NUMBER, 0, 1, 0.0, 1.0, -0.1, 1.1, NAN, INF, -INF)
 BAD = {
-    "image_size": (*NO_WHOLE, 0, -96),
+    "image_size": (*NO_WHOLE, 0, -96, 1025),
     "slices": (*NO_TEXT, "", "tumor", "TUMOUR"),
     "normalise": (*NO_TEXT, "", "zscore"),
     "train_fraction": NO_SHARE,
     "split_seed": (*NO_WHOLE, -1, 2**32),
-    "width": (*NO_WHOLE, 0, -1),
-    "depth": (*NO_WHOLE, 0, -1),
+    "width": (*NO_WHOLE, 0, -1, 513),
+    "depth": (*NO_WHOLE, 0, -1, 9),
     "loss": NO_TEXT,
     "learning_rate": (*NO_NUMBER, 0, 0.0, -1e-3, NAN, INF, -INF),
-    "batch_size": (*NO_WHOLE, 0, -4),
+    "batch_size": (*NO_WHOLE, 0, -4, 1025),
     "epochs": (*NO_WHOLE, 0, -1),
     "clip_norm": (*NO_NUMBER, 0, 0.0, -1.0, NAN, INF, -INF),
     "augment": (None, 0, 1, "yes", 1.0),
@@ -51,22 +51,22 @@ BAD = {
 }
 PREPARE_FIELDS = {"image_size", "slices", "normalise", "train_fraction", "split_seed"}
 
-positive = st.integers(1, 10**6)
-real = st.floats(0, exclude_min=True, allow_infinity=False, allow_nan=False)
+sides, sizes = st.integers(1, 1024), st.integers(1, 512)
+real = st.floats(0, 100, exclude_min=True)
 share = st.floats(0, 1, exclude_min=True, exclude_max=True)
 good = {
-    "image_size": positive,
+    "image_size": sides,
     "slices": st.sampled_from(["tumour", "brain", "all"]),
     "normalise": st.sampled_from(["minmax-slice", "minmax-volume"]),
     "train_fraction": share,
     "split_seed": st.integers(0, 2**32 - 1),
-    "width": positive,
-    "depth": st.integers(1, 10),
+    "width": sizes,
+    "depth": st.integers(1, 8),
     "loss": st.text(),
-    "learning_rate": real | positive,
-    "batch_size": positive,
-    "epochs": positive,
-    "clip_norm": real | positive,
+    "learning_rate": real | st.integers(1, 100),
+    "batch_size": sides,
+    "epochs": st.integers(1, 100_000),
+    "clip_norm": real | sizes,
     "augment": st.booleans(),
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "seed": st.integers(0, 2**32 - 1),

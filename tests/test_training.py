@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from unetlib.files import read_csv, read_json
 from unetlib.metrics import count, dice
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
+from unetlib.split import Split
 from unetlib.training import Trainer, recipe_of, train
 
 FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
@@ -199,9 +201,27 @@ def test_a_run_refuses_to_go_on_with_other_slices(cohort, run, tmp_path):
 
 def test_a_folder_that_is_no_run_is_left_alone(prepared, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UnetlibError, match="not a run folder"):
+    with pytest.raises(UnetlibError, match=r"holds thesis\.txt and is not a run folder"):
         train(prepared, tmp_path, SMALL, device="cpu")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_a_folder_that_goes_on(prepared, run, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".tmp-recipe.json").touch()  # as a kill leaves it
+    monkeypatch.setattr(Split, "save", None)  # killed after the first file
+    with pytest.raises(TypeError):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    monkeypatch.undo()
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert_same_runs(run, tmp_path / "run")
+
+
+def test_a_best_model_in_the_place_of_the_checkpoint_is_a_sentence(prepared, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copy(run / BEST, tmp_path / "run" / LATEST)
+    with pytest.raises(UnetlibError, match="lacks optimizer, progress"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

@@ -1,6 +1,5 @@
 """Extract a tar archive of MRI safely: nothing is executed, nothing lands outside of its folder."""
 
-import os
 import re
 import shutil
 import tarfile
@@ -33,8 +32,9 @@ def open_data(path: Path) -> Path:
         return target
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    temporary = target.with_name(f".tmp-{target.name}")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
         _extract(path, temporary)
         write_json(temporary / MARKER, origin)
         if _origin(target) != origin:  # unless another process was quicker
@@ -60,7 +60,12 @@ def _origin(folder: Path) -> dict[str, object]:
 def _extract(archive: Path, folder: Path) -> None:
     """Extract the images of a tar archive into a new folder, refusing what could reach outside of it."""
     if not tarfile.is_tarfile(archive):
-        raise tarfile.ReadError("it is not a tar archive")
+        if archive.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+            raise tarfile.ReadError("it is damaged")
+        raise UnetlibError(
+            f"{archive} is neither a folder nor a .tar archive. Unpack a .zip first; give the folder that the patients "
+            "lie in; for a single image use `unetlib predict`."
+        )
     folder.mkdir()
     seen = set()
     total = archive.stat().st_size >> 20

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic
+from unetlib.files import atomic, read_json
 from unetlib.recipe import Recipe
 from unetlib.unet import UNet
 
@@ -33,9 +33,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds on damaged files
-        reason = str(error).strip().split("\n")[0][:150]
         raise UnetlibError(
-            f"{path} is damaged or not a checkpoint ({reason}). Restore it from a copy, or delete it to start over."
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}). "
+            "Restore it from a copy, or delete it to start over."
         ) from error
     if not isinstance(content, dict) or not {"model", "recipe"} <= content.keys():
         raise UnetlibError(f"{path} is not a checkpoint of unetlib: weights with their recipe were expected.")
@@ -63,14 +63,34 @@ def build_model(recipe: Recipe) -> UNet:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def read_run(run: Path) -> dict[str, Any]:
+    """Return the content of a run's `recipe.json`; raises `UnetlibError` when it is missing, damaged or foreign."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise UnetlibError(
+            f"{run} is not a run folder (it has no recipe.json). Train first: unetlib train PREPARED {run}"
+        )
+    about = read_json(path)
+    if missing := {"recipe", "prepared", "data"} - about.keys():
+        raise UnetlibError(f"{path} lacks {', '.join(sorted(missing))}: it was edited or damaged. Restore it.")
+    _recipe(about["recipe"], path)
+    return about
+
+
+def _recipe(fields: Any, path: Path) -> Recipe:
+    try:
+        return Recipe(**fields)
+    except (TypeError, UnetlibError) as error:
+        raise UnetlibError(f"{path}: its recipe is not one of this version of unetlib ({error}).") from error
+
+
 def load_model(run: Path, name: str = BEST) -> tuple[UNet, Recipe, dict[str, Any]]:
     """Return the trained network of a run folder (in evaluation mode), its recipe and the whole checkpoint."""
     path = run / name
     content = load_checkpoint(path)
-    try:
-        recipe = Recipe(**content["recipe"])
-    except (TypeError, UnetlibError) as error:
-        raise UnetlibError(f"{path}: its recipe is not one of this version of unetlib ({error}).") from error
+    if "epoch" not in content:
+        raise UnetlibError(f"{path} does not say its epoch: it is not a {BEST} of unetlib. Restore it from a copy.")
+    recipe = _recipe(content["recipe"], path)
     model = build_model(recipe)
     load_weights(model, content, path)
     return model.eval(), recipe, content

@@ -35,7 +35,7 @@ def phantom(args: argparse.Namespace) -> None:
     from unetlib.phantom import make_cohort
 
     make_cohort(args.out, args.patients, args.seed, args.workers)
-    print(f"{args.out}: {args.patients} synthetic patients. Look at them with: unetlib check {args.out}")
+    print(f"{args.out} holds synthetic patients. Look at what is there with: unetlib check {args.out}")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -53,7 +53,7 @@ def train(args: argparse.Namespace) -> None:
     recipe = recipe_of(args.run).but(**_given(args, TRAIN))
     done = train(args.prepared, args.run, recipe, args.device, args.checkpoint_every, args.max_steps)
     print(
-        f"{args.run}: trained for {done.epoch} epochs in {done.seconds / 60:.1f} minutes; best validation Dice "
+        f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
         f"{done.best_dice:.4f}. Judge it with: unetlib evaluate {args.run}"
     )
 
@@ -69,8 +69,7 @@ def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image."""
     from unetlib.inference import predict
 
-    for path in predict(args.run, args.images, args.out, args.probabilities, args.channel, args.device):
-        print(path)
+    predict(args.run, args.images, args.out, args.probabilities, args.channel, args.overwrite, args.device)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -137,7 +136,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     sub.add_argument("--probabilities", action="store_true", help="write the probability of every voxel, too")
-    sub.add_argument("--channel", type=int, metavar="N", help="which volume of a 4-D image is FLAIR, from 0")
+    sub.add_argument("--channel", type=int, choices=range(8), metavar="N", help="which volume of a 4-D image is FLAIR")
+    sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
     _device(sub)
 
     sub = command(figures, "draw the curves and overlays of an evaluated run")
@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _recipe_flags(parser: argparse.ArgumentParser, stage: str) -> None:
-    group = parser.add_argument_group("recipe (the defaults are the published one)")
+    group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
     for spec in fields(Recipe):
         if spec.metadata["stage"] != stage:
             continue
@@ -171,9 +171,9 @@ def _given(args: argparse.Namespace, stage: str) -> dict[str, Any]:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _workers(parser: argparse.ArgumentParser) -> None:

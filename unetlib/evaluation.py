@@ -6,22 +6,24 @@ meets them), the aggregation (see `unetlib.metrics`), and the metric.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unetlib import metrics
-from unetlib.checkpoint import BEST
-from unetlib.errors import UnetlibError
+from unetlib.checkpoint import BEST, read_run
+from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import digest, read_csv, read_json, sha256, write_csv, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
 from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
-from unetlib.split import Split
+from unetlib.split import PARTS, Split
 
+PARTIAL = ".unetlib-parts"  # what is done of an unfinished evaluation
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -40,25 +42,23 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
 
     Raises `UnetlibError` when the run or the patients cannot be found or read.
     """
-    about = read_json(run / "recipe.json")
-    root = data or Path(about["data"])
+    root = data or Path(read_run(run)["data"])
     cohort, cases, note = _choose_cases(root, Split.load(run / "split.json"), split, data is not None)
     predictor = Predictor.open(run, device)
     weights = sha256(run / BEST)
     keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
-    folder = run / "evaluation"
-    if data is not None or split not in (None, "test"):
-        folder = folder / "-".join(name for name in (data.resolve().name if data else "", split or "") if name)
+    folder = _folder(run, data, split)
     if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
         say(f"{folder} is done already, for these weights and patients: reused.")
         return read_json(folder / "summary.json")
-    parts = {case.id: folder / "parts" / f"{case.id}-{keys[case.id]}.json" for case in cases}
-    todo = [case for case in cases if not parts[case.id].exists()]
-    with progress(len(cases), "evaluate", "case", len(cases) - len(todo)) as bar:
-        for case in todo:
-            write_json(parts[case.id], _score_case(predictor, case))
-            bar.update()
-    scores = [read_json(path) for path in parts.values()]
+    parts = {case.id: folder / PARTIAL / f"{case.id}-{keys[case.id]}.json" for case in cases}
+    left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, parts, strict=data is None)
+    for name, reason in left_out.items():
+        say(f"left out {name}: {reason}")
+    cases = [case for case in cases if case.id not in left_out]
+    if not cases:
+        raise UnetlibError(f"{root}: no case can be scored, for the reasons above.")
+    scores = [read_json(parts[case.id]) for case in cases]
     rows = [row for score in scores for row in score["slices"]]
     patients = _patient_rows(rows, scores)
     summary = {
@@ -66,6 +66,7 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
         "split": split or ("unseen" if data else "test"),
         "data": str(root),
         "note": note,
+        "left_out": left_out,
         "epoch": predictor.checkpoint["epoch"],
         "patients": len({case.patient for case in cases}),
         "cases": len(cases),
@@ -77,32 +78,81 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
     write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
     write_json(folder / "summary.json", summary)
-    shutil.rmtree(folder / "parts")
+    shutil.rmtree(folder / PARTIAL)
     return read_json(folder / "summary.json")
 
 
 def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
     """Return the cohort, the cases of it to score, and a sentence on how they were chosen."""
-    if not root.exists():
-        raise UnetlibError(f"{root}, where the patients were, does not exist any more. Name their folder with --data.")
+    if not root.exists() and not other:
+        raise UnetlibError(
+            f"{root}, where the patients were, does not exist any more. If they moved, change `data` in the "
+            "run's recipe.json; to score others, name their folder with --data."
+        )
     cohort = find_cases(root)
     parts = {case.id: split.part_of(case.patient) for case in cohort.cases}
     if other and part is None:
         chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
         seen = len(cohort.cases) - len(chosen)
-        note = f"{seen} cases of patients whom the run was trained or validated on are left out." if seen else ""
-    elif part == "all":
-        chosen = [case for case in cohort.cases if other or parts[case.id]]
-        note = "Patients whom the run was trained on are among these: the figures flatter."
+        note = (
+            f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on." if seen else ""
+        )
     else:
-        chosen = [case for case in cohort.cases if parts[case.id] == (part or "test")]
-        note = "" if part in (None, "test") else f"These are {part} patients: the figures flatter."
+        wanted = PARTS if part == "all" else (part or "test",)
+        chosen = [case for case in cohort.cases if parts[case.id] in wanted or (other and part == "all")]
+        _require_all(split, wanted, chosen, cohort, other)
+        known = sum(parts[case.id] in ("train", "val") for case in chosen)
+        note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
     if not chosen:
         raise UnetlibError(
             f"{root}: none of its {len(cohort.cases)} cases is to be scored (split: {part or 'unseen patients'}). "
             "Name another folder with --data or another part with --split."
         )
     return cohort, chosen, note
+
+
+def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Path], strict: bool) -> dict[str, str]:
+    """Write the part of every case that has none; return the cases that cannot be read, with the reason.
+
+    With `strict` such a case is an error: without one of a run's own test patients the figures are others.
+    """
+    todo, left_out = [case for case in cases if not parts[case.id].exists()], {}
+    with progress(len(cases), "evaluate", "case", len(cases) - len(todo)) as bar:
+        for case in todo:
+            try:
+                score = _score_case(predictor, case)
+            except UnetlibError as error:
+                if strict:
+                    raise
+                left_out[case.id] = str(error).removeprefix(f"{case.id}: ")
+            else:
+                write_json(parts[case.id], score)
+            bar.update()
+    return left_out
+
+
+def _require_all(split: Split, wanted: Sequence[str], chosen: list[Case], cohort: Cohort, other: bool) -> None:
+    """Raise `UnetlibError` when patients of the run's own split are gone: the figures would be of fewer patients."""
+    planned = {patient for part in wanted for patient in getattr(split, part)}
+    if missing := sorted(planned - {case.patient for case in chosen}):
+        if other:
+            return
+        reasons = "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
+        raise UnetlibError(
+            f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
+            f"({first_of(missing, 5)}). Put them back, or score what is there with --data {cohort.root}.{reasons}"
+        )
+
+
+def _folder(run: Path, data: Path | None, part: str | None) -> Path:
+    """Return where the result goes; raises `UnetlibError` when the result of other data lies there."""
+    folder = run / "evaluation"
+    if data is None:
+        return folder if part in (None, "test") else folder / str(part)
+    folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
+    if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("data") != str(data):
+        raise UnetlibError(f"{folder} holds the result of another folder of that name. Rename it first.")
+    return folder
 
 
 def _score_case(predictor: Predictor, case: Case) -> dict[str, Any]:
@@ -198,10 +248,14 @@ def _surface_summary(patients: list[dict[str, Any]]) -> dict[str, Any]:
 def results_table(summary: dict[str, Any]) -> str:
     """Return the summary of `evaluate` as a table to print, in which every figure is named."""
     head = (
-        f"{summary['split']}: {summary['patients']} patients, {summary['cases']} cases, {summary['slices']} slices, "
-        f"{summary['tumour_slices']} of them with tumour; best model of epoch {summary['epoch']}"
+        f"{summary['split']}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
+        f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
+        f"best model of epoch {summary['epoch']}"
     )
-    lines = [head, *([summary["note"]] if summary["note"] else []), ""]
+    lines = [head, *([summary["note"]] if summary["note"] else [])]
+    if summary["left_out"]:
+        lines.append(f"left out: {len(summary['left_out'])} ({first_of(sorted(summary['left_out']))})")
+    lines.append("")
     width = {name: max(8, len(name) + 2) for name in METRICS}
     columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
     lines.append(f"{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, first_of
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary
     file is removed.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: writers go by it
+    temporary = path.with_name(f".tmp-{path.name}")  # keeps the suffix: writers go by it; a kill leaves one at most
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -37,6 +37,17 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # where the folder cannot be had, there is no temporary file either
             temporary.unlink(missing_ok=True)
+
+
+def require_empty(folder: Path, what: str) -> None:
+    """Raise `UnetlibError` when `folder` is a file or holds anything but hidden files: it is not `what`."""
+    if folder.exists() and not folder.is_dir():
+        raise UnetlibError(f"{folder} is a file; {what} was expected. Choose another name.")
+    if folder.exists() and (found := [path.name for path in folder.iterdir() if not path.name.startswith(".")]):
+        raise UnetlibError(
+            f"{folder} holds {first_of(sorted(found), 3)} and is not {what}. "
+            "Choose a new folder, so that nothing is lost."
+        )
 
 
 def write_json(path: Path, content: Any) -> None:

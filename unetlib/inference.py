@@ -14,10 +14,10 @@ from unetlib.checkpoint import BEST, load_model
 from unetlib.engine import start_engine
 from unetlib.errors import UnetlibError
 from unetlib.files import atomic
-from unetlib.jobs import progress
+from unetlib.jobs import progress, say
 from unetlib.recipe import Recipe
 from unetlib.slices import image_to_slices, slices_to_volume
-from unetlib.volumes import Source, read_volume
+from unetlib.volumes import Source, read_shape, read_volume
 
 BATCH = 32  # slices at a time: the fastest on a CPU, and 0.5 GB at width 32
 
@@ -46,7 +46,11 @@ class Predictor:
         for start in range(0, len(slices), BATCH):
             batch = self.fabric.to_device(slices[start : start + BATCH])
             found.append(torch.sigmoid(self.net(batch)).float().cpu())
-        return torch.cat(found)
+        if not torch.isfinite(probabilities := torch.cat(found)).all():
+            raise UnetlibError(
+                "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
+            )
+        return probabilities
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:
         """Return the probability of tumour, float32 (X, Y, Z), of every voxel of a volume (X, Y, Z) in LPS order."""
@@ -59,6 +63,7 @@ def predict(
     out: Path,
     probabilities: bool = False,
     channel: int | None = None,
+    overwrite: bool = False,
     device: str = "auto",
 ) -> list[Path]:
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
@@ -67,28 +72,43 @@ def predict(
     With `probabilities`, a float32 `<name>_probability.nii.gz` lies beside it. `channel` picks the
     FLAIR volume of a 4-D file. For research and education, never for clinical use.
 
-    Raises `UnetlibError` when an image cannot be used or two of them have one name.
+    Raises `UnetlibError` when an image cannot be used, two of them have one name, or a file that
+    would be written exists, unless `overwrite`.
     """
     names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UnetlibError(
-            f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
-            "different folders."
-        )
+    kinds = ("mask", "probability") if probabilities else ("mask",)
+    _check_names(
+        images, names, [] if overwrite else [out / f"{name}_{kind}.nii.gz" for name in names for kind in kinds]
+    )
     predictor, written = Predictor.open(run, device), []
     with progress(len(images), "predict", "image") as bar:
         for path, name in zip(images, names, strict=True):
             volume = read_volume(Source((path,), channel))
             volume.require_contrast(str(path))
             found = predictor.volume(volume.voxels)
-            results = {"mask": (found >= predictor.recipe.threshold).astype(np.uint8)}
-            if probabilities:
-                results["probability"] = found
-            for kind, array in results.items():
+            results = {"mask": (found >= predictor.recipe.threshold).astype(np.uint8), "probability": found}
+            for kind in kinds:
                 written.append(out / f"{name}_{kind}.nii.gz")
-                _save_like(volume.header, volume.stored_affine, volume.to_stored(array), written[-1])
+                _save_like(volume.header, volume.stored_affine, volume.to_stored(results[kind]), written[-1])
+                say(str(written[-1]))
             bar.update()
     return written
+
+
+def _check_names(images: list[Path], names: list[str], targets: list[Path]) -> None:
+    """Raise `UnetlibError` before anything is written, for names that cannot be right."""
+    for path in images:
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
+        read_shape(Source((path,)))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UnetlibError(
+            f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
+            "different folders."
+        )
+    for target in targets:
+        if target.exists():
+            raise UnetlibError(f"{target} exists already. Choose another folder, or replace it with --overwrite.")
 
 
 def _save_like(header: nib.Nifti1Header, affine: np.ndarray, array: np.ndarray, path: Path) -> None:

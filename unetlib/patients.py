@@ -114,9 +114,12 @@ class Case:
         return (*self.images[modality].paths, *(self.seg.paths if self.seg else ()))
 
     def stamp(self, root: Path) -> list[list[str | int]]:
-        """Return name (below `root`), size and time of change of these files: equal stamps spare reading them."""
-        stats = [(path.relative_to(root).as_posix(), path.stat()) for path in self.files()]
-        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        """Return name (below `root`), size and time of change of these files: equal stamps spare reading them.
+
+        A file that is not there (a link to nowhere) has size and time -1.
+        """
+        stats = [(path.relative_to(root).as_posix(), path.stat() if path.exists() else None) for path in self.files()]
+        return [[name, stat.st_size, stat.st_mtime_ns] if stat else [name, -1, -1] for name, stat in stats]
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,10 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+        for name in names:
+            if not name.isprintable():  # bytes that are no text cannot be written to any table
+                notes.append(f"{name!r} in {folder!r} is ignored: its name is not valid text. Rename it.")
+        yield Path(folder), sorted(name for name in names if name.isprintable() and not name.startswith("."))
 
 
 def _nothing_found(root: Path, scan: _Scan) -> str:

@@ -13,9 +13,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from unetlib import metrics
+from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError
 from unetlib.evaluation import read_patients
-from unetlib.files import atomic, read_csv, read_json
+from unetlib.files import atomic, read_csv
 from unetlib.inference import Predictor
 from unetlib.jobs import progress
 from unetlib.patients import MODALITIES, Case, find_cases, read_case
@@ -49,7 +50,7 @@ def curves_figure(history: Sequence[dict[str, str]], title: str = "") -> Figure:
     losses, dices = figure.subplots(1, 2)
     losses.plot(epochs, column["train_loss"], "o-", color="#0072B2", label="training")
     losses.plot(epochs, column["val_loss"], "s-", color="#D55E00", label="validation")
-    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
     losses.legend(frameon=False)
     best = int(np.argmax(column["val_dice"]))
     dices.plot(epochs, column["val_dice"], "s-", color="#D55E00")
@@ -61,8 +62,9 @@ def curves_figure(history: Sequence[dict[str, str]], title: str = "") -> Figure:
         textcoords="axes fraction",
         ha="right",
     )
-    dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(0, 1))
+    dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(-0.04, 1.04))
     for axes in (losses, dices):
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=10)
@@ -144,26 +146,29 @@ def make_figures(run: Path, out: Path | None = None, device: str = "auto") -> li
     They go to `RUN/figures` unless `out` is given. Raises `UnetlibError` when the run has not been evaluated.
     """
     folder = out or run / "figures"
-    about = read_json(run / "recipe.json")
+    about = read_run(run)
     if not (run / "evaluation" / "patients.csv").exists():
         raise UnetlibError(f"{run} has not been evaluated. Do so first: unetlib evaluate {run}")
     ranked = read_patients(run / "evaluation")
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+    chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
+    ranks = {row["patient"]: (rank, row) for rank, row in chosen.items()}  # few patients: nobody twice
     cohort, predictor, rows = find_cases(Path(about["data"])), Predictor.open(run, device), []
     synthetic = False
-    with progress(len(chosen), "overlays", "patient") as bar:
-        for rank, row in chosen.items():
-            case = next(case for case in cohort.cases if case.patient == row["patient"])
+    with progress(len(ranks), "overlays", "patient") as bar:
+        for patient, (rank, row) in reversed(ranks.items()):
+            case = next((case for case in cohort.cases if case.patient == patient), None)
+            if case is None:
+                raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
             volume, truth, _ = read_case(case)
             synthetic |= is_synthetic(volume)
             z = largest_slice(truth)
             prediction = predictor.volume(volume.voxels)[:, :, z] >= predictor.recipe.threshold
             one = float(metrics.dice(metrics.count(prediction[None], truth[None, :, :, z]))[0])
-            title = f"{rank}: {case.id}\nDice {float(row['dice']):.2f} of the volume, {one:.2f} here"
+            title = f"{rank}: {case.id}\nDice {float(row['dice']):.2f} over all slices, {one:.2f} here"
             rows.append(Overlay(title, volume.voxels[:, :, z].T, truth[:, :, z].T, prediction.T))
             bar.update()
     note = "synthetic images; " if synthetic else ""
-    note += f"{len(ranked)} test patients ranked by the Dice of the whole volume; each in its slice with most tumour"
+    note += f"{len(ranked)} test patients ranked by the Dice over all slices; each in its slice with most tumour"
     paths = [folder / "curves.png", folder / "overlays.png"]
     save(curves_figure(read_csv(run / "history.csv"), "synthetic cohort" if synthetic else ""), paths[0])
     save(overlay_figure(rows, note), paths[1])

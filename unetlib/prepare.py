@@ -17,13 +17,14 @@ from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
 
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import atomic, digest, read_json, sha256, write_csv, write_json
+from unetlib.files import atomic, digest, read_json, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import run_jobs, say
 from unetlib.patients import Case, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
 
+PARTIAL = ".unetlib-parts"  # what is done of an unfinished folder, hidden and removed at the end
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
 
 
@@ -53,8 +54,9 @@ class Prepared:
         try:
             images = np.load(folder / "images.npy", mmap_mode="r")
             masks = np.load(folder / "masks.npy", mmap_mode="r")
-            slices = sum(case["slices"] for case in about["cases"].values())
-            side, _ = about["recipe"]["image_size"], Path(about["data"])
+            cases = about["cases"].values()
+            slices, _ = sum(case["slices"] for case in cases), [(case["patient"], case["sha256"]) for case in cases]
+            side, _ = about["recipe"]["image_size"], (Path(about["data"]), about["left_out"], about["unusable"])
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
             raise UnetlibError(
                 f"{folder} is damaged ({error}). Make it again with: unetlib prepare DATA {folder} --rebuild"
@@ -64,7 +66,10 @@ class Prepared:
                 f"{folder}: images {images.shape} and masks {masks.shape} were found, {(slices, 1, side, side)} was "
                 f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
             )
-        return cls(folder, about, Split.load(folder / "split.json"), images, masks)
+        try:
+            return cls(folder, about, Split.load(folder / "split.json"), images, masks)
+        except UnetlibError as error:
+            raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {folder} --rebuild") from error
 
     @property
     def data(self) -> Path:
@@ -98,7 +103,8 @@ class Prepared:
         lines = [
             f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
             f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)",
-            "split by patient: " + ", ".join(f"{part} {patients[part]} ({slices[part]} slices)" for part in PARTS),
+            "split by patient: "
+            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS),
         ]
         if left_out := self.about["left_out"]:
             lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
@@ -117,7 +123,7 @@ class _Job:
     @property
     def part(self) -> Path:
         key = digest([self.recipe.stage(PREPARE), self.stamp])
-        return self.folder / "parts" / f"{self.case.id}-{key[:16]}.npz"
+        return self.folder / PARTIAL / f"{self.case.id}-{key[:16]}.npz"
 
 
 def _prepare_case(job: _Job) -> str | None:
@@ -126,6 +132,8 @@ def _prepare_case(job: _Job) -> str | None:
         volume, mask, _ = read_case(job.case)
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
+    except Exception as error:  # one strange file must not end the preparation of a thousand
+        return f"it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe)[z]
     masks = mask_to_slices(mask, job.recipe)[z]
@@ -160,16 +168,16 @@ def prepare(
     """
     cohort = find_cases(data)
     _report(cohort.left_out, strict)
+    if not any((folder / name).exists() for name in ("prepared.json", "split.json", PARTIAL)):
+        require_empty(folder, "a prepared folder")
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
         _refuse_changes(prepared.about, jobs, recipe, folder)
-        shutil.rmtree(folder / "parts", ignore_errors=True)  # where a kill came before the last line below
+        _report({name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}, strict)
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
         return prepared
-    if rebuild:
-        for name in ("prepared.json", "split.json"):
-            (folder / name).unlink(missing_ok=True)
     todo = [job for job in jobs if not job.part.exists()]
     if len(todo) < len(jobs):
         say(f"{folder}: {len(jobs) - len(todo)} of {len(jobs)} cases were prepared before the last stop; going on.")
@@ -179,7 +187,7 @@ def prepare(
             _report({job.case.id: reason}, strict)
             unusable[job.case.id] = reason
     usable = [job for job in jobs if job.case.id not in unusable]
-    split = _get_split(folder, {job.case.patient for job in usable}, recipe)
+    split = _get_split(folder, {job.case.patient for job in usable}, recipe, rebuild)
     cases = _merge(folder, usable, recipe)
     split.save(folder / "split.json")
     about = {
@@ -190,7 +198,7 @@ def prepare(
         "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
     }
     write_json(folder / "prepared.json", about)  # last: its presence says that the folder is whole
-    shutil.rmtree(folder / "parts")
+    shutil.rmtree(folder / PARTIAL)
     return Prepared.open(folder)
 
 
@@ -206,7 +214,7 @@ def _refuse_changes(about: dict[str, Any], jobs: list[_Job], recipe: Recipe, fol
     again = f"Choose another folder, or replace it with: unetlib prepare DATA {folder} --rebuild"
     if differences := changed(about["recipe"], recipe.stage(PREPARE)):
         raise UnetlibError(f"{folder} was prepared with another recipe ({differences}). {again}")
-    stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about.get("unusable", {})
+    stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about["unusable"]
     now = {job.case.id: job for job in jobs}
     differing = [
         name
@@ -227,10 +235,11 @@ def _same_files(job: _Job, stamp: list[list[str | int]], case: dict[str, Any] | 
     return case is not None and sha256(*job.case.files()) == case["sha256"]
 
 
-def _get_split(folder: Path, patients: set[str], recipe: Recipe) -> Split:
-    path = folder / "split.json"
-    if not path.exists():
-        return make_split(patients, recipe.split_seed, recipe.train_fraction)
+def _get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -> Split:
+    """Return the split that lies in the folder, or a new one; `rebuild` draws anew where the old one does not fit."""
+    path, fresh = folder / "split.json", make_split(patients, recipe.split_seed, recipe.train_fraction)
+    if not path.exists() or (rebuild and not _still_fits(folder, patients, recipe)):
+        return fresh
     split = Split.load(path)
     planned = {patient for part in PARTS for patient in getattr(split, part)}
     if planned != patients:
@@ -240,6 +249,16 @@ def _get_split(folder: Path, patients: set[str], recipe: Recipe) -> Split:
         )
     say(f"{path} exists: the split is reused.")
     return split
+
+
+def _still_fits(folder: Path, patients: set[str], recipe: Recipe) -> bool:
+    """Tell whether an old split is of these patients, and drawn with the same seed and fraction."""
+    try:
+        split, before = Split.load(folder / "split.json"), read_json(folder / "prepared.json")["recipe"]
+    except (UnetlibError, KeyError):
+        return False
+    same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
+    return same and {patient for part in PARTS for patient in getattr(split, part)} == patients
 
 
 def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -262,6 +281,7 @@ def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str
             f"no tumour anywhere in {counted(len(jobs), 'case')}: every mask is empty, so there is nothing to learn. "
             "Check that the masks belong to the images."
         )
+    (folder / "prepared.json").unlink(missing_ok=True)  # from here on an old result is being replaced
     shape = (len(rows), 1, recipe.image_size, recipe.image_size)
     for name, dtype in (("images", np.float16), ("masks", np.uint8)):
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}

@@ -6,6 +6,15 @@ from typing import Any, ClassVar, get_type_hints
 from unetlib.errors import UnetlibError
 
 PREPARE, TRAIN = "prepare", "train"
+LARGEST = {  # beyond these a value is a slip of the hand, and would end in a failed allocation
+    "image_size": 1024,
+    "width": 512,
+    "depth": 8,
+    "learning_rate": 100,
+    "batch_size": 1024,
+    "epochs": 100_000,
+    "clip_norm": 1e9,
+}
 
 
 def _choice(default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -48,7 +57,6 @@ class Recipe:
     threshold: float = _choice(0.5, TRAIN, "probability from which a pixel counts as tumour")
 
     def __post_init__(self) -> None:
-        positive = ("image_size", "width", "depth", "learning_rate", "batch_size", "epochs", "clip_norm")
         for spec in fields(self):
             value = getattr(self, spec.name)
             choices = spec.metadata["choices"]
@@ -59,8 +67,10 @@ class Recipe:
                 )
             if choices and value not in choices:
                 raise UnetlibError(f"recipe: {spec.name} is {value!r}; one of {', '.join(choices)} was expected.")
-            if spec.name in positive and not 0 < value < float("inf"):
-                raise UnetlibError(f"recipe: {spec.name} is {value}; a number above 0 was expected.")
+            if spec.name in LARGEST and not 0 < value <= LARGEST[spec.name]:
+                raise UnetlibError(
+                    f"recipe: {spec.name} is {value}; a number above 0, up to {LARGEST[spec.name]}, was expected."
+                )
             if spec.name in ("train_fraction", "threshold") and not 0 < value < 1:
                 raise UnetlibError(f"recipe: {spec.name} is {value}; a number between 0 and 1 was expected.")
             if spec.name in ("seed", "split_seed") and not 0 <= value < 2**32:

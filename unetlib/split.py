@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 from unetlib.files import digest, read_json, write_json
 
 PARTS = ("train", "val", "test")
@@ -76,7 +76,8 @@ def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0
     ids = sorted(set(patients))
     if len(ids) < 3:
         raise UnetlibError(
-            f"{len(ids)} usable patient(s) found; a split into train, val and test needs at least 3. Add patients."
+            f"{counted(len(ids), 'usable patient')} found; a split into train, val and test needs at least 3. "
+            "Add patients."
         )
     shuffled = sorted(ids, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())
     train = max(1, min(round(train_fraction * len(ids)), len(ids) - 2))

@@ -17,10 +17,10 @@ from torch import nn
 from unetlib import __version__, metrics
 from unetlib.augment import augment
 from unetlib.chance import shuffled
-from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, load_weights, save_checkpoint
+from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, load_weights, read_run, save_checkpoint
 from unetlib.engine import resolve_precision, start_engine
 from unetlib.errors import UnetlibError
-from unetlib.files import read_json, write_csv, write_json
+from unetlib.files import require_empty, write_csv, write_json
 from unetlib.jobs import progress, say
 from unetlib.losses import get_loss
 from unetlib.prepare import Prepared
@@ -65,8 +65,8 @@ def train(
     done, epochs, steps, taken = trainer.done, recipe.epochs, trainer.steps, 0
     say(
         f"{run}: {len(trainer.training)} training slices, {steps} steps an epoch, {epochs} epochs, "
-        f"{trainer.fabric.device}, {trainer.recipe.precision}. A checkpoint every {checkpoint_every} steps: "
-        "a kill loses no more than those."
+        f"{trainer.fabric.device}, {trainer.recipe.precision}. A checkpoint every "
+        f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
     before = done.epoch * steps + done.step
     with stop_on_signal() as stopped, progress(max(epochs * steps, before), "train", "step", before) as bar:
@@ -135,8 +135,9 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip_norm)
         if not np.isfinite(value := loss.item()):
             raise UnetlibError(
-                f"the loss is {value}: training has diverged. The last checkpoint is kept; start a new run folder "
-                f"with a learning rate below {recipe.learning_rate}."
+                f"the loss is {value}: training has diverged, or {self.data.folder} holds slices that are not finite. "
+                "The last checkpoint is kept; start a new run folder with a learning rate below "
+                f"{recipe.learning_rate}."
             )
         self.optimizer.step()
         done.loss_sum += value * len(batch)
@@ -183,13 +184,7 @@ class Trainer:
 
 def recipe_of(run: Path) -> Recipe:
     """Return the recipe that a run was started with, or the published one where there is no run yet."""
-    path = run / "recipe.json"
-    if not path.exists():
-        return Recipe.published
-    try:
-        return Recipe(**read_json(path)["recipe"])
-    except (KeyError, TypeError) as error:
-        raise UnetlibError(f"{path} is not a recipe of this version of unetlib ({error}). Choose a new run.") from error
+    return Recipe(**read_run(run)["recipe"]) if (run / "recipe.json").exists() else Recipe.published
 
 
 def _slices_of(data: Prepared, part: str) -> np.ndarray:
@@ -208,8 +203,8 @@ def _start_or_resume(
     """Return network, optimizer and progress: fresh ones, or those of the run's latest checkpoint."""
     path = run / LATEST
     content = load_checkpoint(path) if path.exists() else None
-    if content is None and run.exists() and any(run.iterdir()) and not (run / "recipe.json").exists():
-        raise UnetlibError(f"{run} is not empty and not a run folder. Choose another folder for the run.")
+    if content is None and not (run / "recipe.json").exists():
+        require_empty(run, "a run folder")
     if content is not None:
         _refuse_changes(content, data, run, recipe)
     model = build_model(recipe).to(fabric.device)
@@ -219,17 +214,23 @@ def _start_or_resume(
         load_weights(model, content, path)
         optimizer.load_state_dict(content["optimizer"])
         done = Progress(**content["progress"])
-        say(f"{run}: resumed at epoch {done.epoch + 1}, step {done.step}.")
-    data.split.save(run / "split.json")
+        where = f"epoch {done.epoch + 1}, step {done.step}"
+        say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "data": str(data.data)}
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
     write_json(run / "recipe.json", {**about, "unetlib": __version__, "torch": torch.__version__})
+    data.split.save(run / "split.json")
     return model, optimizer, done
 
 
 def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe) -> None:
     """Raise `UnetlibError` unless a run goes on with the recipe and the slices that it was started with."""
+    if missing := {"optimizer", "progress", "prepared"} - content.keys():
+        raise UnetlibError(
+            f"{run / LATEST} lacks {', '.join(sorted(missing))}: it is not the checkpoint of a training "
+            f"(perhaps a copy of {BEST}?). Restore it from a copy, or delete it to start over."
+        )
     advice = "Choose a new run folder, or go back to what it was started with."
     if differences := changed(content["prepared"], data.identity):
         raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")

@@ -5,6 +5,7 @@ Every volume is turned to LPS voxel order: x grows towards the patient's left, y
 radiological display: the nose up, the patient's right on the left of the picture.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _read_nifti(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     if source.channel is None and len(shape) != 3:
         raise UnetlibError(
             f"{path} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. "
-            "Split it into one file per modality."
+            "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
         )
     if source.channel is not None and (len(shape) != 4 or shape[3] <= source.channel):
         raise UnetlibError(
@@ -150,7 +151,8 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     planes: list[np.ndarray] = []
     for path in source.paths:
         try:
-            plane = np.asarray(_open_tiff(path))
+            with warnings.catch_warnings(action="ignore"):  # Pillow warns where it will raise
+                plane = np.asarray(_open_tiff(path))
         except UnetlibError:
             raise
         except Exception as error:
