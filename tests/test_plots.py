@@ -50,7 +50,7 @@ def test_every_overlay_says_that_it_is_no_clinical_tool():
     assert "a note" in figure.get_supxlabel()
 
 
-def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, monkeypatch):
+def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, cohort, monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "overlay_figure", lambda rows, note: shown.extend(rows) or plots.Figure())
     plots.make_figures(evaluated, device="cpu")
@@ -59,6 +59,11 @@ def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, monkeyp
     assert dices == sorted(dices, reverse=True)
     assert ranked[0]["patient"] in shown[0].title
     assert ranked[-1]["patient"] in shown[-1].title
+    case = next(case for case in find_cases(cohort).cases if case.patient == ranked[0]["patient"])
+    volume, mask, _ = read_case(case)
+    z = plots.largest_slice(mask)
+    np.testing.assert_array_equal(shown[0].truth, mask[:, :, z].T)
+    np.testing.assert_array_equal(shown[0].image, volume.voxels[:, :, z].T)
 
 
 def test_the_slice_with_most_tumour_is_chosen(cohort):
