@@ -32,7 +32,7 @@ def write_patient(folder: Path, index: int, shape: tuple[int, int, int] = (40, 4
     x, y = rng.integers(4, 20, 2)
     mask = np.zeros(shape, np.uint8)
     for z in range(4):  # no two slices alike, and no symmetry that would hide a reversed axis
-        mask[x + z : x + 14, y : y + 16 + z, z] = 4
+        mask[x + z : x + 14, y : y + 12 + 3 * z, z] = 4
     image[mask > 0] += 60
     for kind, array in (("flair", image.astype(np.int16)), ("seg", mask)):
         (folder / name).mkdir(parents=True, exist_ok=True)
