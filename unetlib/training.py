@@ -83,7 +83,7 @@ def train(
                 if done.step % checkpoint_every == 0:
                     trainer.save()
             row = trainer.finish_epoch()
-            say("epoch " + ", ".join(f"{name} {row[name]:.4g}" for name in HISTORY_COLUMNS).removeprefix("epoch "))
+            say(", ".join(f"{name} {row[name]:.4g}" for name in HISTORY_COLUMNS))
     return done
 
 
