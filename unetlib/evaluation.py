@@ -6,7 +6,7 @@ meets them), the aggregation (see `unetlib.metrics`), and the metric.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from unetlib import metrics
 from unetlib.checkpoint import BEST, read_run
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import digest, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.files import PARTIAL, digest, read_csv, read_json, sha256, write_csv, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
@@ -23,7 +23,6 @@ from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.split import PARTS, Split
 
-PARTIAL = ".unetlib-parts"  # what is done of an unfinished evaluation
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -100,7 +99,8 @@ def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tu
     else:
         wanted = PARTS if part == "all" else (part or "test",)
         chosen = [case for case in cohort.cases if parts[case.id] in wanted or (other and part == "all")]
-        _require_all(split, wanted, chosen, cohort, other)
+        if not other:
+            _require_all(split.patients(*wanted), chosen, cohort)
         known = sum(parts[case.id] in ("train", "val") for case in chosen)
         note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
     if not chosen:
@@ -131,12 +131,9 @@ def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Pat
     return left_out
 
 
-def _require_all(split: Split, wanted: Sequence[str], chosen: list[Case], cohort: Cohort, other: bool) -> None:
+def _require_all(planned: set[str], chosen: list[Case], cohort: Cohort) -> None:
     """Raise `UnetlibError` when patients of the run's own split are gone: the figures would be of fewer patients."""
-    planned = {patient for part in wanted for patient in getattr(split, part)}
     if missing := sorted(planned - {case.patient for case in chosen}):
-        if other:
-            return
         reasons = "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
         raise UnetlibError(
             f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
@@ -211,7 +208,7 @@ def _patient_rows(rows: list[dict[str, Any]], scores: list[dict[str, Any]]) -> l
         for slices in SLICES:
             chosen = _select(rows, slices)
             names, counts = _counts(chosen, grid).grouped(np.array([row["patient"] for row in chosen], dtype=str))
-            numbers = {name: sum(row["patient"] == name for row in chosen) for name in names}
+            numbers = Counter(row["patient"] for row in chosen)
             values = {name: metric(counts) for name, metric in METRICS.items()}
             for i, patient in enumerate(names):
                 row = {"patient": str(patient), "grid": grid, "slices": slices, "number": numbers[patient]}

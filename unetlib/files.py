@@ -11,6 +11,8 @@ from typing import Any
 
 from unetlib.errors import UnetlibError, first_of
 
+PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:

@@ -337,6 +337,10 @@ def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, 
         return _read(case, modality)
     except UnetlibError as error:
         raise UnetlibError(f"{case.id}: {error}") from error
+    except Exception as error:  # one strange file must not end the work on a thousand
+        raise UnetlibError(
+            f"{case.id}: it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
+        ) from error
 
 
 def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]]:

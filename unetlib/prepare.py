@@ -17,14 +17,13 @@ from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
 
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import atomic, digest, read_json, require_empty, sha256, write_csv, write_json
+from unetlib.files import PARTIAL, atomic, digest, read_json, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import run_jobs, say
 from unetlib.patients import Case, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
 
-PARTIAL = ".unetlib-parts"  # what is done of an unfinished folder, hidden and removed at the end
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
 
 
@@ -132,8 +131,6 @@ def _prepare_case(job: _Job) -> str | None:
         volume, mask, _ = read_case(job.case)
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
-    except Exception as error:  # one strange file must not end the preparation of a thousand
-        return f"it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe)[z]
     masks = mask_to_slices(mask, job.recipe)[z]
@@ -241,7 +238,7 @@ def _get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) 
     if not path.exists() or (rebuild and not _still_fits(folder, patients, recipe)):
         return fresh
     split = Split.load(path)
-    planned = {patient for part in PARTS for patient in getattr(split, part)}
+    planned = split.patients()
     if planned != patients:
         raise UnetlibError(
             f"{path} does not fit the data: {len(planned - patients)} of its patients are missing and "
@@ -258,7 +255,7 @@ def _still_fits(folder: Path, patients: set[str], recipe: Recipe) -> bool:
     except (UnetlibError, KeyError):
         return False
     same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
-    return same and {patient for part in PARTS for patient in getattr(split, part)} == patients
+    return same and split.patients() == patients
 
 
 def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,10 @@ class Split:
         """SHA-256 of the ids, part by part."""
         return digest({part: getattr(self, part) for part in PARTS})
 
+    def patients(self, *parts: str) -> set[str]:
+        """Return the ids in these parts, by default in all of them."""
+        return {patient for part in parts or PARTS for patient in getattr(self, part)}
+
     def part_of(self, patient: str) -> str | None:
         """Return `"train"`, `"val"` or `"test"`, or `None` for a patient who is in no part."""
         return next((part for part in PARTS if patient in getattr(self, part)), None)
