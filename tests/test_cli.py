@@ -55,8 +55,9 @@ def test_the_main_job_from_check_to_predict(data, tmp_path, capsys):
     run_cli("predict", tmp_path / "r", image, "--out", tmp_path / "masks", "--device", "cpu", "--probabilities")
     assert len(list((tmp_path / "masks").iterdir())) == 2
     run_cli("figures", tmp_path / "r", "--device", "cpu")
-    for name in ("curves.png", "overlays.png"):
+    for name in ("curves.png", "overlays.png", "metrics.png", "architecture.png"):
         assert (tmp_path / "r" / "figures" / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "r" / "figures" / "overlay.gif").read_bytes().startswith(b"GIF89a")
 
 
 def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run, tmp_path, capsys):

@@ -1,39 +1,148 @@
+import base64
+import re
+from io import BytesIO
+
+import nbformat
 import pytest
+from PIL import Image
 
 from tests.conftest import write_patient
 from unetlib import course
-from unetlib.checkpoint import LATEST
 from unetlib.errors import UnetlibError
+from unetlib.phantom import make_cohort
 
 
 @pytest.fixture
-def small_cohort(monkeypatch):
-    """Small boxes in place of the phantom, which has tests of its own; a small network in place of the course's."""
-
-    def make(out, patients):
-        for index in range(10):
-            write_patient(out, index)
-
-    monkeypatch.setattr(course, "make_cohort", make)
-    monkeypatch.setattr(course, "WIDTH", 2)
+def data(tmp_path, monkeypatch):
+    monkeypatch.delenv("COURSE_DATA", raising=False)
+    for index in range(3):
+        write_patient(tmp_path / "mine", index)
+    return tmp_path / "mine"
 
 
-def test_the_course_kills_and_resumes_the_training_and_reuses_what_is_done(small_cohort, tmp_path, capsys):
-    course.run_course(tmp_path / "course")
-    told = capsys.readouterr().out
-    assert told.index("the training process was killed") < told.index("resumed at epoch") < told.index("== 6. Results")
-    assert "<- the published figure" in told
-    assert {path.name for path in (tmp_path / "course" / "figures").iterdir()} == {
-        "cohort.png",
-        "curves.png",
-        "overlays.png",
-    }
-    before = (tmp_path / "course" / "run" / LATEST).stat().st_mtime_ns
-    course.run_course(tmp_path / "course")
-    assert "the training process was killed" not in capsys.readouterr().out
-    assert (tmp_path / "course" / "run" / LATEST).stat().st_mtime_ns == before
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A course of two small chapters and a solution, in place of the real one."""
+    folder = tmp_path / "notebooks"
+    (folder / "solutions").mkdir(parents=True)
+    monkeypatch.setattr(course, "NOTEBOOKS", folder)
+    write_notebook(folder / "01_one.ipynb", "# One", "import os\nprint('data is', os.environ.get('COURSE_DATA'))")
+    write_notebook(
+        folder / "02_two.ipynb", "# Two", "from pathlib import Path\nprint(sorted(Path('.').glob('*.html')))"
+    )
+    write_notebook(folder / "solutions" / "01_one.ipynb", "# Solved", "6 * 7")
+    return folder
 
 
-def test_a_training_that_fails_before_its_first_checkpoint_is_a_sentence(tmp_path):
-    with pytest.raises(UnetlibError, match="ended before its first checkpoint"):
-        course._train_until_killed(tmp_path / "nothing", tmp_path / "run")
+def write_notebook(path, text, *code):
+    cells = [nbformat.v4.new_markdown_cell(text), *map(nbformat.v4.new_code_cell, code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def test_the_chapters_start_with_the_folder_that_is_named(data, tmp_path, capsys):
+    opened = course.start(data, tmp_path / "work")
+    assert len(opened.cohort.cases) == 3
+    assert not opened.synthetic
+    assert opened.prepared == tmp_path / "work" / "mine" / "prepared"
+    assert opened.recipe.width == course.WIDTH
+    assert "synthetic" not in opened.note
+    assert "torch" in capsys.readouterr().out
+
+
+def test_the_environment_variable_names_the_folder_too(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", str(data))
+    assert course.start(None, tmp_path / "work").data == data
+
+
+def test_without_data_the_embedded_cohort_is_made_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("COURSE_DATA", raising=False)
+    asked = []
+    monkeypatch.setattr(course, "PATIENTS", 1)
+    monkeypatch.setattr(course, "make_cohort", lambda *call: asked.append(call) or make_cohort(*call, workers=1))
+    opened = course.start(work=tmp_path)
+    assert asked == [(tmp_path / "synthetic" / "cohort", 1)]
+    assert opened.synthetic
+    assert opened.note.startswith("synthetic images")
+
+
+def test_what_is_shown_stands_on_top(data, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(course, "display", lambda markdown: told.append(markdown.data))
+    opened = course.start(data, tmp_path / "work")
+    course._introduce(course.Course(opened.data, opened.work, opened.cohort, synthetic=True))
+    assert "real MRI**, 3 patients in `mine`" in told[0]
+    assert "synthetic images**, 3 patients" in told[1]
+    assert all("never for clinical use" in text for text in told)
+    assert not any(str(tmp_path) in text for text in told)
+
+
+def test_a_folder_without_usable_patients_is_a_sentence(tmp_path):
+    write_patient(tmp_path / "mine", 0)
+    next((tmp_path / "mine").glob("*/*_seg.nii.gz")).unlink()
+    with pytest.raises(UnetlibError, match="unetlib check"):
+        course.start(tmp_path / "mine", tmp_path / "work")
+
+
+def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp_path, data):
+    write_notebook(
+        tmp_path / "some.ipynb",
+        "# Some",
+        f"from unetlib.course import start\nstart({str(data)!r})",
+        "from matplotlib.figure import Figure\nfigure = Figure()\nfigure.subplots().plot([0, 1])\nfigure",
+        "from unetlib.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(2)\n    bar.update()",
+        "with progress(3, 'count', 'lamb') as bar:\n    bar.update(2)\nwith progress(0, 'count', 'lamb'):\n    pass",
+        "from unetlib.errors import UnetlibError\nraise UnetlibError('the sentence')",
+    )
+    broken = nbformat.read(tmp_path / "some.ipynb", 4)
+    broken.cells[-1].metadata.tags = ["raises-exception"]
+    nbformat.write(broken, tmp_path / "some.ipynb")
+    banner, figure, whole, stopped, error = (
+        cell.outputs for cell in course._execute(tmp_path / "some.ipynb", tmp_path).cells[1:]
+    )
+    assert "3 patients in `mine`" in banner[0].data["text/markdown"]
+    picture = Image.open(BytesIO(base64.b64decode(figure[0].data["image/png"])))
+    assert picture.mode == "P", "of 256 colours at most"
+    assert re.fullmatch(r"count: 3 lambs in \d\d:\d\d", whole[0].data["text/plain"])
+    assert re.fullmatch(r"count: stopped at 2 of 3 lambs in \d\d:\d\d", stopped[0].data["text/plain"])
+    assert len(stopped) == 1, "nothing to do shows nothing"
+    assert error[0].traceback == ["UnetlibError: the sentence"]
+
+
+def test_every_chapter_becomes_a_page_that_needs_no_network(notebooks, data, tmp_path, capsys):
+    course.run_course(tmp_path / "out", data)
+    pages = [tmp_path / "out" / "01_one.html", tmp_path / "out" / "02_two.html"]
+    for page in pages:
+        loaded = re.findall(
+            r"""(?:<script[^>]*\ssrc|<link[^>]*\shref|<img[^>]*\ssrc)=["']?([^"'\s>]+)""", page.read_text("utf-8")
+        )
+        assert not [address for address in loaded if not address.startswith("data:")]
+    assert f"data is {data.resolve()}" in pages[0].read_text("utf-8")
+    assert "01_one.html" in pages[1].read_text("utf-8"), "the second chapter runs after the first, in the same folder"
+    assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(".html")] == list(map(str, pages))
+    assert not nbformat.read(notebooks / "01_one.ipynb", 4).cells[1].outputs, "the notebooks themselves are not touched"
+
+
+def test_refreshing_writes_outputs_into_chapters_and_solutions(notebooks):
+    (notebooks / "work" / "synthetic" / "old").mkdir(parents=True)
+    (notebooks / "work" / "mine").mkdir()
+    course.refresh_notebooks()
+    assert not (notebooks / "work" / "synthetic").exists()
+    assert (notebooks / "work" / "mine").exists()
+    solved = nbformat.read(notebooks / "solutions" / "01_one.ipynb", 4)
+    assert solved.cells[1].outputs[0].data["text/plain"] == "42"
+    assert solved.cells[1].execution_count == 1
+    assert set(solved.metadata) == {"kernelspec", "language_info"}
+    assert "data is None" in nbformat.read(notebooks / "01_one.ipynb", 4).cells[1].outputs[0].text
+
+
+def test_a_chapter_that_fails_is_named_with_its_cell(notebooks, tmp_path):
+    write_notebook(notebooks / "02_two.ipynb", "# Two", "1", "raise ValueError('broken')")
+    with pytest.raises(UnetlibError, match=r"02_two.ipynb failed in cell 3: ValueError: broken"):
+        course.run_course(tmp_path / "out")
+    assert not (tmp_path / "out" / "02_two.html").exists()
+
+
+def test_without_notebooks_the_sentence_says_where_they_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "NOTEBOOKS", tmp_path / "nowhere")
+    with pytest.raises(UnetlibError, match="nowhere holds no notebooks"):
+        course.run_course(tmp_path / "out")

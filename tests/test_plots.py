@@ -50,20 +50,18 @@ def test_every_overlay_says_that_it_is_no_clinical_tool():
     assert "a note" in figure.get_supxlabel()
 
 
-def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, cohort, monkeypatch):
-    shown = []
-    monkeypatch.setattr(plots, "overlay_figure", lambda rows, note: shown.extend(rows) or plots.Figure())
-    plots.make_figures(evaluated, device="cpu")
+def test_best_median_and_worst_patient_are_those_of_the_table(evaluated, cohort):
+    shown = plots.best_median_worst(evaluated, device="cpu")
     ranked = read_patients(evaluated / "evaluation")
     dices = [float(row["dice"]) for row in ranked]
     assert dices == sorted(dices, reverse=True)
-    assert ranked[0]["patient"] in shown[0].title
-    assert ranked[-1]["patient"] in shown[-1].title
+    assert [one.case.patient for one in (shown[0], shown[-1])] == [ranked[0]["patient"], ranked[-1]["patient"]]
     case = next(case for case in find_cases(cohort).cases if case.patient == ranked[0]["patient"])
     volume, mask, _ = read_case(case)
-    z = plots.largest_slice(mask)
-    np.testing.assert_array_equal(shown[0].truth, mask[:, :, z].T)
-    np.testing.assert_array_equal(shown[0].image, volume.voxels[:, :, z].T)
+    z, row = plots.largest_slice(mask), shown[0].overlay()
+    assert case.id in row.title
+    np.testing.assert_array_equal(row.truth, mask[:, :, z].T)
+    np.testing.assert_array_equal(row.image, volume.voxels[:, :, z].T)
 
 
 def test_the_slice_with_most_tumour_is_chosen(cohort):

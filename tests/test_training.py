@@ -121,6 +121,19 @@ def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared,
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
+def test_on_epoch_is_given_the_history_after_every_epoch_and_at_a_resumed_start(prepared, tmp_path):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, on_epoch=lambda rows: seen.append(len(rows))
+        )
+    assert seen == []
+    train(prepared, tmp_path / "run", SMALL, device="cpu", on_epoch=lambda rows: seen.append(len(rows)))
+    assert seen == [1, 2]
+    train(prepared, tmp_path / "run", SMALL, device="cpu", on_epoch=lambda rows: seen.append(rows[-1]["epoch"]))
+    assert seen == [1, 2, 2]
+
+
 def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, run, tmp_path):
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.

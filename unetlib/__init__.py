@@ -3,4 +3,19 @@
 For research and education only. Not a medical device; never for clinical use.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unetlib.viewer import SliceViewer
+
 __version__ = "0.1.0"
+__all__ = ["SliceViewer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the viewer when it is asked for: the command line does without its imports."""
+    if name != "SliceViewer":
+        raise AttributeError(f"module 'unetlib' has no attribute {name!r}")
+    from unetlib.viewer import SliceViewer
+
+    return SliceViewer

@@ -81,10 +81,13 @@ def figures(args: argparse.Namespace) -> None:
 
 
 def course(args: argparse.Namespace) -> None:
-    """Do the main job on the embedded cohort."""
-    from unetlib.course import run_course
+    """Run the notebooks."""
+    from unetlib.course import refresh_notebooks, run_course
 
-    run_course(args.out)
+    if args.refresh:
+        refresh_notebooks()
+    else:
+        run_course(args.out, args.data)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -145,8 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/figures)")
     _device(sub)
 
-    sub = command(course, "do all of it once, on a synthetic cohort")
+    sub = command(course, "run all notebooks, and leave each as a page that opens without a network")
+    sub.add_argument("--data", type=Path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
     sub.add_argument("--out", type=Path, default=Path("course"), metavar="DIR", help="default: %(default)s")
+    sub.add_argument("--refresh", action="store_true", help="renew the notebooks' own outputs instead")
     return parser
 
 

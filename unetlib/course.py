@@ -1,67 +1,201 @@
-"""The main job from beginning to end on the embedded synthetic cohort."""
+"""The course: what every chapter starts with, and all chapters from beginning to end."""
 
-import subprocess
-import sys
-import time
+import os
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from unetlib.checkpoint import LATEST
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, results_table
-from unetlib.jobs import say
-from unetlib.patients import find_cases
+import matplotlib
+import nbformat
+import numpy
+import torch
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+
+from unetlib import __version__
+from unetlib.errors import UnetlibError, counted
+from unetlib.files import atomic
+from unetlib.jobs import progress, say
+from unetlib.patients import Cohort, find_cases
 from unetlib.phantom import make_cohort
-from unetlib.plots import case_figure, make_figures, save
-from unetlib.prepare import prepare
-from unetlib.training import recipe_of, train
+from unetlib.plots import DISCLAIMER, is_synthetic, to_png
+from unetlib.recipe import Recipe
+from unetlib.volumes import read_volume
 
-PATIENTS, WIDTH, EPOCHS = 24, 16, 10  # width 32 as in the recipe would take four times as long
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+PATIENTS = 24
+WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
+OFFLINE = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url"), "")  # nothing is fetched
 
 
-def run_course(out: Path) -> None:
-    """Make a cohort in `out`, prepare it, train, kill and resume, evaluate and draw; reuse what is done.
+@dataclass(frozen=True)
+class Course:
+    """Where a chapter finds its patients and leaves its results; see `start`.
 
-    The training process is really killed once, as soon as it has written a checkpoint, and the same
-    command then goes on. Raises `UnetlibError` when a step fails.
+    `data` is the folder of patients, `cohort` what was found there. `prepared` and `run` are the folders
+    of `prepare` and `train`, below `work`. `note` is a line to print under every figure.
     """
-    data, prepared, run = out / "cohort", out / "prepared", out / "run"
-    _title(1, f"A synthetic cohort of {PATIENTS} patients: real anatomy, invented tumours")
-    make_cohort(data, PATIENTS)
-    _title(2, "Prepare: volumes to slices, split by patient")
-    say(str(prepare(data, prepared)))
-    _title(3, f"Train a U-Net of width {WIDTH} for {EPOCHS} epochs; killed once, and resumed")
-    if not (run / LATEST).exists():
-        _train_until_killed(prepared, run)
-    train(prepared, run, recipe_of(run).but(width=WIDTH, epochs=EPOCHS))
-    _title(4, "Evaluate on test patients, whom the network has never seen")
-    summary = evaluate(run)
-    _title(5, "Figures")
-    figures = make_figures(run, out / "figures")
-    figures.append(out / "figures" / "cohort.png")
-    save(case_figure(find_cases(data).cases[:3]), figures[-1])
-    say("\n".join(map(str, figures)))
-    _title(6, "Results")
-    say(results_table(summary))
-    say(
-        f"\nWhere to look next: the figures above; {run / 'evaluation' / 'patients.csv'}, patient by patient;\n"
-        f"`unetlib predict {run} IMAGE --out FOLDER` for an image of your own; `unetlib --help` for the rest."
-    )
+
+    data: Path
+    work: Path
+    cohort: Cohort
+    synthetic: bool
+    recipe: Recipe = field(default_factory=lambda: Recipe.published.but(width=WIDTH))
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared slices."""
+        return self.work / "prepared"
+
+    @property
+    def run(self) -> Path:
+        """Folder of the training run."""
+        return self.work / "run"
+
+    @property
+    def note(self) -> str:
+        """What must stand under every figure."""
+        return ("synthetic images; " if self.synthetic else "") + DISCLAIMER
 
 
-def _train_until_killed(prepared: Path, run: Path) -> None:
-    """Start the training in a process of its own and kill it when it has a checkpoint in mid-epoch."""
-    choices = ["--width", str(WIDTH), "--epochs", str(EPOCHS), "--checkpoint-every", "20"]
-    process = subprocess.Popen([sys.executable, "-m", "unetlib", "train", str(prepared), str(run), *choices])
-    try:
-        while not (run / LATEST).exists() and process.poll() is None:
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-    if not (run / LATEST).exists():
-        raise UnetlibError(f"the training of {run} ended before its first checkpoint; its message stands above.")
-    say("\n--- the training process was killed; the same command goes on from its last checkpoint ---")
+def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
+    """Open the data of the course, say which they are, and print the versions in use.
+
+    `data`: a folder of patients (or its `.tar`) in any layout that `unetlib check` knows; `None` takes
+    the one that the environment variable `COURSE_DATA` names and, without one, the embedded synthetic
+    cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set.
+
+    Raises `UnetlibError` when the folder does not exist or holds no usable patient.
+    """
+    _set_up_notebook()
+    data = data or os.environ.get("COURSE_DATA")
+    if data is None:
+        folder, root = Path(work) / "synthetic", Path(work) / "synthetic" / "cohort"
+        make_cohort(root, PATIENTS)
+    else:
+        root = Path(data)
+        folder = Path(work) / root.resolve().name
+    cohort = find_cases(root)
+    if not cohort.cases:
+        raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
+    synthetic = is_synthetic(read_volume(cohort.cases[0].images["flair"]))
+    course = Course(root, folder, cohort, synthetic)
+    _introduce(course)
+    return course
 
 
-def _title(number: int, text: str) -> None:
-    say(f"\n== {number}. {text}")
+def _introduce(course: Course) -> None:
+    """Say on top of a chapter what it shows."""
+    patients = counted(len({case.patient for case in course.cohort.cases}), "patient")
+    what = f"**real MRI**, {patients} in `{course.data.name}` ({course.cohort.cases[0].layout})"
+    if course.synthetic:
+        what = f"**synthetic images**, {patients}: real anatomy, invented tumours. No result here is a result on MRI"
+    text = f"> Shown here: {what}. For research and education, never for clinical use."
+    if get_ipython() is None:
+        print(text)
+    else:
+        display(Markdown(text))
+    versions = {"unetlib": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), end=", ")
+    print(f"matplotlib {matplotlib.__version__}")
+
+
+def _set_up_notebook() -> None:
+    """Have a notebook show figures as small PNG, and an error or a stop as its sentence, without a traceback."""
+    shell = get_ipython()
+    if shell is not None:
+        shell.run_line_magic("matplotlib", "inline")
+        shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: to_png(figure, dpi=80))
+        shell.set_custom_exc((UnetlibError, KeyboardInterrupt), _sentence)
+
+
+def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: object, **__: object) -> list[str]:
+    lines = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, lines)  # the handler of a kind of error has to show it itself
+    return lines
+
+
+def run_course(out: Path, data: Path | None = None) -> None:
+    """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML.
+
+    What an earlier call has prepared and trained in `out/work` is reused. The pages open without a network.
+
+    Raises `UnetlibError` naming chapter and cell when one fails.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    exporter = HTMLExporter(embed_images=True, **OFFLINE)
+    environment = {"COURSE_DATA": str(data.resolve())} if data else {}
+    for path in _chapters():
+        notebook = _execute(path, out, environment)
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(NOTEBOOKS), "name": path.stem}})
+        with atomic(out / f"{path.stem}.html") as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        say(str(out / f"{path.stem}.html"))
+
+
+def refresh_notebooks() -> None:
+    """Execute chapters and solutions where they lie, from an empty folder of results, and keep their outputs."""
+    shutil.rmtree(NOTEBOOKS / "work" / "synthetic", ignore_errors=True)
+    for path in (*_chapters(), *sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))):
+        notebook = _execute(path, path.parent)
+        with atomic(path) as temporary:
+            nbformat.write(notebook, temporary)
+
+
+def course_figures(out: Path, device: str = "auto") -> list[Path]:
+    """Draw what the README shows, from the chapters' own cohort and run, which are made where they are missing."""
+    course = start(work=NOTEBOOKS / "work")
+    prepare(course.data, course.prepared)
+    train(course.prepared, course.run, course.recipe, device)
+    evaluate(course.run, device=device)
+    cohort, viewer = out / "cohort.png", out / "viewer.png"
+    save(case_figure(course.cohort.cases[:3]), cohort)
+    return [*make_figures(course.run, out, device), cohort, *viewer_picture(_best_case(course), viewer)]
+
+
+def _chapters() -> list[Path]:
+    """Return the notebooks in order; raises `UnetlibError` where there are none."""
+    chapters = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if not chapters:
+        raise UnetlibError(f"{NOTEBOOKS} holds no notebooks: the course runs from a clone of its repository.")
+    return chapters
+
+
+def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None) -> Any:
+    """Return the notebook at `path`, executed in `folder` with these variables added to the environment."""
+    notebook = nbformat.read(path, as_version=4)
+    with progress(len(notebook.cells), path.stem, "cell") as bar:
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name="python3",
+            store_widget_state=False,  # a page that holds widget state shows nothing without a network
+            record_timing=False,
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_complete=lambda **_: bar.update(),
+        )
+        try:
+            client.execute(env={**os.environ, **(environment or {})})
+        except CellExecutionError as error:
+            raise UnetlibError(
+                f"{path.name} failed in cell {_failed(notebook)}: {error.ename}: {error.evalue}"
+            ) from error
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def _failed(notebook: Any) -> int:
+    errors = [
+        index
+        for index, cell in enumerate(notebook.cells)
+        if any(output.output_type == "error" for output in cell.get("outputs", ()))
+    ]
+    return errors[0] + 1

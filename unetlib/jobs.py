@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from io import StringIO
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -22,10 +23,46 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
     """Return a progress bar on standard error that shows the share done, the speed and the time left.
 
     `done` of the `total` units are finished already (a resumed job). In a log file it writes a
-    line now and then instead of redrawing itself ten times a second.
+    line now and then instead of redrawing itself ten times a second; in a notebook it redraws one
+    output, and leaves one short line there.
     """
+    if _in_notebook():
+        return _NotebookBar(
+            total=total, initial=done, desc=what, unit=unit, mininterval=0.2, ncols=90, file=StringIO(), ascii=False
+        )
     interval = 0.1 if sys.stderr.isatty() else 15.0
     return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
+class _NotebookBar(tqdm):
+    """A bar that is text in a display of its own: no widget to lose, and nothing of it in a saved notebook."""
+
+    shown: Any = None
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.total:
+            self._show(str(self))
+
+    def clear(self, nolock: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        open_still = not self.disable
+        super().close()
+        if self.total and open_still:
+            done = f"{self.n}" if self.n == self.total else f"stopped at {self.n} of {self.total}"
+            self._show(f"{self.desc}: {done} {self.unit}s in {self.format_interval(self.format_dict['elapsed'])}")
+
+    def _show(self, text: str) -> None:
+        if self.shown is None:
+            self.shown = sys.modules["IPython"].display.display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            self.shown.update({"text/plain": text}, raw=True)
 
 
 def say(text: str) -> None:

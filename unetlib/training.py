@@ -49,13 +49,15 @@ def train(
     device: str = "auto",
     checkpoint_every: int = 100,
     max_steps: int | None = None,
+    on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
 ) -> Progress:
     """Train `recipe` on a prepared folder, in the run folder `run`, which is resumed when it exists.
 
     Writes `recipe.json`, `latest_checkpoint.pth` every `checkpoint_every` steps and after every
     epoch, `best_model.pth` (highest pooled Dice on the validation slices) and `history.csv`.
     Ctrl-C stops after the current step with a checkpoint; so does `max_steps`, counted in this
-    call. The recipe's fields of the stage `prepare` are those of the prepared folder.
+    call. The recipe's fields of the stage `prepare` are those of the prepared folder. `on_epoch` is
+    given the rows of `history.csv` after every epoch, and at once when there are some already.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change) or
     on other slices, when there is nothing to train on, or when the loss is no longer finite;
@@ -69,6 +71,8 @@ def train(
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
     before = done.epoch * steps + done.step
+    if on_epoch and done.history:
+        on_epoch(done.history)
     with stop_on_signal() as stopped, progress(max(epochs * steps, before), "train", "step", before) as bar:
         while done.epoch < epochs:
             while done.step < steps:
@@ -84,6 +88,8 @@ def train(
                     trainer.save()
             row = trainer.finish_epoch()
             say(", ".join(f"{name} {row[name]:.4g}" for name in HISTORY_COLUMNS))
+            if on_epoch:
+                on_epoch(done.history)
     return done
 
 

@@ -71,16 +71,54 @@ def read_volume(source: Source) -> Volume:
     Raises `UnetlibError` naming the file when it is missing, damaged, not 3-D (or lacks the
     channel), has no usable affine, is unreasonably large, or holds other than real numbers.
     """
-    stored, affine, header = _read_tiffs(source) if _is_tiff(source) else _read_nifti(source)
-    orientation = io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)  # it fails on NaN
-    if np.isnan(orientation).any():
+    if _is_tiff(source):
+        return _to_lps(str(source), *_read_tiffs(source))
+    return image_to_volume(_open_nifti(source.paths[0]), str(source), source.channel)
+
+
+def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = None) -> Volume:
+    """Return a nibabel image, or one channel of a 4-D one, turned to LPS.
+
+    Raises `UnetlibError` where `read_volume` does, with `name` in the place of the file.
+    """
+    shape = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1 and channel is None:
+        shape = shape[:-1]
+    if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
+        raise UnetlibError(f"{name}: the header announces {shape} voxels, which no MRI volume has. Copy it again.")
+    if channel is None and len(shape) != 3:
         raise UnetlibError(
-            f"{source}: its affine {affine.tolist()} does not map voxels to millimetres, so the orientation "
-            "is unknown. Export the file again with a valid sform or qform."
+            f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. "
+            "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
         )
-    to_lps = ornt_transform(orientation, LPS)
-    voxels = apply_orientation(stored, to_lps)
-    return Volume(voxels, affine @ inv_ornt_aff(to_lps, stored.shape), affine, header)
+    if channel is not None and (len(shape) != 4 or shape[3] <= channel):
+        raise UnetlibError(f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected.")
+    try:
+        proxy = image.dataobj
+        voxels = np.asanyarray(proxy if channel is None else proxy[..., channel]).reshape(shape[:3])
+    except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
+        raise UnetlibError(
+            f"{name} is damaged: its voxels cannot be read ({_reason(error)}). Copy or download it again."
+        ) from error
+    _require_finite(voxels, name)
+    return _to_lps(name, voxels, np.asarray(image.affine, dtype=np.float64), image.header)
+
+
+def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
+    """Return an array (X, Y, Z) in LPS order as a volume; `affine`: (4, 4), voxel to millimetres.
+
+    Raises `UnetlibError` with `name` when it is not 3-D, holds other than finite real numbers, or
+    the affine is not that of voxels in LPS order.
+    """
+    if array.ndim != 3 or not array.size:
+        raise UnetlibError(f"{name} has shape {array.shape}; a 3-D array (X, Y, Z) was expected. Choose one volume.")
+    _require_finite(array, name)
+    if affine.shape != (4, 4) or not np.array_equal(_orientation(affine, name), LPS):
+        raise UnetlibError(
+            f"the affine of {name} is {affine.tolist()}; that of an array in LPS order was expected: (4, 4), its "
+            "axes towards left, back and head. Give a nibabel image instead, which is turned by its affine."
+        )
+    return Volume(array, affine, affine, nib.Nifti1Header())
 
 
 def read_shape(source: Source) -> tuple[int, ...]:
@@ -88,6 +126,22 @@ def read_shape(source: Source) -> tuple[int, ...]:
     if _is_tiff(source):
         return (*_open_tiff(source.paths[0]).size, len(source.paths))
     return tuple(int(n) for n in _open_nifti(source.paths[0]).shape)
+
+
+def _orientation(affine: np.ndarray, name: str) -> np.ndarray:
+    orientation = io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)  # it fails on NaN
+    if np.isnan(orientation).any():
+        raise UnetlibError(
+            f"{name}: its affine {affine.tolist()} does not map voxels to millimetres, so the orientation "
+            "is unknown. Export the file again with a valid sform or qform."
+        )
+    return orientation
+
+
+def _to_lps(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:
+    to_lps = ornt_transform(_orientation(affine, name), LPS)
+    voxels = apply_orientation(stored, to_lps)
+    return Volume(voxels, affine @ inv_ornt_aff(to_lps, stored.shape), affine, header)
 
 
 def _is_tiff(source: Source) -> bool:
@@ -106,35 +160,11 @@ def _open_nifti(path: Path) -> Any:
     return image
 
 
-def _read_nifti(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    path = source.paths[0]
-    image = _open_nifti(path)
-    shape = tuple(image.shape)
-    while len(shape) > 3 and shape[-1] == 1 and source.channel is None:
-        shape = shape[:-1]
-    if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise UnetlibError(f"{path}: the header announces {shape} voxels, which no MRI volume has. Copy it again.")
-    if source.channel is None and len(shape) != 3:
-        raise UnetlibError(
-            f"{path} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. "
-            "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
-        )
-    if source.channel is not None and (len(shape) != 4 or shape[3] <= source.channel):
-        raise UnetlibError(
-            f"{path} has shape {shape}; a 4-D file with at least {source.channel + 1} channels was expected."
-        )
-    try:
-        proxy = image.dataobj
-        voxels = np.asanyarray(proxy if source.channel is None else proxy[..., source.channel]).reshape(shape[:3])
-    except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
-        raise UnetlibError(
-            f"{path} is damaged: its voxels cannot be read ({_reason(error)}). Copy or download it again."
-        ) from error
+def _require_finite(voxels: np.ndarray, name: str) -> None:
     if voxels.dtype.kind not in "biuf":
-        raise UnetlibError(f"{path} holds voxels of type {voxels.dtype}; real numbers were expected.")
+        raise UnetlibError(f"{name} holds voxels of type {voxels.dtype}; real numbers were expected.")
     if bad := int((~np.isfinite(voxels)).sum() if voxels.dtype.kind == "f" else 0):
-        raise UnetlibError(f"{path} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
-    return voxels, np.asarray(image.affine, dtype=np.float64), image.header
+        raise UnetlibError(f"{name} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
 
 
 def _open_tiff(path: Path) -> Image.Image:
