@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from unetlib.plots.screenshot import find_browser
 from unetlib.prepare import prepare
 from unetlib.recipe import Recipe
 from unetlib.training import train
@@ -23,6 +24,16 @@ def real_data() -> Path:
     folder = Path(os.environ["UNETLIB_DATA"])
     assert (folder / "lgg").is_dir(), f"UNETLIB_DATA is {folder}, which holds no folder lgg"
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The browser of this machine; without one the test is skipped, or fails where one is required."""
+    found = find_browser()
+    if found is None:
+        missing = "there is no Chromium or Chrome on this machine (apt-get install chromium)"
+        (pytest.fail if os.environ.get("UNETLIB_REQUIRE_BROWSER") else pytest.skip)(missing)
+    return found
 
 
 def write_patient(folder: Path, index: int, shape: tuple[int, int, int] = (40, 48, 6), affine: np.ndarray = LPS) -> str:

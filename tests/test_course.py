@@ -65,11 +65,10 @@ def test_without_data_the_embedded_cohort_is_made_once(tmp_path, monkeypatch):
     assert opened.note.startswith("synthetic images")
 
 
-def test_what_is_shown_stands_on_top(data, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(course, "display", lambda markdown: told.append(markdown.data))
+def test_what_is_shown_stands_on_top(data, tmp_path, capsys):
     opened = course.start(data, tmp_path / "work")
     course._introduce(course.Course(opened.data, opened.work, opened.cohort, synthetic=True))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(">")]
     assert "real MRI**, 3 patients in `mine`" in told[0]
     assert "synthetic images**, 3 patients" in told[1]
     assert all("never for clinical use" in text for text in told)
@@ -89,8 +88,8 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
         "# Some",
         f"from unetlib.course import start\nstart({str(data)!r})",
         "from matplotlib.figure import Figure\nfigure = Figure()\nfigure.subplots().plot([0, 1])\nfigure",
-        "from unetlib.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(2)\n    bar.update()",
-        "with progress(3, 'count', 'lamb') as bar:\n    bar.update(2)\nwith progress(0, 'count', 'lamb'):\n    pass",
+        "from unetlib.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(3)",
+        "with progress(1, 'count', 'lamb') as bar:\n    pass\nwith progress(0, 'count', 'lamb'):\n    pass",
         "from unetlib.errors import UnetlibError\nraise UnetlibError('the sentence')",
     )
     broken = nbformat.read(tmp_path / "some.ipynb", 4)
@@ -103,7 +102,7 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
     picture = Image.open(BytesIO(base64.b64decode(figure[0].data["image/png"])))
     assert picture.mode == "P", "of 256 colours at most"
     assert re.fullmatch(r"count: 3 lambs in \d\d:\d\d", whole[0].data["text/plain"])
-    assert re.fullmatch(r"count: stopped at 2 of 3 lambs in \d\d:\d\d", stopped[0].data["text/plain"])
+    assert re.fullmatch(r"count: stopped at 0 of 1 lamb in \d\d:\d\d", stopped[0].data["text/plain"])
     assert len(stopped) == 1, "nothing to do shows nothing"
     assert error[0].traceback == ["UnetlibError: the sentence"]
 

@@ -71,6 +71,8 @@ def test_the_metrics_figure_shows_every_dice_once_with_its_interval(evaluated):
     for entry in evaluated[1]["figures"]:
         line = drawn[f"{entry['aggregation']} {entry['slices']} {entry['grid']}"]
         assert line.get_xdata() == [entry["dice"]]
+        assert line.get_color() == (plots.ORANGE if entry["slices"] == "tumour" else plots.BLUE)
+        assert (line.get_markerfacecolor() == "white") == (entry["grid"] == "native")
         nearest = min(axes.get_yticks(), key=lambda tick, line=line: abs(tick - line.get_ydata()[0]))
         label = axes.get_yticklabels()[list(axes.get_yticks()).index(nearest)].get_text()
         assert label.startswith(f"{entry['aggregation']}, {entry['slices']} slices")

@@ -105,7 +105,7 @@ def test_a_batch_is_shown_slice_by_slice_with_its_errors():
 
 
 def test_a_probability_is_shown_from_0_to_1_and_thresholded():
-    probability = np.linspace(0, 1, 64).reshape(8, 8)
+    probability = np.linspace(0.1, 0.9, 64).reshape(8, 8)
     image, truth = probability * 500, probability > 0.6
     outlined, shaded, compared, _ = plots.probability_figure(image, truth, probability, threshold=0.25).axes
     np.testing.assert_array_equal(outlined.images[0].get_array(), image)

@@ -168,6 +168,7 @@ def test_mask_reaches_to_the_border():
         (VOLUME.astype(np.float64) - 900, 0),
         (np.where(VOLUME == 7, -32768, 32767).astype(np.int16), 0),
         (VOLUME > 900, 0),
+        (VOLUME.astype(np.int32) * 26 + 9, 0),
         (VOLUME.astype(np.int32) * 1000, 1000 * VOLUME.size / 65535),
         (VOLUME / VOLUME.max(), 1 / 65535),
         (np.full(SHAPE, 0.3), 1e-11),
@@ -298,6 +299,15 @@ def test_static_picture_follows_style_and_opacity():
     assert painted(picture(viewer), "truth", 60) < 100, "the legend alone"
 
 
+def test_static_picture_stays_inside_a_smaller_volume():
+    small = np.zeros((6, 16, 10), np.int16)
+    small[5] = 100
+    viewer = SliceViewer([VOLUME, image(small)], affine=AFFINE, plane="sagittal", position=(11, 8, 5), window=(0, 1921))
+    shown = picture(viewer)
+    right = shown[40:-50, shown.shape[1] // 2 :]
+    assert (right.min(2) > 240).mean() > 0.3, "its last slice is the nearest"
+
+
 def test_patient_without_prediction_has_no_errors():
     empty = np.zeros(SHAPE, np.uint8)
     viewer = SliceViewer([VOLUME, VOLUME], [empty, TRUTH], [empty, None], show="errors", opacity=1)
@@ -326,7 +336,8 @@ def test_display_has_a_widget_a_small_picture_and_a_short_text():
 
 
 def test_page_holds_everything_and_asks_for_nothing(tmp_path):
-    viewer = SliceViewer(VOLUME, TRUTH, PREDICTION, title="</script><b>A & B", position=(1, 2, 3))
+    named = {"</script><i>": VOLUME}
+    viewer = SliceViewer(named, TRUTH, PREDICTION, title="</script><b>A & B", position=(1, 2, 3))
     path = viewer.to_html(tmp_path / "new" / "page.html")
     page = path.read_text(encoding="utf-8")
     assert not re.search(r"https?:|src=(?!\"data:)|href=|@import|\bimport\b", page)

@@ -73,10 +73,11 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    """Draw the figures of a run."""
+    """Draw the figures of a run, or of the course."""
+    from unetlib.course import course_figures
     from unetlib.plots import make_figures
 
-    for path in make_figures(args.run, args.out, args.device):
+    for path in make_figures(args.run, args.out, args.device) if args.run else course_figures(args.out, args.device):
         print(path)
 
 
@@ -143,9 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
     _device(sub)
 
-    sub = command(figures, "draw the curves and overlays of an evaluated run")
-    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: RUN/figures)")
+    sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
+    sub.add_argument("run", type=Path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository")
     _device(sub)
 
     sub = command(course, "run all notebooks, and leave each as a page that opens without a network")

@@ -19,12 +19,17 @@ from nbconvert import HTMLExporter
 
 from unetlib import __version__
 from unetlib.errors import UnetlibError, counted
+from unetlib.evaluation import evaluate
 from unetlib.files import atomic
 from unetlib.jobs import progress, say
 from unetlib.patients import Cohort, find_cases
 from unetlib.phantom import make_cohort
-from unetlib.plots import DISCLAIMER, is_synthetic, to_png
+from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, is_synthetic, make_figures, save, to_png
+from unetlib.plots.screenshot import viewer_picture
+from unetlib.prepare import prepare
 from unetlib.recipe import Recipe
+from unetlib.training import train
+from unetlib.viewer import SliceViewer
 from unetlib.volumes import read_volume
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -147,15 +152,21 @@ def refresh_notebooks() -> None:
             nbformat.write(notebook, temporary)
 
 
-def course_figures(out: Path, device: str = "auto") -> list[Path]:
-    """Draw what the README shows, from the chapters' own cohort and run, which are made where they are missing."""
+def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
+    """Draw what the README shows, from the notebooks' own cohort and run, which are made where they are missing.
+
+    They go to `figures/` of the repository unless `out` is given.
+    """
+    folder = out or NOTEBOOKS.with_name("figures")
     course = start(work=NOTEBOOKS / "work")
     prepare(course.data, course.prepared)
     train(course.prepared, course.run, course.recipe, device)
     evaluate(course.run, device=device)
-    cohort, viewer = out / "cohort.png", out / "viewer.png"
-    save(case_figure(course.cohort.cases[:3]), cohort)
-    return [*make_figures(course.run, out, device), cohort, *viewer_picture(_best_case(course), viewer)]
+    paths = make_figures(course.run, folder, device)
+    save(case_figure(course.cohort.cases[:3]), folder / "cohort.png")
+    shown = best_median_worst(course.run, device)[1]
+    viewer = SliceViewer(shown.volume, truth=shown.truth, prediction=shown.prediction, title=shown.case.id)
+    return [*paths, folder / "cohort.png", viewer_picture(viewer, folder / "viewer.png")]
 
 
 def _chapters() -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,8 +55,9 @@ class _NotebookBar(tqdm):
         open_still = not self.disable
         super().close()
         if self.total and open_still:
-            done = f"{self.n}" if self.n == self.total else f"stopped at {self.n} of {self.total}"
-            self._show(f"{self.desc}: {done} {self.unit}s in {self.format_interval(self.format_dict['elapsed'])}")
+            done = "" if self.n == self.total else f"stopped at {self.n} of "
+            elapsed = self.format_interval(self.format_dict["elapsed"])
+            self._show(f"{self.desc}: {done}{counted(self.total, self.unit)} in {elapsed}")
 
     def _show(self, text: str) -> None:
         if self.shown is None:

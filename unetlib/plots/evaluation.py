@@ -116,7 +116,7 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
         draw_outline(outlined, row.truth)
         draw_errors(compared, row.truth, row.prediction)
     for axes, text in zip(panels[0], ("FLAIR", "truth", "prediction against truth"), strict=True):
-        axes.set_title(text, fontsize=10)
+        axes.set_title(text, fontsize=9)
     handles = [panels[0, 2].plot([], [], "s", color=colour, label=text)[0] for colour, text in ERRORS]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     _sign(figure, note)

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -127,7 +125,7 @@ def _from_above(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:
     """Return one row a case: the modalities it has in the slice with most tumour, the whole tumour outlined."""
-    figure = Figure(figsize=(2.3 * max(len(modalities), 2), 2.4 * len(cases) + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.1 * max(len(modalities), 2), 2.3 * len(cases) + 0.3), layout="constrained")
     panels = figure.subplots(len(cases), len(modalities), squeeze=False)
     synthetic = False
     for case, line in zip(cases, panels, strict=True):
@@ -140,19 +138,19 @@ def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -
                 show_slice(axes, read_volume(case.images[modality]).voxels[:, :, z].T)
                 draw_outline(axes, mask[:, :, z].T)
                 axes.set_title(f"{modality}, slice {z}", fontsize=9)
-        line[0].set_title(f"{case.id}: {line[0].get_title()}", fontsize=9)
+        line[0].set_title(f"{case.id}\n{line[0].get_title()}", fontsize=9)
     figure.supxlabel(("synthetic images; " if synthetic else "") + DISCLAIMER, fontsize=8)
     return figure
 
 
-def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 4, note: str = "") -> Figure:
+def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, note: str = "") -> Figure:
     """Return a slice (H, W) and, beside it, the square of 2 `half` + 1 pixels around `centre` (row, column) as numbers.
 
     `centre` is moved inwards where the square would leave the slice.
     """
     row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
     patch = image[row - half : row + half + 1, column - half : column + half + 1]
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
     whole, zoom = figure.subplots(1, 2)
     show_slice(whole, image)
     corner = (column - half - 0.5, row - half - 0.5)
@@ -162,7 +160,7 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 4, not
     zoom.imshow(patch, cmap="gray", vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(patch):
         colour = "black" if value > (low + high) / 2 else "white"
-        zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=6.5)
+        zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
     zoom.set(xticks=[], yticks=[])
     zoom.set_title("the yellow square: each voxel is a number", fontsize=10)
     figure.supxlabel(note, fontsize=8)
@@ -202,30 +200,6 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
     return figure
 
 
-def planes_figure(volume: Volume, mask: np.ndarray, position: Sequence[int], note: str = "") -> Figure:
-    """Return the axial, coronal and sagittal slice through the voxel `position` (x, y, z), the mask outlined.
-
-    `mask`: (X, Y, Z) bool. Lengths are true to the header; the letters say which side of the patient is where.
-    """
-    x, y, z = (int(place) for place in position)
-    across, deep, high = volume.spacing
-    planes: list[tuple[str, Any, float, str]] = [
-        (f"axial, z = {z}", np.s_[:, :, z], deep / across, "RLAP"),
-        (f"coronal, y = {y}", np.s_[:, y], high / across, "RLSI"),
-        (f"sagittal, x = {x}", np.s_[x], high / deep, "APSI"),
-    ]
-    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
-    for axes, (title, cut, aspect, letters) in zip(figure.subplots(1, 3), planes, strict=True):
-        step = 1 if title.startswith("axial") else -1  # z grows upwards, rows of a picture downwards
-        show_slice(axes, volume.voxels[cut].T[::step])
-        draw_outline(axes, mask[cut].T[::step])
-        axes.set_aspect(aspect)
-        axes.set_title(title, fontsize=10)
-        _letters(axes, letters)
-    figure.supxlabel(note, fontsize=8)
-    return figure
-
-
 def _letters(axes: Axes, letters: str) -> None:
     """Write the sides of the patient at the left, right, top and bottom of a picture."""
     for letter, (x, y) in zip(letters, ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05)), strict=True):
@@ -249,18 +223,28 @@ def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str 
 
 
 def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
-    """Return a line a patient, the histogram inside the head with peak 1: as stored, and after min-max to 0..1."""
-    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    """Return a line a patient, the histogram inside the head with peak 1: as stored, and after min-max to 0..1.
+
+    In colour: the patients of the lowest and of the highest median as stored.
+    """
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     order = sorted(portraits, key=lambda one: float(np.median(one.sample)))
-    colours = colormaps["cividis"](np.linspace(0, 0.95, len(order)))
-    for one, colour in zip(order, colours, strict=True):
+    special = {order[0].id: (BLUE, "lowest median"), order[-1].id: (ORANGE, "highest median")}
+    for one in [*order[1:-1], order[0], order[-1]]:  # the coloured ones on top
         low, high = one.limits
+        colour, name = special.get(one.id, ("#BBBBBB", ""))
         for axes, values in zip(panels, (one.sample, (one.sample - low) / (high - low)), strict=True):
-            counts, edges = np.histogram(values, 40)
-            axes.plot((edges[1:] + edges[:-1]) / 2, counts / counts.max(), color=colour, linewidth=0.9)
-    panels[0].set(xlabel="intensity as stored, no unit (log scale)", ylabel="share of the head, peak = 1", xscale="log")
+            counts, edges = np.histogram(values, 30)
+            middles = (edges[1:] + edges[:-1]) / 2
+            axes.plot(middles, counts / counts.max(), color=colour, label=name, linewidth=1.8 if name else 0.7)
+    panels[0].set(xscale="log", xlabel="intensity as stored, no unit", ylabel="share of the head, peak = 1")
+    first, last = panels[0].get_xlim()
+    panels[0].set_xticks([tick for power in range(6) for tick in (10**power, 3 * 10**power) if first < tick < last])
+    panels[0].xaxis.set_major_formatter("{x:g}")
+    panels[0].xaxis.set_minor_formatter("")
     panels[1].set(xlabel="after min-max of the volume", xlim=(0, 1))
+    panels[1].legend(frameon=False, fontsize=8)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(note, fontsize=8)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from unetlib.plots.common import (
     BLUE,
@@ -30,14 +32,14 @@ def sheet_figure(
     `images`, `masks`: one (H, W) array a slice, real numbers and 0/1 or bool.
     """
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.75 * columns, 1.95 * rows + 0.25), layout="constrained")
+    figure = Figure(figsize=(1.45 * columns, 1.65 * rows + 0.25), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes in panels:
         axes.set_axis_off()
     for axes, image, mask, title in zip(figure.axes[: len(images)], images, masks, titles, strict=True):
         show_slice(axes, image)
         draw_outline(axes, mask)
-        axes.set_title(title, fontsize=8)
+        axes.set_title(title, fontsize=7)
     figure.supxlabel(note, fontsize=8)
     return figure
 
@@ -45,12 +47,12 @@ def sheet_figure(
 def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Figure:
     """Return a min-max normalised slice without and with an outlier, and the histograms of both.
 
-    `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The background, exactly 0
-    in `clean`, is left out of the histograms.
+    `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
+    pixels brighter than the mean of `clean`: head rather than background.
     """
     figure = Figure(figsize=(8.5, 2.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
-    inside = clean > 0
+    inside = clean > clean.mean()
     for axes, image, title, colour in (
         (left, clean, "as it is", BLUE),
         (middle, spoiled, "with one bright voxel", ORANGE),
@@ -61,7 +63,7 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
         right.hist(image[inside], bins=50, range=(0, 1), histtype="stepfilled", alpha=0.6, color=colour, label=title)
     row, column = np.unravel_index(spoiled.argmax(), spoiled.shape)
     middle.plot(column, row, "o", ms=14, mfc="none", mec=ORANGE)
-    right.set(xlabel="value after min-max", ylabel="pixels", yticks=[], xlim=(0, 1))
+    right.set(xlabel="value after min-max", ylabel="pixels of the head", yticks=[], xlim=(0, 1))
     right.legend(frameon=False, fontsize=9)
     right.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(note, fontsize=8)
@@ -71,27 +73,39 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
 def grid_figure(
     image: np.ndarray, mask: np.ndarray, small_image: np.ndarray, small_mask: np.ndarray, back: np.ndarray, note: str
 ) -> Figure:
-    """Return a slice on its own grid, on the model's, and what the mask lost on the way there and back.
+    """Return the surroundings of a tumour on its own grid, on the model's, and what the way there and back changed.
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    figure = Figure(figsize=(7.2, 3), layout="constrained")
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
         (native, image, mask, "as scanned"),
         (small, small_image, small_mask, "as the network sees it"),
-        (errors, image, None, "the mask, there and back"),
+        (errors, image, np.zeros_like(mask), "the mask, there and back"),
     ):
         show_slice(axes, picture)
-        axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=9)
-        if outline is not None:
-            draw_outline(axes, outline)
+        axes.images[0].set_interpolation("nearest")
+        draw_outline(axes, outline)
+        axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=8)
+        _zoom(axes, mask | back, len(picture) / max(mask.shape) if axes is small else None)
     draw_errors(errors, mask, back)
     for colour, text in ((TRUE_POSITIVE, "kept"), (FALSE_POSITIVE, "added"), (FALSE_NEGATIVE, "lost")):
         errors.plot([], [], "s", color=colour, label=text)
-    figure.legend(loc="outside lower right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     figure.supxlabel(note, fontsize=8)
     return figure
+
+
+def _zoom(axes: Axes, mask: np.ndarray, scale: float | None) -> None:
+    """Show the surroundings of a mask (H, W); `scale` is that of axes on the model's grid, padding included."""
+    side = max(mask.shape)
+    where = np.argwhere(mask) if mask.any() else np.array([(0, 0), mask.shape])
+    centre, half = (where.min(0) + where.max(0) + 1) / 2, float(np.ptp(where, axis=0).max()) / 2 + side / 24
+    if scale is not None:
+        centre, half = (centre + (side - np.array(mask.shape)) // 2) * scale, half * scale
+    row, column = centre - 0.5  # the first pixel reaches from -0.5 to 0.5
+    axes.set(xlim=(column - half, column + half), ylim=(row + half, row - half))
 
 
 def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, note: str = "") -> Figure:
@@ -105,7 +119,10 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
     axes.set(xscale="log", xlabel="tumour volume in voxels", ylabel=f"Dice after {size} x {size} and back")
-    axes.set_ylim(min([0.9, *(dice for _, dice in dots)]) - 0.02, 1.005)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_ylim(min([0.95, *(dice for _, dice in dots)]) - 0.02, 1.005)
     axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(note, fontsize=8)
     return figure
@@ -122,10 +139,10 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     for y, (_, known, unseen) in enumerate(rows):
         axes.plot([known, unseen], [y, y], "-", color=GREY, lw=3 if y == len(names) else 1.5, zorder=1)
         axes.text(max(known, unseen) + 0.025, y, f"{known - unseen:+.2f}", va="center", fontsize=9)
-    y = np.arange(len(rows))
-    axes.plot([row[2] for row in rows], y, "s", ms=9, color=BLUE, label="patients never seen")
-    axes.plot([row[1] for row in rows], y, "o", ms=9, color=ORANGE, label="other slices of the training patients")
-    axes.set_yticks(y, [row[0] for row in rows])
+    height = np.arange(len(rows))
+    axes.plot([row[2] for row in rows], height, "s", ms=9, color=BLUE, label="patients never seen")
+    axes.plot([row[1] for row in rows], height, "o", ms=9, color=ORANGE, label="other slices of the training patients")
+    axes.set_yticks(height, [row[0] for row in rows])
     axes.set(xlim=(0, 1.08), ylim=(len(names) + 0.5, -0.5), xlabel="pooled Dice of the same network")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)

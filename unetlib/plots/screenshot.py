@@ -28,7 +28,13 @@ def viewer_picture(viewer: SliceViewer, path: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder, "page.html"), Path(folder, "shot.png")
         viewer.to_html(page)
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/profile"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--user-data-dir={folder}/profile",
+        ]
         options += ["--virtual-time-budget=10000", f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={shot}"]
         subprocess.run([browser, *options, page.as_uri()], capture_output=True, timeout=120)
         if not shot.exists():

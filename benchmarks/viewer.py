@@ -1,0 +1,198 @@
+"""How long a key press on the slice slider takes to show its picture: `SliceViewer` against `interact` + matplotlib.
+
+Run from the repository's root: `python -m benchmarks.viewer`. Both sit in one notebook of one JupyterLab in headless
+Chromium, both show the same volume with the same two masks, and both are measured by the same code in the page:
+
+- a key press counts from the `timeStamp` of its `keydown` event;
+- a picture counts at the first animation frame at which it is there: other pixels on the axial canvas of the viewer
+  (whose `data-frames` changed), another image of `interact`, loaded;
+- single presses: 30 of them, 150 to 250 ms apart and after the picture of the one before;
+- burst: 30 keys, one an animation frame (some 60 a second, twice as fast as a held key); the lag is the time from
+  the last key to the last picture.
+
+Ends with status 1 when the viewer's median is over 16 ms or one of its 30 pictures was not shown.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import random
+import re
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
+
+from tests.lab import READY, Notebook, open_lab
+
+PRESSES, MOST_MS = 30, 16
+PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "numpy", "playwright")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+START, STOP = "<!-- viewer -->", "<!-- end of viewer -->"
+
+DATA = """
+%matplotlib inline
+import matplotlib.pyplot as plt
+import numpy as np
+from ipywidgets import IntSlider, interact
+
+x, y, z = np.ogrid[-1:1:240j, -1:1:240j, -1:1:155j]
+noise = np.random.default_rng(0).normal(0, 40, (240, 240, 155))
+volume = np.where(x**2 + y**2 + z**2 < 0.8, 400 + noise, 0).astype(np.int16)
+truth, prediction = ((x - d) ** 2 + y**2 + z**2 < 0.2 for d in (0.2, 0.3))
+"""
+OURS = """
+from unetlib import SliceViewer
+SliceViewer(volume, truth=truth, prediction=prediction, position=(120, 120, 40))
+"""
+THEIRS = """
+colours = np.array([[0, 0, 0, 0], [86, 180, 233, 128], [213, 94, 0, 128], [0, 158, 115, 128]], np.uint8)
+low, high = np.percentile(volume[volume != 0], (0.5, 99.5))
+
+@interact(z=IntSlider(40, 0, 154))
+def show(z):
+    figure, axes = plt.subplots()
+    axes.imshow(volume[:, :, z].T, cmap="gray", vmin=low, vmax=high)
+    axes.imshow(colours[truth[:, :, z].T + 2 * prediction[:, :, z].T])
+    axes.set_axis_off()
+    plt.show()
+"""
+
+PROBE = """(cell) => {
+  const canvas = cell.querySelector('canvas.uv-plane[data-plane="axial"]');
+  const pixels = () => {
+    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    let hash = 0;
+    for (const word of new Uint32Array(data.buffer)) hash = (Math.imul(hash, 31) + word) | 0;
+    return hash;
+  };
+  const image = () => cell.querySelector(".jp-OutputArea-output img");
+  const picture = () => canvas ? pixels() : image()?.complete ? image().src : null;
+  const probe = window.probe = {keys: [], pictures: []};
+  let last = picture();
+  const look = async () => {
+    if (!canvas) await image()?.decode().catch(() => {});
+    requestAnimationFrame(() => {
+      const now = performance.now(), seen = picture();
+      if (seen !== null && seen !== last) { last = seen; probe.pictures.push(now); }
+    });
+  };
+  const [target, changes] = canvas
+    ? [cell.querySelector(".unetlib-viewer"), {attributeFilter: ["data-frames"]}]
+    : [cell, {childList: true, subtree: true, attributeFilter: ["src"]}];
+  new MutationObserver(look).observe(target, changes);
+  window.addEventListener("keydown", event => probe.keys.push(event.timeStamp), true);
+}"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one way to show slices reached; times in milliseconds."""
+
+    median: float
+    p90: float
+    shown: int
+    lag: float
+    rate: float
+
+
+def measure(page: Page, cell: Locator, slider: str) -> Result:
+    """Press keys on the slider of a cell and read the clock in the page."""
+    cell.locator(f"{READY}, .jp-OutputArea-output img").first.wait_for()
+    cell.scroll_into_view_if_needed()
+    cell.evaluate(PROBE)
+    cell.locator(slider).first.focus()
+    chance = random.Random(0)
+    for number in range(PRESSES):
+        page.wait_for_timeout(chance.uniform(150, 250))  # a person's pace, at no fixed moment within a frame
+        page.keyboard.press("ArrowUp")
+        page.wait_for_function(f"probe.pictures.length > {number}")
+    keys, pictures = _clock(page)
+    times = [shown - pressed for pressed, shown in zip(keys, pictures, strict=True)]
+    for _ in range(PRESSES):
+        page.keyboard.press("ArrowUp")
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+    page.wait_for_timeout(5000)
+    keys, pictures = (clock[PRESSES:] for clock in _clock(page))
+    seconds = (keys[-1] - keys[0]) / 1000
+    deciles = statistics.quantiles(times, n=10)
+    return Result(
+        statistics.median(times), deciles[-1], len(pictures), pictures[-1] - keys[-1], (PRESSES - 1) / seconds
+    )
+
+
+def _clock(page: Page) -> tuple[list[float], list[float]]:
+    probe = page.evaluate("probe")
+    return probe["keys"], probe["pictures"]
+
+
+def table(ours: Result, theirs: Result) -> str:
+    """Return both results as a markdown table, with the ratios."""
+    rows = [
+        "| | SliceViewer | interact + matplotlib | ratio |",
+        "|---|---|---|---|",
+        f"| single press, median | {ours.median:.1f} ms | {theirs.median:.0f} ms | {theirs.median / ours.median:.1f} |",
+        f"| single press, p90 | {ours.p90:.1f} ms | {theirs.p90:.0f} ms | {theirs.p90 / ours.p90:.1f} |",
+        f"| burst: pictures shown of {PRESSES} | {ours.shown} | {theirs.shown} | {theirs.shown / ours.shown:.2f} |",
+        f"| burst: lag after the last key | {ours.lag:.1f} ms | {theirs.lag:.0f} ms | {theirs.lag / ours.lag:.1f} |",
+        f"| burst: keys a second | {ours.rate:.0f} | {theirs.rate:.0f} | |",
+    ]
+    return "\n".join(rows)
+
+
+def machine(chromium: str, load: str) -> str:
+    """Describe in one line where this ran; `load`: the load average before it began."""
+    model = platform.processor() or platform.machine()
+    if (file := Path("/proc/cpuinfo")).exists():
+        model = next(iter(re.findall(r"model name\s*: (.*)", file.read_text())), model)
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return (
+        f"{model}, {os.cpu_count()} cores (load average before: {load}), {platform.system()}, "
+        f"Python {platform.python_version()}, Chromium {chromium}, {packages}."
+    )
+
+
+def record(section: str) -> None:
+    """Put the section between its markers in RESULTS.md; what stands outside them stays."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmark results\n"
+    before, _, rest = text.partition(START)
+    after = rest.partition(STOP)[2] or "\n"
+    RESULTS.write_text(f"{before.rstrip()}\n\n{START}\n{section}\n{STOP}{after}", encoding="utf-8")
+
+
+def run(notebook: Notebook) -> tuple[Result, Result]:
+    """Measure both in the open notebook: the viewer first, then its rival."""
+    cells = notebook.page.locator(".jp-CodeCell")
+    return measure(notebook.page, cells.nth(1), "input.uv-slice"), measure(notebook.page, cells.nth(2), "[role=slider]")
+
+
+def main() -> int:
+    """Measure, print, record; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.viewer", description=__doc__.partition("\n")[0])
+    parser.parse_args()
+    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+    with tempfile.TemporaryDirectory() as folder, open_lab(Path(folder)) as lab:
+        chromium = lab.browser.version
+        with lab.notebook("viewer", [DATA, OURS, THEIRS]) as notebook:
+            ours, theirs = run(notebook)
+    section = (
+        "## Slice viewer: key press to picture\n\n"
+        "A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium. How each figure is "
+        f"defined: top of `benchmarks/viewer.py`.\n\n{table(ours, theirs)}\n\n"
+        f"`python -m benchmarks.viewer`, {datetime.date.today()}: {machine(chromium, load)}"
+    )
+    print(section)
+    record(section)
+    failed = ours.median > MOST_MS or ours.shown < PRESSES
+    if failed:
+        print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} pictures were expected.", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The notebooks as they are committed: what a reader on GitHub sees. nbval runs them, see the Makefile."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from unetlib.course import NOTEBOOKS
+
+CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation")
+PATHS = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in CHAPTERS]
+MACHINE = re.compile(r"(?<![\w./-])/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\", re.MULTILINE)
+DRAWN_BAR = re.compile(r"\d+%\|")
+
+
+def problems(path: Path) -> list[str]:
+    """Return what is wrong with a notebook as it lies on disk."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    outputs = [output for cell in cells for output in cell.outputs]
+    text = path.read_text("utf-8")
+    found = {
+        "not executed": any(cell.execution_count is None for cell in cells),
+        "not executed from top to bottom": [cell.execution_count for cell in cells] != [*range(1, len(cells) + 1)],
+        "has no output": not outputs,
+        "holds an error": any(output.output_type == "error" for output in outputs),
+        "writes to standard error": any(output.get("name") == "stderr" for output in outputs),
+        "is 500 KB or larger": path.stat().st_size >= 500_000,
+        "holds widget state": "widgets" in notebook.metadata,
+        "holds a path of a machine": any(MACHINE.search(_text(output)) for output in outputs),
+        "holds a drawn progress bar": any(DRAWN_BAR.search(_text(output)) for output in outputs),
+        "has a cell of more than 25 lines": any(len(cell.source.splitlines()) > 25 for cell in cells),
+        "loads from the network": bool(re.search(r"!\[[^]]*\]\(http|<img[^>]*src=.{0,2}http", text)),
+    }
+    return [name for name, wrong in found.items() if wrong]
+
+
+def _text(output) -> str:
+    shown = output.get("data", {})
+    return "\n".join([str(output.get("text", "")), *(shown[kind] for kind in shown if kind.startswith("text/"))])
+
+
+def markdown(path: Path) -> str:
+    return "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_committed_notebook_is_executed_and_clean(path):
+    assert problems(path) == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_some_outputs_are_checked_by_nbval(path):
+    checked = [
+        cell
+        for cell in nbformat.read(path, 4).cells
+        if cell.cell_type == "code" and cell.source.startswith("# NBVAL_CHECK_OUTPUT")
+    ]
+    assert checked
+    assert all(cell.outputs for cell in checked), "a check of no output checks nothing"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_chapter_has_the_parts_of_a_lesson(name):
+    text = markdown(NOTEBOOKS / f"{name}.ipynb")
+    for part in ("minutes", "**Question", "What can go wrong", "## Summary", "## Next"):
+        assert part in text, f"{name} lacks {part}"
+    solved = markdown(NOTEBOOKS / "solutions" / f"{name}.ipynb")
+    for number in (1, 2, 3):
+        assert f"Exercise {number}" in text
+        assert f"Exercise {number}" in solved
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_links_lead_to_files_that_exist(name):
+    text = markdown(NOTEBOOKS / f"{name}.ipynb")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith(("http", "mailto"))]
+    assert links
+    assert [link for link in links if not (NOTEBOOKS / link).exists()] == []
+
+
+def test_nothing_else_lies_among_the_notebooks():
+    committed = {path for path in NOTEBOOKS.rglob("*.ipynb") if not {"work", ".ipynb_checkpoints"} & {*path.parts}}
+    assert committed == set(PATHS)
+
+
+def broken(change):
+    """Return a good notebook after `change`, to see that what is wrong is noticed."""
+    cells = [nbformat.v4.new_code_cell(f"print({number})", execution_count=number) for number in (1, 2)]
+    for cell in cells:
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=cell.source[6])]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    change(notebook)
+    return notebook
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda n: n.cells[0].update(execution_count=None), "not executed"),
+        (lambda n: n.cells[0].update(execution_count=5), "not executed from top to bottom"),
+        (lambda n: [cell.update(outputs=[]) for cell in n.cells], "has no output"),
+        (
+            lambda n: n.cells[0].outputs.append(nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])),
+            "holds an error",
+        ),
+        (lambda n: n.cells[0].outputs[0].update(name="stderr"), "writes to standard error"),
+        (lambda n: n.cells[0].outputs[0].update(text="x" * 500_000), "is 500 KB or larger"),
+        (lambda n: n.metadata.update(widgets={}), "holds widget state"),
+        (lambda n: n.cells[0].outputs[0].update(text="saved in /home/anna/run"), "holds a path of a machine"),
+        (lambda n: n.cells[0].outputs[0].update(text="45%|####   | 7/20"), "holds a drawn progress bar"),
+        (lambda n: n.cells[0].update(source="1\n" * 26), "has a cell of more than 25 lines"),
+        (lambda n: n.cells.append(nbformat.v4.new_markdown_cell("![x](https://a.b/c.png)")), "loads from the network"),
+    ],
+)
+def test_what_is_wrong_is_noticed(tmp_path, change, problem):
+    nbformat.write(broken(lambda _: None), tmp_path / "good.ipynb")
+    assert problems(tmp_path / "good.ipynb") == []
+    nbformat.write(broken(change), tmp_path / "bad.ipynb")
+    assert problem in problems(tmp_path / "bad.ipynb")
