@@ -29,16 +29,16 @@ def test_a_sheet_refuses_slices_without_a_mask():
 
 
 def test_both_pictures_of_an_outlier_have_the_window_of_the_network():
-    clean = np.linspace(0, 1, 100).reshape(10, 10)
+    clean = np.linspace(0.05, 0.95, 100).reshape(10, 10)
     spoiled = clean / 4
-    spoiled[2, 7] = 1
+    spoiled[2, 7] = 0.8
     left, middle, right = plots.outlier_figure(clean, spoiled).axes
     assert [axes.images[0].get_clim() for axes in (left, middle)] == [(0, 1), (0, 1)]
     np.testing.assert_array_equal(left.images[0].get_array(), clean)
     np.testing.assert_array_equal(middle.images[0].get_array(), spoiled)
     assert (middle.lines[0].get_xdata()[0], middle.lines[0].get_ydata()[0]) == (7, 2)
     ends = [patch.get_xy()[patch.get_xy()[:, 1] > 0, 0].max() for patch in right.patches]
-    np.testing.assert_allclose(ends, [1, 0.26])
+    np.testing.assert_allclose(ends, [0.96, 0.24])
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["as it is", "with one bright voxel"]
 
 

@@ -157,23 +157,26 @@ function paint({ panel, plane, width, height, colours, classes }, index) {
   }
 }
 
-// The border of the classes in `members`, in voxels: drawn as lines it hides no voxel.
-function border({ width, height, classes }, members) {
-  const path = new Path2D(), inside = [0, 1, 2, 3].map((number) => members.includes(number));
+// The borders of the layers in a picture, in voxels: as lines they hide none. Each lies (dx, dy) inside its layer, so
+// that those of two neighbours are seen beside each other.
+function borders({ width, height, classes }, layers, dx, dy) {
+  const found = layers.map(([, colour, members]) => {
+    const path = new Path2D(), inside = [0, 1, 2, 3].map((number) => members.includes(number));
+    return { colour, path, inside, line(x1, y1, x2, y2) { path.moveTo(x1, y1); path.lineTo(x2, y2); } };
+  });
   for (let row = 0, pixel = 0; row < height; row++) for (let column = 0; column < width; column++, pixel++) {
-    const own = inside[classes[pixel]];
-    if (own !== (column > 0 && inside[classes[pixel - 1]])) {
-      path.moveTo(column, row);
-      path.lineTo(column, row + 1);
+    const own = classes[pixel], left = column ? classes[pixel - 1] : 0, above = row ? classes[pixel - width] : 0;
+    const last = own && (column === width - 1 || row === height - 1);
+    if (own === left && own === above && !last) continue;
+    for (const { inside, line } of found) {
+      const x = column + (inside[own] ? dx : -dx), y = row + (inside[own] ? dy : -dy);
+      if (inside[own] !== inside[left]) line(x, row, x, row + 1);
+      if (inside[own] !== inside[above]) line(column, y, column + 1, y);
+      if (inside[own] && column === width - 1) line(width - dx, row, width - dx, row + 1);
+      if (inside[own] && row === height - 1) line(column, height - dy, column + 1, height - dy);
     }
-    if (own !== (row > 0 && inside[classes[pixel - width]])) {
-      path.moveTo(column, row);
-      path.lineTo(column + 1, row);
-    }
-    if (own && column === width - 1) { path.moveTo(width, row); path.lineTo(width, row + 1); }
-    if (own && row === height - 1) { path.moveTo(column, height); path.lineTo(column + 1, height); }
   }
-  return path;
+  return found;
 }
 
 const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
@@ -253,20 +256,21 @@ function start(root, model, content) {
   function drawPicture(picture, number) {
     const { panel, canvas, width, height, sheet, plane } = picture;
     const at = inPanel(panel), [across, down, through] = PLANES[plane], context = canvas.getContext("2d");
-    if (stale(`slice ${number}`, plane, at[through], state.window, state.opacity, state.show, state.style)) {
+    const [sx, sy] = [canvas.width / width, canvas.height / height], thick = 1.5 * devicePixelRatio;
+    if (stale(`slice ${number}`, plane, at[through], sx, sy, { ...state, position: 0 })) {
       paint(picture, at[through]);
       sheet.getContext("2d").putImageData(picture.pixels, 0, 0);
       picture.borders = state.style === "outline" && panel.classes
-        ? layersOf(panel).map(([, colour, members]) => [colour, border(picture, members)]) : [];
+        ? borders(picture, layersOf(panel), thick / 2 / sx, thick / 2 / sy) : [];
       picture.caption.textContent = `${many ? panel.name : plane} · ${"xyz"[through]} ${at[through]}`;
       canvas.ariaLabel = `${many ? `${panel.name}, ` : ""}${plane} slice ${at[through]} of ${panel.shape[through]}`;
     }
-    const [sx, sy] = [canvas.width / width, canvas.height / height];
     context.imageSmoothingEnabled = Math.min(sx, sy) < 3; // from there on a voxel is large enough to be seen as one
     context.drawImage(sheet, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = Math.min(1, 2 * state.opacity);
-    context.lineWidth = 1.5 * devicePixelRatio;
-    for (const [colour, path] of picture.borders) {
+    context.lineWidth = thick;
+    context.lineCap = "square";
+    for (const { colour, path } of picture.borders) {
       const scaled = new Path2D();
       scaled.addPath(path, { a: sx, d: sy });
       context.strokeStyle = colour;

@@ -162,7 +162,7 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
         colour = "black" if value > (low + high) / 2 else "white"
         zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
     zoom.set(xticks=[], yticks=[])
-    zoom.set_title("the yellow square: each voxel is a number", fontsize=10)
+    zoom.set_title("the yellow square, as numbers", fontsize=10)
     figure.supxlabel(note, fontsize=8)
     return figure
 
@@ -238,7 +238,7 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
             counts, edges = np.histogram(values, 30)
             middles = (edges[1:] + edges[:-1]) / 2
             axes.plot(middles, counts / counts.max(), color=colour, label=name, linewidth=1.8 if name else 0.7)
-    panels[0].set(xscale="log", xlabel="intensity as stored, no unit", ylabel="share of the head, peak = 1")
+    panels[0].set(xscale="log", xlabel="intensity as stored, no unit", ylabel="share, peak = 1")
     first, last = panels[0].get_xlim()
     panels[0].set_xticks([tick for power in range(6) for tick in (10**power, 3 * 10**power) if first < tick < last])
     panels[0].xaxis.set_major_formatter("{x:g}")

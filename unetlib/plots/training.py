@@ -141,7 +141,7 @@ def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray
 
     `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
     """
-    figure = Figure(figsize=(2.1 * len(images), 2.8), layout="constrained")
+    figure = Figure(figsize=(1.8 * len(images), 2.5), layout="constrained")
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
