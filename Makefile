@@ -2,18 +2,29 @@
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
-.PHONY: course test lab
+.PHONY: course test lab notebooks figures bench
 course: .venv/installed
-	$(BIN)/unetlib course
+	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --cov=unetlib --cov-report=term-missing:skip-covered
+	$(BIN)/python -c "import shutil; shutil.rmtree('notebooks/work/synthetic', ignore_errors=True)"
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 notebooks
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/installed
+	$(BIN)/unetlib course --refresh
+
+figures: .venv/installed
+	$(BIN)/unetlib figures
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.viewer
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -180,7 +180,8 @@ def _chapters() -> list[Path]:
 def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None) -> Any:
     """Return the notebook at `path`, executed in `folder` with these variables added to the environment."""
     notebook = nbformat.read(path, as_version=4)
-    with progress(len(notebook.cells), path.stem, "cell") as bar:
+    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
+    with progress(cells, path.stem, "cell") as bar:
         client = NotebookClient(
             notebook,
             timeout=None,

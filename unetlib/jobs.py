@@ -85,6 +85,8 @@ def run_jobs(
     importable (not a lambda) when there are several. An exception in `function` ends the work.
     Raises `UnetlibError` when a worker process dies.
     """
+    if not items:
+        return
     workers = min(workers or cpu_count(), len(items))
     with progress(len(items), what, unit) as bar:
         if workers <= 1:
