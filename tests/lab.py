@@ -101,7 +101,7 @@ class Lab:
     def context(self, **options: Any) -> BrowserContext:
         """Return a browser window with nothing of the other windows, which reaches this machine only."""
         context = self.browser.new_context(viewport={"width": 1280, "height": 1000}, **options)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         context.route(lambda url: urlsplit(url).hostname not in (None, "127.0.0.1"), self._refuse)
         return context
 
@@ -122,7 +122,7 @@ class Lab:
             )
             if not notebook.command("notebook:run-all-cells"):
                 raise RuntimeError(f"A cell failed:\n{page.locator('.jp-OutputArea-output').last.inner_text()}")
-            expect(page.locator(READY)).to_have_count(viewers, timeout=20_000)
+            expect(page.locator(READY)).to_have_count(viewers, timeout=60_000)
             yield notebook
             page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
