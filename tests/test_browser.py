@@ -532,8 +532,9 @@ def test_theme_of_jupyterlab_is_readable(view: View, notebook: Notebook, theme: 
 
 def _assert_readable(view: View, dark: bool) -> None:
     """Text against what lies behind it: a contrast of 4.5, as WCAG 2.2, 1.4.3, asks."""
+    painted = f"root => ({CONTRASTS})(root).length > 20"  # JupyterLab hides its cells while it lays them out anew
+    view.page.wait_for_function(painted, arg=view.root.element_handle())
     contrasts = view.root.evaluate(CONTRASTS)
-    assert len(contrasts) > 20
     assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == []
     paper = view.root.evaluate("root => getComputedStyle(root).backgroundColor")
     assert (max(map(int, re.findall(r"\d+", paper)[:3])) < 100) == dark

@@ -43,7 +43,8 @@ def test_the_chapters_start_with_the_folder_that_is_named(data, tmp_path, capsys
     opened = course.start(data, tmp_path / "work")
     assert len(opened.cohort.cases) == 3
     assert not opened.synthetic
-    assert opened.prepared == tmp_path / "work" / "mine" / "prepared"
+    assert opened.prepared.parent.parent == tmp_path / "work"
+    assert opened.prepared.parent.name.startswith("mine-"), "and another folder of that name has another place"
     assert opened.recipe.width == course.WIDTH
     assert "synthetic" not in opened.note
     assert "torch" in capsys.readouterr().out
@@ -52,6 +53,26 @@ def test_the_chapters_start_with_the_folder_that_is_named(data, tmp_path, capsys
 def test_the_environment_variable_names_the_folder_too(data, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(data))
     assert course.start(None, tmp_path / "work").data == data
+
+
+@pytest.mark.parametrize("named", [None, ""])
+def test_an_empty_variable_is_none(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("COURSE_DATA", "")
+    monkeypatch.setattr(course, "PATIENTS", 1)
+    assert course.start(named, tmp_path).synthetic
+
+
+def test_two_folders_of_one_name_are_kept_apart(data, tmp_path):
+    write_patient(tmp_path / "other" / "mine", 5)
+    places = {course.start(folder, tmp_path / "work").work for folder in (data, tmp_path / "other" / "mine")}
+    assert len(places) == 2
+    assert course.start(data, tmp_path / "work").work in places
+
+
+def test_a_damaged_first_file_does_not_stop_the_course(data, tmp_path):
+    first = sorted(data.glob("*/*_flair.nii.gz"))[0]
+    first.write_bytes(first.read_bytes()[:50])
+    assert len(course.start(data, tmp_path / "work").cohort.cases) == 3
 
 
 def test_without_data_the_embedded_cohort_is_made_once(tmp_path, monkeypatch):

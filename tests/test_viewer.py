@@ -458,3 +458,17 @@ def test_array_is_a_volume_as_it_is():
 def test_files_of_the_viewer_are_part_of_the_package():
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert {"viewer.js", "viewer.css"} <= set(re.findall(r"viewer\.\w+", text))
+
+
+@pytest.mark.parametrize("name", ["position", "window", "opacity", "plane", "show", "style"])
+def test_none_is_refused_like_any_bad_value(name):
+    viewer = SliceViewer(np.arange(60.0).reshape(3, 4, 5))
+    before = getattr(viewer, name)
+    with pytest.raises(UnetlibError, match=f"{name} is None"):
+        setattr(viewer, name, None)
+    assert getattr(viewer, name) == before
+
+
+def test_a_dollar_in_a_name_is_a_dollar():
+    volumes = {"$x_{$": np.arange(60.0).reshape(3, 4, 5), "b": np.arange(60.0).reshape(3, 4, 5)}
+    assert SliceViewer(volumes, title="$y_{$").to_png().startswith(b"\x89PNG")

@@ -20,9 +20,9 @@ from nbconvert import HTMLExporter
 from unetlib import __version__
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate
-from unetlib.files import atomic
+from unetlib.files import atomic, digest
 from unetlib.jobs import progress, say
-from unetlib.patients import Cohort, find_cases
+from unetlib.patients import Case, Cohort, find_cases
 from unetlib.phantom import make_cohort
 from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, is_synthetic, make_figures, save, to_png
 from unetlib.plots.screenshot import viewer_picture
@@ -78,20 +78,27 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     Raises `UnetlibError` when the folder does not exist or holds no usable patient.
     """
     _set_up_notebook()
-    data = data or os.environ.get("COURSE_DATA")
-    if data is None:
-        folder, root = Path(work) / "synthetic", Path(work) / "synthetic" / "cohort"
-        make_cohort(root, PATIENTS)
+    named = data or os.environ.get("COURSE_DATA")
+    if named:
+        root = Path(named).expanduser()
+        folder = Path(work) / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
     else:
-        root = Path(data)
-        folder = Path(work) / root.resolve().name
+        folder = Path(work) / "synthetic"
+        root = folder / "cohort"
+        make_cohort(root, PATIENTS)
     cohort = find_cases(root)
     if not cohort.cases:
         raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
-    synthetic = is_synthetic(read_volume(cohort.cases[0].images["flair"]))
-    course = Course(root, folder, cohort, synthetic)
+    course = Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])))
     _introduce(course)
     return course
+
+
+def _is_synthetic(case: Case) -> bool:
+    try:
+        return is_synthetic(read_volume(case.images["flair"]))
+    except UnetlibError:  # a damaged file is named by `check` and `prepare`
+        return False
 
 
 def _introduce(course: Course) -> None:

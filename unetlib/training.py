@@ -65,15 +65,17 @@ def train(
     """
     trainer = Trainer.open(Prepared.open(prepared), run, recipe, device)
     done, epochs, steps, taken = trainer.done, recipe.epochs, trainer.steps, 0
+    if on_epoch and done.history:
+        on_epoch(done.history)
+    if done.epoch >= epochs:
+        return done
     say(
         f"{run}: {len(trainer.training)} training slices, {steps} steps an epoch, {epochs} epochs, "
         f"{trainer.fabric.device}, {trainer.recipe.precision}. A checkpoint every "
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
     before = done.epoch * steps + done.step
-    if on_epoch and done.history:
-        on_epoch(done.history)
-    with stop_on_signal() as stopped, progress(max(epochs * steps, before), "train", "step", before) as bar:
+    with stop_on_signal() as stopped, progress(epochs * steps, "train", "step", before) as bar:
         while done.epoch < epochs:
             while done.step < steps:
                 loss = trainer.step()

@@ -53,6 +53,12 @@ LAYERS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
 }
 
 
+class Checked(traitlets.Any):
+    """A trait that leaves everything, `None` too, to the viewer's own check."""
+
+    allow_none = False
+
+
 class SliceViewer(anywidget.AnyWidget):
     """Volumes in axial, coronal and sagittal slices, with truth and prediction, in a notebook.
 
@@ -78,12 +84,12 @@ class SliceViewer(anywidget.AnyWidget):
 
     _esm, _css = SCRIPT, STYLE
     title = traitlets.Unicode().tag(sync=True)
-    position = traitlets.Any().tag(sync=True)
-    window = traitlets.Any().tag(sync=True)
-    opacity = traitlets.Any().tag(sync=True)
-    plane = traitlets.Any().tag(sync=True)
-    show = traitlets.Any().tag(sync=True)
-    style = traitlets.Any().tag(sync=True)
+    position = Checked().tag(sync=True)
+    window = Checked().tag(sync=True)
+    opacity = Checked().tag(sync=True)
+    plane = Checked().tag(sync=True)
+    show = Checked().tag(sync=True)
+    style = Checked().tag(sync=True)
 
     def __init__(
         self,
@@ -198,7 +204,7 @@ class SliceViewer(anywidget.AnyWidget):
             figure.subplots_adjust(left=0.005, right=0.995, bottom=0.13, top=0.88, wspace=0.02)
             for axes, (panel, plane) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
                 self._draw(axes, panel, plane)
-            figure.suptitle(self.title, y=0.99, fontsize=9)
+            figure.suptitle(self.title, y=0.99, fontsize=9, parse_math=False)
             named = {name: colour for panel in self._panels for name, colour, _ in self._layers(panel)}
             legend = [axes.plot([], [], "s", color=colour, label=name)[0] for name, colour in named.items()]
             if legend:
@@ -229,7 +235,7 @@ class SliceViewer(anywidget.AnyWidget):
         for letter, (x, y, across, up) in zip(LETTERS[plane], (*places, (0.5, 0.01, "center", "bottom")), strict=True):
             axes.text(x, y, letter, transform=axes.transAxes, ha=across, va=up)
         name = panel.name if len(self._panels) > 1 else plane
-        axes.set_title(f"{name}, {'xyz'[AXIS[plane]]} = {index}", fontsize=8)
+        axes.set_title(f"{name}, {'xyz'[AXIS[plane]]} = {index}", fontsize=8, parse_math=False)
         axes.set_axis_off()
 
     def _layers(self, panel: Panel) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -249,6 +255,7 @@ class SliceViewer(anywidget.AnyWidget):
 
         Raises `UnetlibError` when it cannot be written.
         """
+        target = Path(path).expanduser()
         content, buffers = self._data()
         state = {name: getattr(self, name) for name in ("title", "position", "window", "opacity", *self._choices)}
         packed = [base64.b64encode(gzip.compress(buffer, 6, mtime=0)).decode() for buffer in buffers]
@@ -261,9 +268,9 @@ class SliceViewer(anywidget.AnyWidget):
             "content": json.dumps(content).replace("<", "\\u003c"),
             "state": json.dumps(state).replace("<", "\\u003c"),
         }
-        with atomic(Path(path)) as temporary:
+        with atomic(target) as temporary:
             temporary.write_text(page, encoding="utf-8")
-        return Path(path)
+        return target
 
 
 def _numbers(value: Any) -> list[float]:

@@ -36,7 +36,7 @@ class Portrait:
 
     `tumour_per_slice`: (Z,) voxels of tumour. `pixels`: those of one axial slice. `sample`: some
     intensities inside the head, `limits` the lowest and highest of the volume. `tumour_map` and
-    `head_map`: (BINS, BINS) bool, the volume seen from above, x by y, in the box around the head.
+    `head_map`: (BINS, BINS) bool, the volume all slices added up, x by y, in the box around the head.
     `centre`: (3,), the tumour's middle in that box, 0..1 along x, y, z; NaN without tumour.
     """
 
@@ -101,8 +101,8 @@ def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
         mask.shape[0] * mask.shape[1],
         inside[:: max(1, inside.size // SAMPLE)].astype(np.float32),
         (float(image.voxels.min()), float(image.voxels.max())),
-        _from_above(mask.max(2), low, high),
-        _from_above(head.mean(2) > 0.1, low, high),
+        _flattened(mask.max(2), low, high),
+        _flattened(head.mean(2) > 0.1, low, high),
         centre,
     )
 
@@ -114,7 +114,7 @@ def _box(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([span[0] for span in spans], float), np.array([span[-1] + 1 for span in spans], float)
 
 
-def _from_above(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return a mask (X, Y) on the (BINS, BINS) of the box: a bin is true where a voxel of the mask lies in it."""
     places = (np.argwhere(flat) + 0.5 - low[:2]) / (high - low)[:2]
     bins = (places[((places >= 0) & (places < 1)).all(1)] * BINS).astype(int)
@@ -125,7 +125,7 @@ def _from_above(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:
     """Return one row a case: the modalities it has in the slice with most tumour, the whole tumour outlined."""
-    figure = Figure(figsize=(2.1 * max(len(modalities), 2), 2.3 * len(cases) + 0.3), layout="constrained")
+    figure = Figure(figsize=(2.1 * max(len(modalities), 2), 2.5 * len(cases) + 0.4), layout="constrained")
     panels = figure.subplots(len(cases), len(modalities), squeeze=False)
     synthetic = False
     for case, line in zip(cases, panels, strict=True):
@@ -189,7 +189,7 @@ def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figu
 
 def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float] = (), note: str = "") -> Figure:
     """Return slices (H, W) side by side under their titles; `aspects`: height to width of each one's pixels, or 1."""
-    figure = Figure(figsize=(2.3 * len(pictures), 2.7), layout="constrained")
+    figure = Figure(figsize=(2.3 * len(pictures), 3), layout="constrained")
     panels = figure.subplots(1, len(pictures), squeeze=False)[0]
     ratios = aspects or [1.0] * len(pictures)
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
@@ -266,24 +266,24 @@ def sizes_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
 
 
 def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
-    """Return how many patients have tumour where, seen from above, and the tumours' centres seen from the front.
+    """Return how many patients have tumour where, axial slices added up, and the centres from the front.
 
     Every head is stretched to one box; the line is the outline of half of the heads, the area of a
     dot grows with the size of the tumour.
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
-    above, front = figure.subplots(1, 2)
+    axial, front = figure.subplots(1, 2)
     heat = np.sum([one.tumour_map for one in portraits], axis=0)
-    picture = above.imshow(heat.T, cmap="magma", aspect=HEAD_ASPECT)
-    above.contour(np.mean([one.head_map for one in portraits], axis=0).T, levels=[0.5], colors="white", linewidths=1)
-    above.set_title("seen from above: patients with tumour", fontsize=10)
-    figure.colorbar(picture, ax=above, shrink=0.7)
+    picture = axial.imshow(heat.T, cmap="magma", aspect=HEAD_ASPECT)
+    axial.contour(np.mean([one.head_map for one in portraits], axis=0).T, levels=[0.5], colors="white", linewidths=1)
+    axial.set_title("all axial slices: patients with tumour", fontsize=10)
+    figure.colorbar(picture, ax=axial, shrink=0.7)
     x, _, z = np.array([one.centre for one in portraits]).T
     sizes = np.array([one.millilitres for one in portraits])
     front.scatter(x, z, s=10 + 150 * sizes / sizes.max(), color=ORANGE, alpha=0.8, edgecolors="white", linewidths=0.5)
     front.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="black")
     front.set_title("seen from the front: centres, area = size", fontsize=10)
-    for axes, letters in ((above, "RLAP"), (front, "RLSI")):
+    for axes, letters in ((axial, "RLAP"), (front, "RLSI")):
         axes.set(xticks=[], yticks=[])
         _letters(axes, letters)
     figure.supxlabel(note, fontsize=8)
