@@ -35,7 +35,8 @@ from unetlib.volumes import read_volume
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 PATIENTS = 24
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
-OFFLINE = dict.fromkeys(("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url"), "")  # nothing is fetched
+ADDRESSES = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url")
+OFFLINE = dict.fromkeys(ADDRESSES, "")  # nothing is fetched
 
 
 @dataclass(frozen=True)
