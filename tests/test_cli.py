@@ -164,7 +164,7 @@ def test_too_few_patients_and_no_tumour(tmp_path, capsys):
 
 
 def test_bad_checkpoints(prepared, run, tmp_path, capsys, data):
-    shutil.copytree(run, tmp_path / "r")
+    shutil.copytree(run, tmp_path / "r", ignore=shutil.ignore_patterns("previous_*"))
     image = data / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
     weights = tmp_path / "r" / BEST
     weights.write_bytes(weights.read_bytes()[:5000])

@@ -47,7 +47,7 @@ def test_the_mask_has_the_shape_affine_and_header_of_the_image(trained, image, t
     assert after.shape == before.shape
     np.testing.assert_array_equal(after.affine, before.affine)
     for key in before.header:
-        if key not in ("datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min", "vox_offset"):
+        if key not in ("datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min", "vox_offset", "descrip"):
             np.testing.assert_array_equal(after.header[key], before.header[key], err_msg=key)
     assert after.get_data_dtype() == np.uint8
     assert set(np.unique(np.asarray(after.dataobj))) <= {0, 1}
@@ -162,6 +162,28 @@ def test_a_file_that_exists_is_not_overwritten_unasked(trained, image, tmp_path)
     assert expert.read_bytes() == b"days of work"
     predict(trained, [image], tmp_path / "out", overwrite=True, device="cpu")
     assert nib.load(expert).shape == nib.load(image).shape
+
+
+def test_given_again_it_makes_only_what_is_missing(trained, image, tmp_path, capsys):
+    other = save_as(image, tmp_path / "other.nii.gz", OBLIQUE)
+    first = predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu")
+    content = {path: path.read_bytes() for path in first}
+    first[1].unlink()
+    (tmp_path / "out" / f".tmp-1-{first[2].name}").touch()  # as a kill leaves it
+    untouched = first[2].stat().st_mtime_ns
+    assert predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu") == first
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == content
+    assert first[2].stat().st_mtime_ns == untouched
+    assert "there already" in capsys.readouterr().out
+
+
+def test_a_mask_of_other_weights_or_of_another_image_is_not_taken_for_done(trained, run, image, tmp_path):
+    predict(trained, [image], tmp_path / "out", device="cpu")
+    with pytest.raises(UnetlibError, match="from other weights"):
+        predict(run, [image], tmp_path / "out", device="cpu")
+    save_as(image, image, OBLIQUE)
+    with pytest.raises(UnetlibError, match="another image"):
+        predict(trained, [image], tmp_path / "out", device="cpu")
 
 
 def test_a_later_image_that_cannot_be_read_stops_before_the_first_is_predicted(trained, image, tmp_path):

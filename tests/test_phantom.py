@@ -145,8 +145,8 @@ def test_refuses_another_cohort(tmp_path, key):
 
 def test_refuses_a_folder_or_file_of_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    for place in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(UnetlibError, match=r"is not a folder of synthetic patients.*Choose an empty folder\.$"):
+    for place, reason in (tmp_path, r"is not a folder of synthetic patients"), (tmp_path / "thesis.txt", "is a file"):
+        with pytest.raises(UnetlibError, match=rf"{reason}.*Choose a.*\.$"):
             make_cohort(place, patients=1, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

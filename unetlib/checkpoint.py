@@ -1,6 +1,11 @@
-"""Checkpoints: tensors and plain Python only, written whole or not at all, loaded without executing anything."""
+"""Checkpoints: tensors and plain Python only, written whole or not at all, loaded without executing anything.
+
+Each one keeps its predecessor beside it, which is used when the disk has damaged the newer one.
+"""
 
 import io
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,34 +13,73 @@ import torch
 from torch import nn
 
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, read_json
+from unetlib.files import atomic, keep_as, read_json
+from unetlib.jobs import say
 from unetlib.recipe import Recipe
 from unetlib.unet import UNet
 
 LATEST, BEST = "latest_checkpoint.pth", "best_model.pth"
 
 
+def previous(path: Path) -> Path:
+    """Return where the predecessor of a checkpoint lies: `previous_<name>`."""
+    return path.with_name(f"previous_{path.name}")
+
+
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain Python values atomically."""
+    """Write a dictionary of tensors and plain Python values atomically; the checkpoint before it is kept."""
     buffer = io.BytesIO()  # torch.save hides a full disk behind a RuntimeError; writing bytes does not
     torch.save(content, buffer)
-    with atomic(path) as temporary:
+    if path.exists() and path.read_bytes() == buffer.getbuffer():
+        return  # a resumed run repeats itself: its predecessor stays another one
+    with atomic(path, keep=previous(path)) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` wrote, with tensors on the CPU.
+    """Return what `save_checkpoint` wrote, with tensors on the CPU; for a damaged file its predecessor, with a `note`.
 
-    Raises `UnetlibError` when the file is missing, damaged or not a checkpoint of this library.
+    Raises `UnetlibError` when the file is missing, or both are damaged or no checkpoints of this library.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UnetlibError(f"{path} does not exist. Train first: unetlib train PREPARED {path.parent}")
     try:
+        return _load(path)
+    except UnetlibError as error:
+        problem = str(error)
+    try:
+        content = _load(previous(path))
+    except UnetlibError:
+        raise UnetlibError(f"{problem} Restore it from a copy, or delete it to start over.") from None
+    note = f"{problem} {previous(path).name} is used, the checkpoint before it."
+    say(note)
+    return {**content, "note": note}
+
+
+def restore(path: Path) -> None:
+    """Put the predecessor of a damaged checkpoint in its place, and keep the damaged file as `damaged_<name>`."""
+    try:
+        _load(path)
+    except UnetlibError as error:
+        try:
+            _load(previous(path))
+        except UnetlibError:
+            return  # `load_checkpoint` will complain
+        damaged = path.with_name(f"damaged_{path.name}")
+        keep_as(path, damaged)
+        os.replace(previous(path), path)
+        say(f"{error} It is kept as {damaged.name}, and {previous(path).name}, the checkpoint before it, is used.")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
+            if (member := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"bad check sum of {member}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds on damaged files
         raise UnetlibError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}). "
-            "Restore it from a copy, or delete it to start over."
+            f"{path} is damaged or not a checkpoint ({str(error)[:100] or type(error).__name__})."
         ) from error
     if not isinstance(content, dict) or not {"model", "recipe"} <= content.keys():
         raise UnetlibError(f"{path} is not a checkpoint of unetlib: weights with their recipe were expected.")

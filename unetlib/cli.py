@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -194,9 +196,15 @@ def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
 
 
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; bad input ends with a sentence and status 1, a stop with status 130."""
+    """Run one command; bad input ends with a sentence and status 1, a stop (SIGINT, SIGTERM) with status 130."""
     args = build_parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)  # as batch systems ask: files in the making are then removed
     try:
         args.function(args)
     except UnetlibError as error:

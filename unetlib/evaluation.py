@@ -15,11 +15,12 @@ import numpy as np
 from unetlib import metrics
 from unetlib.checkpoint import BEST, read_run
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import PARTIAL, digest, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, sha256, write_csv, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
 from unetlib.patients import Case, Cohort, find_cases, read_case
+from unetlib.provenance import read_provenance
 from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.split import PARTS, Split
 
@@ -35,61 +36,65 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
 
     Without `data`, the patients are those of one part of the run's own split (`test` by default;
     `val`, `train`, `all`). With `data`, another folder of patients: all whom the run has neither
-    trained nor validated on, unless `split` is given. The result lies in `RUN/evaluation/` for the
-    run's own test patients and in a folder of its own below it otherwise: `slices.csv` (counts of
-    every slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused.
+    trained nor validated on (told by their names, and by the content of their files), unless `split` is
+    given. The result lies in `RUN/evaluation/` for the run's own test patients and in a folder of its own
+    below it otherwise: `slices.csv` (counts of every slice), `patients.csv` and `summary.json`. Stopped, it
+    goes on where it was; done, it is reused.
 
-    Raises `UnetlibError` when the run or the patients cannot be found or read.
+    Raises `UnetlibError` when the run or the patients cannot be found or read, when the files of the
+    run's own patients have changed, and when another process is scoring the same.
     """
     root = data or Path(read_run(run)["data"])
-    cohort, cases, note = _choose_cases(root, Split.load(run / "split.json"), split, data is not None)
+    cohort, cases, note = _choose_cases(root, run, split, data is not None)
     predictor = Predictor.open(run, device)
     weights = sha256(run / BEST)
     keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
     folder = _folder(run, data, split)
-    if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
-        say(f"{folder} is done already, for these weights and patients: reused.")
+    with locked(folder):
+        if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
+            say(f"{folder} is done already, for these weights and patients: reused.")
+            return read_json(folder / "summary.json")
+        parts = {case.id: folder / PARTIAL / f"{case.id}-{keys[case.id]}.json" for case in cases}
+        left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, parts, strict=data is None)
+        for name, reason in left_out.items():
+            say(f"left out {name}: {reason}")
+        cases = [case for case in cases if case.id not in left_out]
+        if not cases:
+            raise UnetlibError(f"{root}: no case can be scored, for the reasons above.")
+        scores = [read_json(parts[case.id]) for case in cases]
+        rows = [row for score in scores for row in score["slices"]]
+        patients = _patient_rows(rows, scores)
+        summary = {
+            "key": digest(keys),
+            "split": split or ("unseen" if data else "test"),
+            "data": str(root),
+            "note": " ".join(filter(None, (note, predictor.checkpoint.get("note")))),
+            "left_out": left_out,
+            "epoch": predictor.checkpoint["epoch"],
+            "patients": len({case.patient for case in cases}),
+            "cases": len(cases),
+            "slices": len(rows),
+            "tumour_slices": sum(row["tumour"] for row in rows),
+            "figures": _figures(rows),
+            "surface": _surface_summary(patients),
+        }
+        write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
+        write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
+        write_json(folder / "summary.json", summary)
+        shutil.rmtree(folder / PARTIAL)
         return read_json(folder / "summary.json")
-    parts = {case.id: folder / PARTIAL / f"{case.id}-{keys[case.id]}.json" for case in cases}
-    left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, parts, strict=data is None)
-    for name, reason in left_out.items():
-        say(f"left out {name}: {reason}")
-    cases = [case for case in cases if case.id not in left_out]
-    if not cases:
-        raise UnetlibError(f"{root}: no case can be scored, for the reasons above.")
-    scores = [read_json(parts[case.id]) for case in cases]
-    rows = [row for score in scores for row in score["slices"]]
-    patients = _patient_rows(rows, scores)
-    summary = {
-        "key": digest(keys),
-        "split": split or ("unseen" if data else "test"),
-        "data": str(root),
-        "note": note,
-        "left_out": left_out,
-        "epoch": predictor.checkpoint["epoch"],
-        "patients": len({case.patient for case in cases}),
-        "cases": len(cases),
-        "slices": len(rows),
-        "tumour_slices": sum(row["tumour"] for row in rows),
-        "figures": _figures(rows),
-        "surface": _surface_summary(patients),
-    }
-    write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
-    write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
-    write_json(folder / "summary.json", summary)
-    shutil.rmtree(folder / PARTIAL)
-    return read_json(folder / "summary.json")
 
 
-def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
+def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
     """Return the cohort, the cases of it to score, and a sentence on how they were chosen."""
     if not root.exists() and not other:
         raise UnetlibError(
             f"{root}, where the patients were, does not exist any more. If they moved, change `data` in the "
             "run's recipe.json; to score others, name their folder with --data."
         )
-    cohort = find_cases(root)
-    parts = {case.id: split.part_of(case.patient) for case in cohort.cases}
+    cohort, split = find_cases(root), Split.load(run / "split.json")
+    known_cases = read_provenance(run).get("cases", {})
+    parts = _parts(cohort, split, known_cases)
     if other and part is None:
         chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
         seen = len(cohort.cases) - len(chosen)
@@ -101,6 +106,7 @@ def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tu
         chosen = [case for case in cohort.cases if parts[case.id] in wanted or (other and part == "all")]
         if not other:
             _require_all(split.patients(*wanted), chosen, cohort)
+            _require_unchanged(known_cases, chosen, cohort)
         known = sum(parts[case.id] in ("train", "val") for case in chosen)
         note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
     if not chosen:
@@ -109,6 +115,38 @@ def _choose_cases(root: Path, split: Split, part: str | None, other: bool) -> tu
             "Name another folder with --data or another part with --split."
         )
     return cohort, chosen, note
+
+
+def _parts(cohort: Cohort, split: Split, known: dict[str, dict[str, Any]]) -> dict[str, str | None]:
+    """Return the part of the split that each case belongs to: by the patient's name, or as a copy of a `known` case.
+
+    A patient of whom one case is a copy of a training case is a training patient with all cases.
+    """
+    part_of = {case["sha256"]: case["part"] for case in known.values()}
+    sizes = {tuple(file[1] for file in case["files"]) for case in known.values()}
+    copies = {}
+    for case in cohort.cases:
+        if tuple(file[1] for file in case.stamp(cohort.root)) in sizes:  # only then it is worth reading
+            part = part_of.get(sha256(*case.files()))
+            if part in ("train", "val"):
+                copies[case.patient] = part
+    return {case.id: copies.get(case.patient) or split.part_of(case.patient) for case in cohort.cases}
+
+
+def _require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
+    """Raise `UnetlibError` when files of the run's own patients are others now: the figures would be of other data."""
+    changed = [
+        case.id
+        for case in chosen
+        if case.id in known
+        and case.stamp(cohort.root) != known[case.id]["files"]
+        and sha256(*case.files()) != known[case.id]["sha256"]
+    ]
+    if changed:
+        raise UnetlibError(
+            f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
+            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
+        )
 
 
 def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Path], strict: bool) -> dict[str, str]:

@@ -1,44 +1,111 @@
-"""Files that are either whole or absent: atomic writes, JSON, CSV, checksums."""
+"""Files that are either whole or absent, folders that one process has: atomic writes, locks, JSON, CSV, checksums."""
 
 import csv
+import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from unetlib.errors import UnetlibError, first_of
 
 PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
+LOCK = ".unetlib-lock"
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it only when the block succeeds.
 
     The temporary file is flushed to disk before the rename, so that after a crash `path` holds
-    either its old content or the new one, never half of it. Missing parent folders are made.
+    either its old content or the new one, never half of it. Missing parent folders are made. The old
+    content goes to `keep`, if that is given, and there is no moment without a file at `path`.
 
     Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary
     file is removed.
     """
-    temporary = path.with_name(f".tmp-{path.name}")  # keeps the suffix: writers go by it; a kill leaves one at most
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if keep and path.exists():
+            keep_as(path, keep)
         os.replace(temporary, path)
     except OSError as error:
-        raise UnetlibError(
-            f"{path} cannot be written ({error.strerror or error}). Free some space or choose a "
-            "folder that you may write to, then give the same command again; nothing half-written is left."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):  # where the folder cannot be had, there is no temporary file either
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: writers go by it
+
+
+def remove_temporary(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic` has left in `folder`, or only for files of that name, in processes that were killed."""
+    for path in folder.glob(f".tmp-*-{name if name == '*' else glob.escape(name)}"):
+        with suppress(OSError):  # Windows keeps what is open
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def keep_as(path: Path, keep: Path) -> None:
+    """Let `keep` hold the content of `path`, too; each of them is whole at every moment."""
+    temporary = _temporary(keep)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, keep)
+
+
+def _unwritable(path: Path, error: OSError) -> UnetlibError:
+    return UnetlibError(
+        f"{path} cannot be written ({error.strerror or error}). Free some space or choose a "
+        "folder that you may write to, then give the same command again; nothing half-written is left."
+    )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep `folder`, which is made where it is missing, to this process while the block runs.
+
+    The operating system lifts the lock when the process dies, however it dies; what it was writing then
+    is removed. Raises `UnetlibError` when another process (or thread) has the folder, or it cannot be written.
+    """
+    missing = not folder.exists()
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        for place in (folder, folder / PARTIAL):
+            remove_temporary(place)
+    except Timeout:
+        raise UnetlibError(
+            f"{folder} is in use: another process is writing to it. Wait for its end, or choose another folder."
+        ) from None
+    except FileExistsError:
+        raise UnetlibError(f"{folder} is a file; a folder was expected. Choose another name.") from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not remove an open file
+            Path(lock.lock_file).unlink()
+        lock.release()
+        if missing:
+            with suppress(OSError):  # not empty: the usual case
+                folder.rmdir()
 
 
 def require_empty(folder: Path, what: str) -> None:

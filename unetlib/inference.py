@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from unetlib.checkpoint import BEST, load_model
 from unetlib.engine import start_engine
-from unetlib.errors import UnetlibError
-from unetlib.files import atomic
+from unetlib.errors import UnetlibError, first_of
+from unetlib.files import atomic, remove_temporary, sha256
 from unetlib.jobs import progress, say
 from unetlib.recipe import Recipe
 from unetlib.slices import image_to_slices, slices_to_volume
-from unetlib.volumes import Source, read_shape, read_volume
+from unetlib.volumes import Source, Volume, read_description, read_shape, read_volume
 
 BATCH = 32  # slices at a time: the fastest on a CPU, and 0.5 GB at width 32
+ORIGIN = "unetlib, not for clinical use; weights {} image {} {}"  # 80 bytes at the most
 
 
 @dataclass(frozen=True)
@@ -70,32 +71,51 @@ def predict(
 
     The mask is uint8, 0 or 1, with the shape, affine and header of the input, for every slice.
     With `probabilities`, a float32 `<name>_probability.nii.gz` lies beside it. `channel` picks the
-    FLAIR volume of a 4-D file. For research and education, never for clinical use.
+    FLAIR volume of a 4-D file. A mask names the weights and the image that it was made from in its
+    header's description; given again, the same call makes only what is missing. For research and
+    education, never for clinical use.
 
     Raises `UnetlibError` when an image cannot be used, two of them have one name, or a file that
-    would be written exists, unless `overwrite`.
+    would be written exists and was made from other weights or another image, unless `overwrite`.
     """
     names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
     kinds = ("mask", "probability") if probabilities else ("mask",)
-    _check_names(
-        images, names, [] if overwrite else [out / f"{name}_{kind}.nii.gz" for name in names for kind in kinds]
-    )
-    predictor, written = Predictor.open(run, device), []
-    with progress(len(images), "predict", "image") as bar:
-        for path, name in zip(images, names, strict=True):
+    _check_images(images, names)
+    weights, written = sha256(run / BEST)[:16] if (run / BEST).exists() else "", []
+    origins = [ORIGIN.format(weights, sha256(path)[:12], channel or 0) for path in images]
+    targets = [[out / f"{name}_{kind}.nii.gz" for kind in kinds] for name in names]
+    done = [False if overwrite else _are_done(files, origin) for files, origin in zip(targets, origins, strict=True)]
+    predictor = Predictor.open(run, device)
+    with progress(len(images), "predict", "image", sum(done)) as bar:
+        for path, files, origin, is_done in zip(images, targets, origins, done, strict=True):
+            written += files
+            if is_done:
+                say(f"{first_of([str(file) for file in files])}: there already, from these weights and this image.")
+                continue
             volume = read_volume(Source((path,), channel))
             volume.require_contrast(str(path))
             found = predictor.volume(volume.voxels)
             results = {"mask": (found >= predictor.recipe.threshold).astype(np.uint8), "probability": found}
-            for kind in kinds:
-                written.append(out / f"{name}_{kind}.nii.gz")
-                _save_like(volume.header, volume.stored_affine, volume.to_stored(results[kind]), written[-1])
-                say(str(written[-1]))
+            for kind, file in zip(kinds, files, strict=True):
+                _save_like(volume, volume.to_stored(results[kind]), origin, file)
+                say(str(file))
             bar.update()
     return written
 
 
-def _check_names(images: list[Path], names: list[str], targets: list[Path]) -> None:
+def _are_done(files: list[Path], origin: str) -> bool:
+    """Tell whether all files are there; raises `UnetlibError` when one is there that has another origin."""
+    for file in files:
+        remove_temporary(file.parent, file.name)
+        if file.exists() and read_description(file) != origin:
+            raise UnetlibError(
+                f"{file} exists already, from other weights or another image. Choose another folder, or replace it "
+                "with --overwrite."
+            )
+    return all(file.exists() for file in files)
+
+
+def _check_images(images: list[Path], names: list[str]) -> None:
     """Raise `UnetlibError` before anything is written, for names that cannot be right."""
     for path in images:
         if not path.name.lower().endswith((".nii", ".nii.gz")):
@@ -106,15 +126,13 @@ def _check_names(images: list[Path], names: list[str], targets: list[Path]) -> N
             f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
             "different folders."
         )
-    for target in targets:
-        if target.exists():
-            raise UnetlibError(f"{target} exists already. Choose another folder, or replace it with --overwrite.")
 
 
-def _save_like(header: nib.Nifti1Header, affine: np.ndarray, array: np.ndarray, path: Path) -> None:
-    """Write an array with the header of another file, except for its number type and intensity scale."""
-    image = nib.Nifti1Image(array, affine, header)
+def _save_like(volume: Volume, array: np.ndarray, origin: str, path: Path) -> None:
+    """Write an array with the header of a volume, except for its number type, intensity scale and description."""
+    image = nib.Nifti1Image(array, volume.stored_affine, volume.header)
     image.set_data_dtype(array.dtype)
     image.header["cal_min"], image.header["cal_max"] = 0, 1
+    image.header["descrip"] = origin
     with atomic(path) as temporary:
         nib.save(image, temporary)

@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, read_json, write_json
+from unetlib.files import atomic, locked, read_json, write_json
 from unetlib.jobs import run_jobs
 
 Rng = np.random.Generator
@@ -83,16 +83,17 @@ def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | Non
     the number of processes, by default one per processor.
 
     Raises `UnetlibError` when `patients` < 1 or `seed` < 0, when `out` holds anything but a cohort of
-    this seed and generator, and when it cannot be written.
+    this seed and generator, when another process is writing it, and when it cannot be written.
     """
     if patients < 1 or seed < 0:
         raise UnetlibError(
             f"{patients} patients of seed {seed} were asked for; give at least 1 patient and a seed >= 0."
         )
-    _claim(out, patients, seed)
-    missing = [(out, seed, index) for index in range(patients) if not (out / _case(index)).exists()]
-    for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
-        pass
+    with locked(out):
+        _claim(out, patients, seed)
+        missing = [(out, seed, index) for index in range(patients) if not (out / _case(index)).exists()]
+        for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
+            pass
 
 
 def make_patient(seed: int, index: int) -> Phantom:
@@ -307,12 +308,10 @@ def _claim(out: Path, patients: int, seed: int) -> None:
             f"{out} holds a synthetic cohort made with {found}, but {identity} was asked for. "
             "Choose an empty folder, or delete this one."
         )
-    if out.exists() and not known and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+    if not known and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UnetlibError(
             f"{out} exists and is not a folder of synthetic patients (it has no phantom.json). Choose an empty folder."
         )
-    for stale in out.glob(".tmp-*"):  # left by a run that was killed
-        shutil.rmtree(stale, ignore_errors=True)
     write_json(record, {**identity, "patients": max(patients, known.get("patients", 0))})
     with atomic(out / "SYNTHETIC.txt") as temporary:
         temporary.write_text(NOTICE, encoding="utf-8")

@@ -17,9 +17,9 @@ from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
 
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import PARTIAL, atomic, digest, read_json, require_empty, sha256, write_csv, write_json
+from unetlib.files import PARTIAL, atomic, digest, locked, read_json, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import run_jobs, say
-from unetlib.patients import Case, find_cases, read_case
+from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
@@ -161,10 +161,18 @@ def prepare(
     change of either is refused by name, unless `rebuild`. A `split.json` that lies in the folder is
     reused. A patient who cannot be used is named and left out; with `strict` this is an error.
 
-    Raises `UnetlibError` for unusable data, fewer than three patients, or no tumour anywhere.
+    Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
+    another process is preparing the same folder.
     """
     cohort = find_cases(data)
     _report(cohort.left_out, strict)
+    with locked(folder):
+        return _prepare(cohort, folder, recipe, workers, strict, rebuild)
+
+
+def _prepare(
+    cohort: Cohort, folder: Path, recipe: Recipe, workers: int | None, strict: bool, rebuild: bool
+) -> Prepared:
     if not any((folder / name).exists() for name in ("prepared.json", "split.json", PARTIAL)):
         require_empty(folder, "a prepared folder")
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]

@@ -14,16 +14,26 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from unetlib import __version__, metrics
+from unetlib import metrics
 from unetlib.augment import augment
 from unetlib.chance import shuffled
-from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, load_weights, read_run, save_checkpoint
+from unetlib.checkpoint import (
+    BEST,
+    LATEST,
+    build_model,
+    load_checkpoint,
+    load_weights,
+    read_run,
+    restore,
+    save_checkpoint,
+)
 from unetlib.engine import resolve_precision, start_engine
 from unetlib.errors import UnetlibError
-from unetlib.files import require_empty, write_csv, write_json
+from unetlib.files import locked, require_empty, write_csv, write_json
 from unetlib.jobs import progress, say
 from unetlib.losses import get_loss
 from unetlib.prepare import Prepared
+from unetlib.provenance import write_provenance
 from unetlib.recipe import Recipe, changed
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
@@ -60,10 +70,21 @@ def train(
     given the rows of `history.csv` after every epoch, and at once when there are some already.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change) or
-    on other slices, when there is nothing to train on, or when the loss is no longer finite;
-    `KeyboardInterrupt` when it was stopped.
+    on other slices, when another process is training it, when there is nothing to train on, or when the
+    loss is no longer finite; `KeyboardInterrupt` when it was stopped.
     """
-    trainer = Trainer.open(Prepared.open(prepared), run, recipe, device)
+    data = Prepared.open(prepared)
+    with locked(run):
+        return _train(Trainer.open(data, run, recipe, device), checkpoint_every, max_steps, on_epoch)
+
+
+def _train(
+    trainer: "Trainer",
+    checkpoint_every: int,
+    max_steps: int | None,
+    on_epoch: Callable[[list[dict[str, float]]], None] | None,
+) -> Progress:
+    run, recipe = trainer.run, trainer.recipe
     done, epochs, steps, taken = trainer.done, recipe.epochs, trainer.steps, 0
     if on_epoch and done.history:
         on_epoch(done.history)
@@ -71,7 +92,7 @@ def train(
         return done
     say(
         f"{run}: {len(trainer.training)} training slices, {steps} steps an epoch, {epochs} epochs, "
-        f"{trainer.fabric.device}, {trainer.recipe.precision}. A checkpoint every "
+        f"{trainer.fabric.device}, {recipe.precision}. A checkpoint every "
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
     before = done.epoch * steps + done.step
@@ -210,6 +231,9 @@ def _start_or_resume(
 ) -> tuple[nn.Module, torch.optim.Optimizer, Progress]:
     """Return network, optimizer and progress: fresh ones, or those of the run's latest checkpoint."""
     path = run / LATEST
+    for damaged in (path, run / BEST):
+        if damaged.exists():
+            restore(damaged)
     content = load_checkpoint(path) if path.exists() else None
     if content is None and not (run / "recipe.json").exists():
         require_empty(run, "a run folder")
@@ -224,11 +248,12 @@ def _start_or_resume(
         done = Progress(**content["progress"])
         where = f"epoch {done.epoch + 1}, step {done.step}"
         say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
-    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "data": str(data.data)}
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
-    write_json(run / "recipe.json", {**about, "unetlib": __version__, "torch": torch.__version__})
+    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "data": str(data.data)}
+    write_json(run / "recipe.json", about)
     data.split.save(run / "split.json")
+    write_provenance(run, data, recipe.as_dict(), fabric.device)
     return model, optimizer, done
 
 

@@ -128,6 +128,14 @@ def read_shape(source: Source) -> tuple[int, ...]:
     return tuple(int(n) for n in _open_nifti(source.paths[0]).shape)
 
 
+def read_description(path: Path) -> str:
+    """Return the description in the header of a NIfTI file, at most 80 letters; empty when it cannot be read."""
+    try:
+        return str(_open_nifti(path).header["descrip"].item().decode("latin-1"))
+    except UnetlibError:
+        return ""
+
+
 def _orientation(affine: np.ndarray, name: str) -> np.ndarray:
     orientation = io_orientation(affine) if np.isfinite(affine).all() else np.full((3, 2), np.nan)  # it fails on NaN
     if np.isnan(orientation).any():
