@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
-.PHONY: course test lab notebooks figures bench
+.PHONY: course test lab notebooks figures bench faults
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -25,6 +25,9 @@ figures: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.viewer
+
+faults: .venv/installed
+	$(BIN)/python -m tests.faults
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
