@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -200,6 +201,56 @@ def test_two_folders_of_one_name_do_not_overwrite_one_another(evaluated, tmp_pat
     evaluate(tmp_path / "run", data=tmp_path / "a" / "hospital", device="cpu")
     with pytest.raises(UnetlibError, match="another folder of that name"):
         evaluate(tmp_path / "run", data=tmp_path / "b" / "hospital", device="cpu")
+
+
+def copy_as(cohort, patient, folder, name):
+    """Copy a patient's files under another name, in the layout of BraTS 2023."""
+    (folder / name).mkdir(parents=True)
+    for kind, new in (("flair", "t2f"), ("seg", "seg")):
+        shutil.copy(cohort / patient / f"{patient}_{kind}.nii.gz", folder / name / f"{name}-{new}.nii.gz")
+
+
+def test_a_renamed_copy_of_a_training_patient_is_known_with_all_cases_of_the_patient(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    split, other = Split.load(tmp_path / "run" / "split.json"), tmp_path / "other"
+    copy_as(cohort, split.train[0], other, "BraTS-GLI-00001-000")
+    copy_as(cohort, split.test[0], other, "BraTS-GLI-00001-001")  # of the same patient
+    copy_as(cohort, split.val[0], other, "BraTS-GLI-00002-000")
+    copy_as(cohort, split.test[0], other, "BraTS-GLI-00003-000")
+    summary = evaluate(tmp_path / "run", data=other, device="cpu")
+    assert summary["cases"] == 1
+    assert "Left out: 3 cases of patients whom the run was trained or validated on" in summary["note"]
+    everything = evaluate(tmp_path / "run", data=other, split="all", device="cpu")
+    assert everything["cases"] == 4
+    assert "trained or validated on 3 of these cases: the figures flatter" in everything["note"]
+
+
+def test_a_folder_of_known_patients_only_is_refused(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run")
+    for patient in Split.load(tmp_path / "run" / "split.json").train:
+        shutil.copytree(cohort / patient, tmp_path / "known" / patient)
+    with pytest.raises(UnetlibError, match=r"trained or validated on.*--split"):
+        evaluate(tmp_path / "run", data=tmp_path / "known", device="cpu")
+
+
+def test_files_that_changed_since_the_run_was_prepared_are_refused(evaluated, cohort, tmp_path):
+    shutil.copytree(evaluated[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    shutil.copytree(cohort, tmp_path / "data")
+    about = read_json(tmp_path / "run" / "recipe.json")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
+    test = Split.load(tmp_path / "run" / "split.json").test[0]
+    mask = tmp_path / "data" / test / f"{test}_seg.nii.gz"
+    os.utime(mask, ns=(1, 1))  # another time alone means nothing
+    evaluate(tmp_path / "run", device="cpu")
+    image = nib.load(mask)
+    array = np.asarray(image.dataobj).copy()
+    array[0, 0, 0] = 1
+    nib.save(nib.Nifti1Image(array, image.affine), mask)
+    with pytest.raises(UnetlibError, match=rf"1 case \({test}\) have changed since"):
+        evaluate(tmp_path / "run", device="cpu")
+    assert evaluate(tmp_path / "run", data=tmp_path / "data", device="cpu")["cases"] == len(
+        Split.load(tmp_path / "run" / "split.json").test
+    )
 
 
 @pytest.mark.parametrize("content", [{}, {"recipe": {"width": 0}, "prepared": {}, "data": "x"}])

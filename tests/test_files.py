@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from multiprocessing.pool import ThreadPool
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from unetlib import files
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, digest, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.files import atomic, digest, locked, read_csv, read_json, sha256, write_csv, write_json
 
 quick = settings(deadline=None, max_examples=50, derandomize=True)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
@@ -310,3 +311,54 @@ def test_the_digest_differs_exactly_when_the_json_does(one, other):
 def test_the_digest_depends_on_every_key_value_and_order_of_a_list():
     values = [{}, {"a": 1}, {"a": "1"}, {"a": None}, {"b": 1}, {"a": [1, 2]}, {"a": [2, 1]}, {"a": {"a": 1}}, [], [{}]]
     assert len({digest(value) for value in values}) == len(values)
+
+
+def test_a_locked_folder_is_refused_to_another_process_and_to_another_thread(tmp_path):
+    code = f"from pathlib import Path; from unetlib.files import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    with locked(tmp_path):
+        for refused in (lambda: locked(tmp_path).__enter__(), lambda: ThreadPool(1).apply(locked(tmp_path).__enter__)):
+            with pytest.raises(UnetlibError, match="is in use: another process is writing to it"):
+                refused()
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "is in use" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_lock_leaves_nothing_behind(tmp_path):
+    with locked(tmp_path / "new"):
+        assert (tmp_path / "new" / files.LOCK).exists()
+    assert not (tmp_path / "new").exists()
+    with locked(tmp_path):
+        (tmp_path / "result").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_lock_removes_what_a_killed_process_was_writing(tmp_path):
+    for place in (tmp_path, tmp_path / files.PARTIAL):
+        place.mkdir(exist_ok=True)
+        (place / ".tmp-1-a.json").touch()
+    (tmp_path / ".tmp-1-patient").mkdir()
+    (tmp_path / ".tmp-1-patient" / "image").touch()
+    (tmp_path / "kept").touch()
+    with locked(tmp_path):
+        found = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == [files.LOCK, "kept"]
+
+
+def test_a_folder_that_cannot_be_locked_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnetlibError, match=r"file is a file; a folder was expected"), locked(tmp_path / "file"):
+        pass
+    monkeypatch.setattr(os, "mkdir", refuse(errno.EROFS))
+    with pytest.raises(UnetlibError, match="Read-only file system"), locked(tmp_path / "new"):
+        pass
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_old_content_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    for content in ("one", "two", "three"):
+        with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
+            temporary.write_text(content)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "three", "before": "two"}

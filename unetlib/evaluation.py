@@ -109,9 +109,14 @@ def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple
             _require_unchanged(known_cases, chosen, cohort)
         known = sum(parts[case.id] in ("train", "val") for case in chosen)
         note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
+    if not chosen and other and part is None:
+        raise UnetlibError(
+            f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}), and to "
+            "score them would flatter. Name another folder with --data, or ask for these with --split all."
+        )
     if not chosen:
         raise UnetlibError(
-            f"{root}: none of its {len(cohort.cases)} cases is to be scored (split: {part or 'unseen patients'}). "
+            f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part or 'test'!r} of the split. "
             "Name another folder with --data or another part with --split."
         )
     return cohort, chosen, note

@@ -1,0 +1,78 @@
+"""A run says by itself where it comes from."""
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from tests.conftest import SMALL
+from unetlib import provenance
+from unetlib.files import read_json
+from unetlib.prepare import Prepared
+from unetlib.provenance import NAME, read_provenance
+from unetlib.training import train
+
+
+def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, prepared, run):
+    about, split = read_provenance(run), read_json(run / "split.json")
+    names = [name for case in about["cases"].values() for name, _, _ in case["files"]]
+    assert sorted(names) == sorted(path.relative_to(cohort).as_posix() for path in cohort.glob("*/*.nii.gz"))
+    assert about["files"] == hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()
+    for case in about["cases"].values():
+        data = b"".join((cohort / name).read_bytes() for name, _, _ in case["files"])
+        assert case["sha256"] == hashlib.sha256(data).hexdigest()
+        assert case["patient"] in split[case["part"]]
+    assert about["contents"] == Prepared.open(prepared).identity["data"]
+    assert about["split"] == split["hash"]
+    assert about["data"] == str(cohort)
+
+
+def test_software_and_machine_are_named(run):
+    (session,) = read_provenance(run)["sessions"]
+    assert session["torch"] == torch.__version__.split("+")[0] or session["torch"] == torch.__version__
+    assert session["numpy"] == version("numpy")
+    assert session["python"] == platform.python_version()
+    assert session["threads"] == torch.get_num_threads()
+    assert (session["device"], session["precision"], session["seed"]) == ("cpu", "fp32", SMALL.seed)
+
+
+def test_the_recipe_is_the_one_trained(run):
+    assert read_provenance(run)["recipe"] == SMALL.as_dict() == read_json(run / "recipe.json")["recipe"]
+
+
+def test_a_session_is_added_where_something_differs_and_only_there(prepared, run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    before = (tmp_path / "run" / NAME).read_bytes()
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert (tmp_path / "run" / NAME).read_bytes() == before
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert [session["python"] for session in read_provenance(tmp_path / "run")["sessions"]][1:] == ["3.99.0"]
+
+
+def test_the_commit_is_that_of_the_library_not_of_the_folder_around_it(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    if not shutil.which("git"):
+        pytest.skip("there is no git on this machine")
+    (tmp_path / "site-packages" / "unetlib").mkdir(parents=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages" / "unetlib" / "provenance.py"))
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
+    assert provenance._commit() is None
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "unetlib" / "provenance.py"))
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert provenance._commit() == head
+    (tmp_path / "file").touch()
+    subprocess.run([*git, "add", "file"], check=True)
+    assert provenance._commit() == f"{head}-dirty"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert provenance._commit() is None
+
+
+def test_a_run_of_an_older_version_has_none(tmp_path):
+    assert read_provenance(tmp_path) == {}
