@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 
-.PHONY: course test lab notebooks figures bench
+.PHONY: course test lab notebooks figures bench oracles
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -25,6 +25,9 @@ figures: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.viewer
+
+oracles: .venv/installed
+	$(BIN)/python -m benchmarks.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
