@@ -38,7 +38,7 @@ audit: .venv/installed .venv/audit/installed
 .venv/audit/installed:
 	$(PYTHON) -m venv .venv/audit
 	$(AUDIT)/python -m pip install --quiet pip-audit==2.10.1 detect-secrets==1.5.0
-	$(BIN)/python -c "open('$@', 'w').close()"
+	$(AUDIT)/python -c "open('$@', 'w').close()"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
