@@ -1,8 +1,11 @@
 # Everything runs in .venv, made on the first call. PYTHON names another Python: make PYTHON=python3.12 course
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
+# JupyterLab asks no other machine for news of itself or for a newer version
+QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate
+AUDIT := $(BIN:.venv/%=.venv/audit/%)
 
-.PHONY: course test lab notebooks figures bench faults
+.PHONY: course test lab notebooks figures bench faults oracles audit
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -15,7 +18,7 @@ test: .venv/installed
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 notebooks
 
 lab: .venv/installed
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(QUIET)
 
 notebooks: .venv/installed
 	$(BIN)/unetlib course --refresh
@@ -28,6 +31,16 @@ bench: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults
+oracles: .venv/installed
+	$(BIN)/python -m benchmarks.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
+
+audit: .venv/installed .venv/audit/installed
+	$(BIN)/python -m tests.audit $(AUDIT)
+
+.venv/audit/installed:
+	$(PYTHON) -m venv .venv/audit
+	$(AUDIT)/python -m pip install --quiet pip-audit==2.10.1 detect-secrets==1.5.0
+	$(AUDIT)/python -c "open('$@', 'w').close()"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,13 +1,10 @@
 """The main path on real MRI (see `real_data` in conftest.py)."""
 
-import itertools
-
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.metrics import DiceMetric
 
+from tests import oracles
 from unetlib import metrics
 from unetlib.evaluation import evaluate
 from unetlib.inference import predict
@@ -17,7 +14,7 @@ from unetlib.recipe import Recipe
 from unetlib.slices import mask_to_slices, slices_to_volume
 from unetlib.training import train
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore:monai:FutureWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +32,33 @@ def test_the_grid_of_the_model_costs_a_real_mask_little(some_cases):
         assert small.sum().item() * (256 / 96) ** 2 / truth.sum() == pytest.approx(1, abs=0.03)
 
 
-def test_counts_of_real_masks_give_the_dice_of_monai(some_cases):
-    for one, other in itertools.pairwise(some_cases):
-        a, b = read_case(one)[1], read_case(other)[1]
-        depth = min(a.shape[2], b.shape[2])
-        a, b = a[:, :, :depth].transpose(2, 0, 1), b[:, :, :depth].transpose(2, 0, 1)
-        keep = a.any((1, 2)) | b.any((1, 2))
-        ours = metrics.dice(metrics.count(a[keep], b[keep]))
-        monai = DiceMetric(ignore_empty=False)(torch.tensor(a[keep])[:, None], torch.tensor(b[keep])[:, None])
-        np.testing.assert_allclose(ours, monai[:, 0].numpy(), atol=1e-6)
+def figures(counts):
+    return {name: np.atleast_1d(metric(counts, np.nan)) for name, metric in metrics.METRICS.items()}
+
+
+def test_every_figure_of_real_tumours_agrees_with_that_of_others(some_cases):
+    """Eight predictions each, slice by slice and of the whole patient; `make oracles` does it for all patients."""
+    for case in some_cases[::4]:
+        volume, truth, _ = read_case(case)
+        for prediction in oracles.predictions(volume.voxels, truth).values():
+            slices = [mask.transpose(2, 0, 1).reshape(mask.shape[2], -1) for mask in (prediction, truth)]
+            counts = metrics.count(*slices)
+            for ours, masks in ((counts, slices), (counts.sum(), [mask.reshape(1, -1) for mask in slices])):
+                for others in (oracles.by_monai(*masks)[0], oracles.by_sklearn(*masks), oracles.by_scipy(*masks)):
+                    for name, values in others.items():
+                        np.testing.assert_allclose(figures(ours)[name], values, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("spacing", [None, (0.9, 1.1, 5.0)])
+def test_surfaces_of_real_tumours_agree_with_their_definition_and_with_monai(some_cases, spacing):
+    for case in some_cases[::4]:
+        volume, truth, _ = read_case(case)
+        for prediction in oracles.predictions(volume.voxels, truth).values():
+            if prediction.any():
+                masks = prediction, truth, spacing or volume.spacing, 2.0
+                ours, (_, monai) = metrics.surface_figures(*masks), oracles.surface_by_monai(*masks)
+                assert ours == pytest.approx(oracles.surface_by_definition(*masks), rel=1e-6, abs=1e-6)
+                assert ours[1] == pytest.approx(monai, abs=1e-6)
 
 
 def test_a_small_network_finds_real_tumours_after_three_epochs(real_data, tmp_path):

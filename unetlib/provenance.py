@@ -77,7 +77,7 @@ def _commit() -> str | None:
         return None
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() or None
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() or None  # noqa: S603
     except (OSError, subprocess.SubprocessError):  # no git on this machine
         return None
 

@@ -36,7 +36,8 @@ def viewer_picture(viewer: SliceViewer, path: Path) -> Path:
             f"--user-data-dir={folder}/profile",
         ]
         options += ["--virtual-time-budget=10000", f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={shot}"]
-        subprocess.run([browser, *options, page.as_uri()], capture_output=True, timeout=120)
+        words = [browser, *options, page.as_uri()]
+        subprocess.run(words, capture_output=True, timeout=120)  # noqa: S603 - our own words, and no shell
         if not shot.exists():
             raise UnetlibError(f"{browser} drew no picture of {page.name}. Try another browser.")
         with atomic(path) as temporary:

@@ -1,0 +1,129 @@
+"""The figures of `unetlib.metrics` as others compute them, for the tests and for `benchmarks/oracles.py`.
+
+Masks of slices are booleans (N, pixels), volumes (X, Y, Z). A figure that is 0/0 is NaN.
+"""
+
+from itertools import product
+
+import numpy as np
+import scipy.spatial.distance
+import sklearn.metrics
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics.confusion_matrix import compute_confusion_matrix_metric, get_confusion_matrix
+from monai.metrics.utils import create_table_neighbour_code_to_surface_area
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+Spacing = tuple[float, float, float]
+MONAI = {
+    "dice": "f1 score",
+    "iou": "threat score",
+    "accuracy": "accuracy",
+    "precision": "precision",
+    "recall": "sensitivity",
+    "specificity": "specificity",
+    "f1": "f1 score",
+}
+
+
+def predictions(flair: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return plausible and difficult predictions of a real tumour, without chance and without training."""
+    smooth = ndimage.gaussian_filter(flair.astype(np.float32), (2, 2, 0.5))
+    within = ndimage.binary_erosion(smooth > smooth.mean(), np.ones((3, 3, 1)), iterations=12)  # without the skull
+    far = truth.copy()
+    far[8:11, 8:11, 1:3] = True
+    half = truth.copy()
+    half[:, :, : int(np.median(np.nonzero(truth.any((0, 1)))))] = False
+    return {
+        "bright and smooth": within & (smooth > 1.4 * smooth[within].mean()),
+        "shifted": np.roll(truth, (4, -3, 1), (0, 1, 2)),
+        "eroded": ndimage.binary_erosion(truth, iterations=2),
+        "dilated": ndimage.binary_dilation(truth, iterations=3),
+        "half of the slices": half,
+        "a far false alarm": far,
+        "empty": np.zeros_like(truth),
+        "the truth": truth.copy(),
+    }
+
+
+def by_sklearn(prediction: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return every figure (N,) by scikit-learn: each slice and its complement are a label of one multilabel problem."""
+    y, p = (np.concatenate([mask, ~mask]).T for mask in (truth, prediction))
+    options = {"average": None, "zero_division": np.nan}
+    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(y, p, **options)
+    n, iou = len(truth), sklearn.metrics.jaccard_score(y, p, average=None, zero_division=0)[: len(truth)]
+    iou = np.where((truth | prediction).any(1), iou, np.nan)  # jaccard_score knows no NaN
+    accuracy = [sklearn.metrics.accuracy_score(*pair) for pair in zip(truth, prediction, strict=True)]
+    found = {"dice": f1[:n], "iou": iou, "accuracy": np.array(accuracy), "precision": precision[:n]}
+    return found | {"recall": recall[:n], "specificity": recall[n:], "f1": f1[:n]}
+
+
+def by_monai(prediction: np.ndarray, truth: np.ndarray) -> tuple[dict[str, np.ndarray], torch.Tensor]:
+    """Return every figure (N,) by MONAI, and its confusion matrices (N, 4) to add up."""
+    matrix = get_confusion_matrix(*(torch.from_numpy(mask)[:, None].float() for mask in (prediction, truth)))[:, 0]
+    return from_monai(matrix), matrix.double()  # in float32 the counts of a cohort would be rounded
+
+
+def from_monai(matrix: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return every figure (N,) that MONAI computes from confusion matrices (N, 4)."""
+    return {name: compute_confusion_matrix_metric(word, matrix).numpy() for name, word in MONAI.items()}
+
+
+def by_scipy(prediction: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Return Dice and IoU (N,) as one minus the dissimilarities of scipy."""
+    empty = ~(truth | prediction).any(1)
+    measures = {"dice": scipy.spatial.distance.dice, "iou": scipy.spatial.distance.jaccard}
+    found = {}
+    for name, measure in measures.items():
+        pairs = zip(truth, prediction, empty, strict=True)
+        found[name] = np.array([np.nan if nothing else 1 - measure(t, p) for t, p, nothing in pairs])
+    return found
+
+
+def cropped(*masks: np.ndarray) -> list[np.ndarray]:
+    """Return the masks cut to the smallest box that holds all of them."""
+    box = ndimage.find_objects(np.logical_or.reduce(masks).astype(np.uint8))[0]
+    return [mask[box] for mask in masks]
+
+
+def surfels(mask: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
+    """Return places in mm (N, 3) and areas in mm2 (N,) of the surface: the corners whose eight voxels differ."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    code = np.zeros([n + 1 for n in mask.shape], np.uint8)
+    for weight, corner in zip(range(7, -1, -1), product((0, 1), repeat=3), strict=True):
+        code += padded[tuple(slice(i, i + n + 1) for i, n in zip(corner, mask.shape, strict=True))] << weight
+    there = (code > 0) & (code < 255)
+    areas = create_table_neighbour_code_to_surface_area(spacing)[0].double().numpy()
+    return np.argwhere(there) * spacing, areas[code[there]]
+
+
+def surface_by_definition(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolerance: float
+) -> tuple[float, float]:
+    """Return HD95 and surface Dice as Nikolov et al. 2021 define them, from nearest neighbours, neither mask empty."""
+    (a, area_a), (b, area_b) = (surfels(mask, spacing) for mask in cropped(prediction, truth))
+    directed, near = [], 0.0
+    for distances, area in ((cKDTree(b).query(a)[0], area_a), (cKDTree(a).query(b)[0], area_b)):
+        order = np.argsort(distances)
+        reached = np.cumsum(area[order]) >= 0.95 * area.sum()
+        directed.append(distances[order][reached][0])
+        near += area[distances <= tolerance].sum()
+    return max(directed), near / (area_a.sum() + area_b.sum())
+
+
+def between_voxels(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distances between centres of surface voxels, to the truth and back, neither mask empty."""
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in cropped(prediction, truth)]
+    maps = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return maps[1][edges[0]], maps[0][edges[1]]
+
+
+def surface_by_monai(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolerance: float
+) -> tuple[float, float]:
+    """Return HD95 (between voxel centres) and surface Dice (with areas) by MONAI."""
+    pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+    options = {"include_background": True, "spacing": spacing}
+    hd95 = compute_hausdorff_distance(*pair, percentile=95, **options)
+    return hd95.item(), compute_surface_dice(*pair, [tolerance], use_subvoxels=True, **options).item()
