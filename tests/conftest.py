@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from unetlib.plots.screenshot import find_browser
 from unetlib.prepare import prepare
@@ -14,6 +15,11 @@ from unetlib.training import train
 
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+# Properties are tried on the same examples each time; `pytest --hypothesis-profile=long` looks for new ones.
+settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("long", deadline=None, max_examples=1000)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
@@ -13,7 +13,6 @@ from unetlib.augment import apply_symmetries, augment, draw_symmetries
 from unetlib.chance import AUGMENTATION, ORDER, generator, shuffled
 from unetlib.errors import UnetlibError
 
-quick = settings(deadline=None, max_examples=40, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
 small = st.integers(0, 1000)
 COINS = [torch.tensor(coins).reshape(3, 1) for coins in product([False, True], repeat=3)]
@@ -58,7 +57,6 @@ def test_every_symmetry_has_an_inverse(coins):
     assert any(torch.equal(apply_symmetries(moved, other), picture()) for other in COINS)
 
 
-@quick
 @given(seeds, small, small)
 def test_every_slice_is_moved_by_its_own_coins(seed, epoch, step):
     batch, coins = picture(4, 6), draw_symmetries(seed, epoch, step, 6)
@@ -67,7 +65,6 @@ def test_every_slice_is_moved_by_its_own_coins(seed, epoch, step):
         assert torch.equal(moved[i : i + 1], apply_symmetries(batch[i : i + 1], coins[:, i : i + 1]))
 
 
-@quick
 @given(seeds, small, small)
 def test_image_and_mask_move_alike(seed, epoch, step):
     images = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
@@ -75,7 +72,6 @@ def test_image_and_mask_move_alike(seed, epoch, step):
     assert torch.equal(masks, (moved > 0).to(torch.uint8))
 
 
-@quick
 @given(seeds, small, small)
 def test_all_channels_of_a_slice_move_alike(seed, epoch, step):
     first = picture(4, 3)
@@ -83,7 +79,6 @@ def test_all_channels_of_a_slice_move_alike(seed, epoch, step):
     assert torch.equal(moved[:, :1] + 0.5, moved[:, 1:])
 
 
-@quick
 @given(seeds, small, small)
 def test_values_are_moved_and_never_changed(seed, epoch, step):
     images = torch.randn(4, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
@@ -123,7 +118,6 @@ def test_the_symmetries_of_two_slices_of_a_batch_are_drawn_independently():
     assert chisquare(pairs.ravel()).pvalue > 0.001
 
 
-@quick
 @given(seeds, small, small)
 def test_the_draw_is_a_pure_function_of_seed_epoch_and_step(seed, epoch, step):
     first = draw_symmetries(seed, epoch, step, 16)
@@ -155,7 +149,6 @@ def test_slices_that_are_not_square_are_refused(shape):
         augment(torch.zeros(shape), torch.zeros(shape), 0, 0, 0)
 
 
-@quick
 @given(st.sets(st.integers(0, 10**6), max_size=50), seeds, small)
 def test_the_order_of_an_epoch_is_a_permutation(indices, seed, epoch):
     indices = np.array(sorted(indices), dtype=np.int64)
@@ -173,7 +166,6 @@ def test_the_order_differs_between_seeds_and_epochs():
     assert len(orders) == 64
 
 
-@quick
 @given(seeds, small)
 def test_the_order_is_a_pure_function_of_seed_and_epoch(seed, epoch):
     first = shuffled(np.arange(50), seed, epoch)

@@ -11,14 +11,13 @@ import sys
 from multiprocessing.pool import ThreadPool
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unetlib import files
 from unetlib.errors import UnetlibError
 from unetlib.files import atomic, digest, locked, read_csv, read_json, sha256, write_csv, write_json
 
-quick = settings(deadline=None, max_examples=50, derandomize=True)
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
 plain = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
@@ -184,7 +183,6 @@ def test_a_folder_in_the_place_of_the_file_is_told_in_a_sentence(tmp_path):
     assert only(tmp_path / "file.json")
 
 
-@quick
 @given(content=contents)
 def test_an_object_survives_json(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "content.json"
@@ -233,7 +231,6 @@ def test_a_folder_is_refused_by_name(tmp_path, read):
         read(tmp_path)
 
 
-@quick
 @given(st.lists(st.fixed_dictionaries({"id": texts, "a,b": texts, 'say "c"': texts}), max_size=5))
 def test_rows_survive_csv(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "rows.csv"
@@ -241,7 +238,6 @@ def test_rows_survive_csv(tmp_path_factory, rows):
     assert read_csv(path) == rows
 
 
-@quick
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=5))
 def test_numbers_survive_csv_to_the_last_digit(tmp_path_factory, numbers):
     path = tmp_path_factory.getbasetemp() / "numbers.csv"
@@ -295,13 +291,11 @@ def test_sha256_of_several_files_is_that_of_their_bytes_in_order(tmp_path):
     assert sha256(*(tmp_path / name for name in "bac")) == expected
 
 
-@quick
 @given(contents)
 def test_the_digest_does_not_depend_on_the_order_of_keys(content):
     assert digest(turned(content)) == digest(content)
 
 
-@quick
 @given(contents, contents)
 def test_the_digest_differs_exactly_when_the_json_does(one, other):
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)

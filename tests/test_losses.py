@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.losses import DiceLoss, FocalLoss
@@ -13,7 +13,6 @@ from monai.losses import DiceLoss, FocalLoss
 from unetlib.errors import UnetlibError
 from unetlib.losses import LOSSES, bce, dice, focal, get_loss
 
-quick = settings(deadline=None, max_examples=40, derandomize=True)
 shapes = st.tuples(st.integers(1, 3), st.just(1), st.integers(1, 4), st.integers(1, 4))
 
 
@@ -31,7 +30,6 @@ def batch(seed=0, shape=(2, 1, 3, 4)):
     return torch.randn(shape, generator=rng, dtype=torch.float64), torch.rand(shape, generator=rng).round().double()
 
 
-@quick
 @given(batches())
 def test_bce_is_the_bce_of_the_sigmoid(data):
     logits, masks = data
@@ -65,7 +63,6 @@ def test_loss_and_gradient_are_finite_far_from_0(name, logit, mask):
     assert torch.isfinite(logits.grad).all()
 
 
-@quick
 @given(batches())
 def test_dice_is_the_dice_loss_of_monai_over_the_batch(data):
     logits, masks = data
@@ -95,7 +92,6 @@ def test_dice_is_pooled_over_the_batch_and_not_averaged_over_its_slices():
     assert dice(logits, masks).item() == pytest.approx(1 - (2 * 4 + 1) / (8 + 4 + 1))
 
 
-@quick
 @given(batches())
 def test_focal_is_the_focal_loss_of_monai(data):
     logits, masks = data
@@ -103,7 +99,6 @@ def test_focal_is_the_focal_loss_of_monai(data):
     assert focal(logits, masks).item() == pytest.approx(oracle, rel=1e-5, abs=1e-9)
 
 
-@quick
 @given(batches(), st.floats(1, 5))
 def test_focal_of_any_gamma_is_that_of_monai(data, gamma):
     logits, masks = data
@@ -111,7 +106,6 @@ def test_focal_of_any_gamma_is_that_of_monai(data, gamma):
     assert focal(logits, masks, gamma).item() == pytest.approx(oracle, rel=1e-5, abs=1e-9)
 
 
-@quick
 @given(batches(limit=200.0))
 def test_focal_of_gamma_0_is_bce(data):
     assert torch.isclose(focal(*data, gamma=0), bce(*data), rtol=1e-12)
@@ -125,14 +119,12 @@ def test_at_logit_0_the_losses_take_their_closed_forms(mask):
     assert dice(logits, masks).item() == pytest.approx(1 - (18 * mask + 1) / (9 + 18 * mask + 1))
 
 
-@quick
 @given(batches(limit=200.0))
 def test_the_losses_stay_within_their_bounds(data):
     assert 0 <= focal(*data) <= bce(*data)
     assert 0 <= dice(*data) < 1
 
 
-@quick
 @given(batches(), st.randoms(use_true_random=False))
 def test_the_order_of_the_slices_does_not_matter(data, random):
     order = random.sample(range(len(data[0])), len(data[0]))

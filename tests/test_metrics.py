@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.metrics import (
@@ -27,7 +27,6 @@ from unetlib.errors import UnetlibError
 from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai:FutureWarning")  # MONAI warns of its own calls
-quick = settings(deadline=None, max_examples=50, derandomize=True)
 NAMES = ("tp", "fp", "fn", "tn")
 NAN = float("nan")
 SKLEARN = {
@@ -87,7 +86,6 @@ def as_tensor(mask):
 # Counting
 
 
-@quick
 @given(masks())
 def test_counts_agree_with_a_loop_over_the_pixels(pair):
     expected = {name: [0] * len(pair[0]) for name in NAMES}
@@ -96,7 +94,6 @@ def test_counts_agree_with_a_loop_over_the_pixels(pair):
     assert parts(count(*pair)) == list(expected.values())
 
 
-@quick
 @given(masks())
 def test_counts_agree_with_the_confusion_matrix_of_scikit_learn(pair):
     prediction, truth = pair
@@ -119,7 +116,6 @@ def test_masks_of_any_number_of_axes_are_counted(shape):
     assert parts(count(prediction, truth)) == [[0] * shape[0], [each] * shape[0], [0] * shape[0], [0] * shape[0]]
 
 
-@quick
 @given(masks(), st.randoms(use_true_random=False))
 def test_the_order_of_the_pixels_does_not_matter(pair, random):
     flat = [mask.reshape(len(mask), -1) for mask in pair]
@@ -162,7 +158,6 @@ def test_a_figure_agrees_with_scikit_learn_slice_by_slice(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SKLEARN if name != "iou"])  # jaccard_score knows no NaN
-@quick
 @given(pair=masks())
 def test_a_figure_of_any_masks_agrees_with_scikit_learn_where_it_is_defined(name, pair):
     found = METRICS[name](count(*pair).sum(), NAN)
@@ -170,7 +165,6 @@ def test_a_figure_of_any_masks_agrees_with_scikit_learn_where_it_is_defined(name
     assert float(found) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-@quick
 @given(masks())
 def test_accuracy_agrees_with_scikit_learn(pair):
     expected = sklearn.metrics.accuracy_score(pair[1].ravel(), pair[0].ravel())
@@ -186,14 +180,12 @@ def test_a_figure_agrees_with_the_confusion_matrix_of_monai(name, pooled):
     assert METRICS[name](found).mean() == pytest.approx(oracle.aggregate()[0].item(), rel=1e-6)
 
 
-@quick
 @given(masks())
 def test_dice_agrees_with_monai_also_for_empty_masks(pair):
     expected = DiceMetric(ignore_empty=False, reduction="none")(*map(as_tensor, pair))[:, 0]
     assert metrics.dice(count(*pair)) == pytest.approx(expected.numpy(), rel=1e-6)
 
 
-@quick
 @given(masks())
 def test_iou_agrees_with_monai_also_for_empty_masks(pair):
     expected = compute_iou(*map(as_tensor, pair), ignore_empty=False)[:, 0]
@@ -201,7 +193,6 @@ def test_iou_agrees_with_monai_also_for_empty_masks(pair):
 
 
 @pytest.mark.parametrize("name", METRICS)
-@quick
 @given(c=counts())
 def test_a_figure_lies_between_0_and_1(name, c):
     found = METRICS[name](c)
@@ -216,13 +207,11 @@ def test_a_figure_of_a_perfect_prediction_is_1_and_of_its_opposite_0(name):
     assert (METRICS[name](count(~truth, truth)) == 0).all()
 
 
-@quick
 @given(counts())
 def test_f1_is_dice(c):
     assert metrics.f1(c) == pytest.approx(metrics.dice(c), rel=1e-12, abs=1e-15)
 
 
-@quick
 @given(counts())
 def test_dice_is_2_iou_over_1_plus_iou(c):
     iou = metrics.iou(c)
@@ -230,20 +219,17 @@ def test_dice_is_2_iou_over_1_plus_iou(c):
 
 
 @pytest.mark.parametrize("name", ["dice", "iou", "accuracy", "f1"])
-@quick
 @given(pair=masks())
 def test_a_symmetric_figure_does_not_care_which_mask_is_the_truth(name, pair):
     there, back = METRICS[name](count(*pair)), METRICS[name](count(*pair[::-1]))
     assert there == pytest.approx(back, rel=1e-12)
 
 
-@quick
 @given(masks())
 def test_swapping_prediction_and_truth_turns_precision_into_recall(pair):
     assert metrics.precision(count(*pair)).tolist() == metrics.recall(count(*pair[::-1])).tolist()
 
 
-@quick
 @given(masks())
 def test_swapping_tumour_and_health_turns_recall_into_specificity(pair):
     complement = count(~pair[0], ~pair[1])
@@ -278,7 +264,6 @@ def test_undefined_nan_finds_exactly_the_figures_that_are_0_by_0(entry, names, v
 
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("undefined", [0.0, 0.25, 1.0])
-@quick
 @given(c=counts())
 def test_undefined_replaces_the_entries_that_are_0_by_0_and_no_others(name, undefined, c):
     touched = np.isnan(METRICS[name](c, NAN))
@@ -306,7 +291,6 @@ def test_the_pooled_dice_is_the_dice_of_all_pixels_at_once():
     assert metrics.dice(count(prediction, truth).sum()) == pytest.approx(expected, rel=1e-12)
 
 
-@quick
 @given(st.data(), counts())
 def test_grouped_agrees_with_a_loop(data, c):
     keys = data.draw(st.lists(st.sampled_from(["b", "a", "c10", "c9"]), min_size=len(c.tp), max_size=len(c.tp)))
@@ -323,7 +307,6 @@ def test_grouped_takes_whole_numbers_as_keys():
     assert parts(groups) == [[3, 1], [0, 1], [1, 4], [5, 12]]
 
 
-@quick
 @given(st.lists(counts(fewest=0), min_size=1, max_size=4))
 def test_concatenate_puts_the_entries_behind_one_another(many):
     expected = [[value for one in many for value in getattr(one, name).tolist()] for name in NAMES]
@@ -350,7 +333,6 @@ def test_the_interval_agrees_with_the_bootstrap_of_scipy(seed):
     assert bootstrap_interval(values) == pytest.approx(tuple(oracle.confidence_interval), abs=near)
 
 
-@quick
 @given(hnp.arrays(np.float64, st.integers(2, 12), elements=st.floats(0, 1)))
 def test_the_interval_holds_the_mean_and_stays_within_the_values(values):
     low, high = bootstrap_interval(values, draws=1000)

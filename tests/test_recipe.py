@@ -4,13 +4,12 @@ import json
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from unetlib.errors import UnetlibError
 from unetlib.recipe import PREPARE, TRAIN, Recipe, changed
 
-quick = settings(deadline=None, max_examples=60, derandomize=True)
 NAN, INF = float("nan"), float("inf")
 
 # What the paper states; it says nothing of the other fields.
@@ -146,7 +145,6 @@ def test_the_stage_prepare_holds_what_decides_the_slices():
     assert set(Recipe().stage(PREPARE)) == PREPARE_FIELDS
 
 
-@quick
 @given(recipes())
 def test_the_two_stages_are_disjoint_and_make_the_whole(recipe):
     prepare, train = recipe.stage(PREPARE), recipe.stage(TRAIN)
@@ -154,7 +152,6 @@ def test_the_two_stages_are_disjoint_and_make_the_whole(recipe):
     assert prepare | train == recipe.as_dict()
 
 
-@quick
 @given(recipes())
 def test_a_recipe_survives_json(recipe):
     assert Recipe(**json.loads(json.dumps(recipe.as_dict(), allow_nan=False))) == recipe
@@ -191,7 +188,6 @@ def test_changed_names_keys_that_one_side_lacks():
     assert changed({"old": 1}, {"new": 2}) == "new: None -> 2, old: 1 -> None"
 
 
-@quick
 @given(recipes(), recipes())
 def test_changed_is_empty_exactly_for_equal_recipes(one, other):
     assert (changed(one.as_dict(), other.as_dict()) == "") == (one == other)

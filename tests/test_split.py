@@ -9,13 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unetlib.errors import UnetlibError
 from unetlib.split import PARTS, Split, make_split
 
-quick = settings(deadline=None, max_examples=60, derandomize=True)
 ids = st.text(st.characters(codec="utf-8"), max_size=8)
 cohorts = st.sets(ids, min_size=3, max_size=40)
 seeds = st.integers(0, 2**32 - 1)
@@ -43,20 +42,17 @@ def as_file(path, split, **changes):
     return path
 
 
-@quick
 @given(cohorts, seeds, fractions)
 def test_every_patient_is_in_exactly_one_part(cohort, seed, fraction):
     split = make_split(cohort, seed, fraction)
     assert sorted(everyone(split)) == sorted(cohort)
 
 
-@quick
 @given(cohorts, seeds, fractions)
 def test_no_part_is_empty(cohort, seed, fraction):
     assert min(sizes(make_split(cohort, seed, fraction))) >= 1
 
 
-@quick
 @given(cohorts, seeds, st.randoms(use_true_random=False))
 def test_order_and_duplicates_of_the_input_do_not_matter(cohort, seed, random):
     listed = [*cohort, *random.choices(sorted(cohort), k=5)]
@@ -64,7 +60,6 @@ def test_order_and_duplicates_of_the_input_do_not_matter(cohort, seed, random):
     assert make_split(listed, seed) == make_split(sorted(cohort), seed)
 
 
-@quick
 @given(cohorts, seeds)
 def test_patients_are_dealt_in_the_order_of_the_sha256_of_seed_and_id(cohort, seed):
     split = make_split(cohort, seed)
@@ -126,7 +121,6 @@ def test_the_split_does_not_depend_on_the_hash_seed_of_the_process():
     assert hashes == [make_split(str(i) for i in range(50)).hash] * 2
 
 
-@quick
 @given(cohorts, seeds)
 def test_part_of_names_the_part_that_holds_the_patient(cohort, seed):
     split = make_split(cohort, seed)

@@ -5,15 +5,13 @@ from math import ceil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 from torch.nn import functional as F
 
 from unetlib.errors import UnetlibError
 from unetlib.unet import UNet
-
-quick = settings(deadline=None, max_examples=25, derandomize=True)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +101,6 @@ def test_height_and_width_leave_as_they_came(size, depth):
     assert network(width=1, depth=depth)(pictures(2, 1, *size)).shape == (2, 1, *size)
 
 
-@quick
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))
 def test_any_height_and_width_are_accepted_at_any_depth(height, width, depth, inputs, outputs):
     model = network(in_channels=inputs, out_channels=outputs, width=1, depth=depth)
