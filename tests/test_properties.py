@@ -206,18 +206,23 @@ def test_a_mask_comes_back_as_it_was_except_near_its_border(shape, size, seed, s
     mask = corners[np.arange(shape[0]) * 3 // shape[0]][:, np.arange(shape[1]) * 3 // shape[1]]
     back = slices_to_volume(mask_to_slices(mask, small(size)), shape) >= 0.5
     assert back.shape == shape
-    side, window = max(shape[:2]), 2 * reach(shape, size) + 1
-    before = [(side - n) // 2 for n in shape[:2]]
-    margins = [(a, side - n - a) for a, n in zip(before, shape[:2], strict=True)]
-    square = np.pad(mask, [*margins, (0, 0)])
-    inside, near = (
-        f(square, (window, window, 1), mode="nearest")[
-            before[0] : before[0] + shape[0], before[1] : before[1] + shape[1]
-        ]
-        for f in (ndimage.minimum_filter, ndimage.maximum_filter)
-    )
-    assert back[inside].all()
-    assert not back[~near].any()
+    padding = [((max(shape[:2]) - n) // 2, (max(shape[:2]) - n + 1) // 2) for n in shape[:2]]
+    before, after = (np.pad(voxels, [*padding, (0, 0)]) for voxels in (mask, back))
+    window = (*[2 * reach(shape, size) + 1] * 2, 1)
+    assert after[ndimage.minimum_filter(before, window, mode="nearest")].all()
+    assert not after[~ndimage.maximum_filter(before, window, mode="nearest")].any()
+
+
+@given(shapes)
+def test_the_padding_lies_half_on_either_side_and_is_cut_off_again(shape):
+    side = max(shape[:2])
+    assume(side >= 3)  # the model's grid is then that of the volume, and nothing is resampled
+    padded = mask_to_slices(np.ones(shape, bool), small(side))
+    for axis, n in ((0, shape[1]), (1, shape[0])):
+        (found,) = np.nonzero(padded[0, 0].numpy().any(1 - axis))
+        assert len(found) == n
+        assert side - 1 - found[-1] - found[0] in (0, 1)
+    assert slices_to_volume(padded, shape).min() == 1
 
 
 @given(shapes, sizes, st.sampled_from([0, 1]))
