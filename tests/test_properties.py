@@ -225,15 +225,24 @@ def test_the_padding_lies_half_on_either_side_and_is_cut_off_again(shape):
     assert slices_to_volume(padded, shape).min() == 1
 
 
-@given(shapes, sizes, st.sampled_from([0, 1]))
-def test_a_ramp_comes_back_in_its_place(shape, size, axis):
-    side = max(shape[:2])
-    assume(shape[axis] == side and side > 1)
-    ramp = np.broadcast_to(np.arange(side).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)), shape)
-    back = slices_to_volume(image_to_slices(ramp, small(size)), shape) * (side - 1)
-    edge = reach(shape, size)
-    inner = tuple(slice(edge, n - edge) for n in shape[:2])
-    assert np.abs(back - ramp)[inner].max(initial=0) < 0.5
+@given(st.integers(2, 40), sizes, st.sampled_from([0, 1]))
+def test_a_ramp_is_sampled_at_the_centres_of_the_pixels_and_comes_back_in_its_place(side, size, axis):
+    ramp = np.moveaxis(np.broadcast_to(np.arange(side)[:, None, None], (side, side, 1)), 0, axis)
+    slices, near = image_to_slices(ramp, small(size)), 0.1 * max(1, side / size)
+    line = slices[0, 0].T.select(1 - axis, 0).numpy() * (side - 1)
+    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    inner = np.minimum(centres, side - 1 - centres) >= max(1, side / size)
+    np.testing.assert_allclose(line[inner], centres[inner], rtol=0, atol=near)
+    back, edge = slices_to_volume(slices, ramp.shape) * (side - 1), reach(ramp.shape, size)
+    inner = (slice(edge, side - edge),) * 2
+    np.testing.assert_allclose(back[inner], ramp[inner], rtol=0, atol=near)
+
+
+@given(shapes, sizes, seeds)
+def test_a_mask_is_cut_at_half_of_what_an_image_of_it_becomes(shape, size, seed):
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    assume((mask.any((0, 1)) & ~mask.all((0, 1))).all())  # else min-max has nothing to scale
+    assert torch.equal(mask_to_slices(mask, small(size)).bool(), image_to_slices(mask, small(size)) >= 0.5)
 
 
 @given(shapes, sizes, seeds)
