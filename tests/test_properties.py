@@ -206,29 +206,43 @@ def test_a_mask_comes_back_as_it_was_except_near_its_border(shape, size, seed, s
     mask = corners[np.arange(shape[0]) * 3 // shape[0]][:, np.arange(shape[1]) * 3 // shape[1]]
     back = slices_to_volume(mask_to_slices(mask, small(size)), shape) >= 0.5
     assert back.shape == shape
-    side, window = max(shape[:2]), 2 * reach(shape, size) + 1
-    before = [(side - n) // 2 for n in shape[:2]]
-    margins = [(a, side - n - a) for a, n in zip(before, shape[:2], strict=True)]
-    square = np.pad(mask, [*margins, (0, 0)])
-    inside, near = (
-        f(square, (window, window, 1), mode="nearest")[
-            before[0] : before[0] + shape[0], before[1] : before[1] + shape[1]
-        ]
-        for f in (ndimage.minimum_filter, ndimage.maximum_filter)
-    )
-    assert back[inside].all()
-    assert not back[~near].any()
+    padding = [((max(shape[:2]) - n) // 2, (max(shape[:2]) - n + 1) // 2) for n in shape[:2]]
+    before, after = (np.pad(voxels, [*padding, (0, 0)]) for voxels in (mask, back))
+    window = (*[2 * reach(shape, size) + 1] * 2, 1)
+    assert after[ndimage.minimum_filter(before, window, mode="nearest")].all()
+    assert not after[~ndimage.maximum_filter(before, window, mode="nearest")].any()
 
 
-@given(shapes, sizes, st.sampled_from([0, 1]))
-def test_a_ramp_comes_back_in_its_place(shape, size, axis):
+@given(shapes)
+def test_the_padding_lies_half_on_either_side_and_is_cut_off_again(shape):
     side = max(shape[:2])
-    assume(shape[axis] == side and side > 1)
-    ramp = np.broadcast_to(np.arange(side).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)), shape)
-    back = slices_to_volume(image_to_slices(ramp, small(size)), shape) * (side - 1)
-    edge = reach(shape, size)
-    inner = tuple(slice(edge, n - edge) for n in shape[:2])
-    assert np.abs(back - ramp)[inner].max(initial=0) < 0.5
+    assume(side >= 3)  # the model's grid is then that of the volume, and nothing is resampled
+    padded = mask_to_slices(np.ones(shape, bool), small(side))
+    for axis, n in ((0, shape[1]), (1, shape[0])):
+        (found,) = np.nonzero(padded[0, 0].numpy().any(1 - axis))
+        assert len(found) == n
+        assert side - 1 - found[-1] - found[0] in (0, 1)
+    assert slices_to_volume(padded, shape).min() == 1
+
+
+@given(st.integers(2, 40), sizes, st.sampled_from([0, 1]))
+def test_a_ramp_is_sampled_at_the_centres_of_the_pixels_and_comes_back_in_its_place(side, size, axis):
+    ramp = np.moveaxis(np.broadcast_to(np.arange(side)[:, None, None], (side, side, 1)), 0, axis)
+    slices, near = image_to_slices(ramp, small(size)), 0.1 * max(1, side / size)
+    line = slices[0, 0].T.select(1 - axis, 0).numpy() * (side - 1)
+    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    inner = np.minimum(centres, side - 1 - centres) >= max(1, side / size)
+    np.testing.assert_allclose(line[inner], centres[inner], rtol=0, atol=near)
+    back, edge = slices_to_volume(slices, ramp.shape) * (side - 1), reach(ramp.shape, size)
+    inner = (slice(edge, side - edge),) * 2
+    np.testing.assert_allclose(back[inner], ramp[inner], rtol=0, atol=near)
+
+
+@given(shapes, sizes, seeds)
+def test_a_mask_is_cut_at_half_of_what_an_image_of_it_becomes(shape, size, seed):
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    assume((mask.any((0, 1)) & ~mask.all((0, 1))).all())  # else min-max has nothing to scale
+    assert torch.equal(mask_to_slices(mask, small(size)).bool(), image_to_slices(mask, small(size)) >= 0.5)
 
 
 @given(shapes, sizes, seeds)

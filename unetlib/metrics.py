@@ -141,7 +141,8 @@ METRICS: dict[str, Metric] = {
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float] | None:
     """Return the 95 % percentile bootstrap interval of the mean of `values` (one a patient).
 
-    `None` for fewer than two values, which say nothing of the spread.
+    `None` for fewer than two values, which say nothing of the spread. The draws are by position: the
+    same values in another order give an interval that differs by the chance of the draws.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
     if len(values) < 2:
