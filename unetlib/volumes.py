@@ -189,7 +189,12 @@ def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
         kind = next((kind for kind in kinds if kind.header_class.may_contain_header(head)), None)
         if kind is None:
             raise ValueError("it does not begin like one")
-        start = float(kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)["vox_offset"])
+        raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+        if raw["sform_code"] <= 0 < raw["qform_code"] and raw["pixdim"][0] not in (-1, 0, 1):
+            raise ValueError(f"its qfac is {raw['pixdim'][0]}, so an axis may be mirrored")  # nibabel would take 1
+        if raw.get_xyzt_units()[0] not in ("mm", "unknown"):
+            raise ValueError(f"its unit is {raw.get_xyzt_units()[0]}; millimetres were expected")
+        start = float(raw["vox_offset"])
         if not 0 <= start <= MAX_HEADER:
             raise ValueError(f"its voxels are announced {start:g} bytes behind its begin")
         head += stream.read(max(0, int(start) - len(head)))
