@@ -81,7 +81,7 @@ def parse(content, name):
     shape = field["dim"][1 : dimensions + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    start, type_ = field["vox_offset"][0] or 352, np.dtype(order + TYPES[code])  # 0: not set
+    start, type_ = field["vox_offset"][0], np.dtype(order + TYPES[code])
     if len(shape) != 3 or not 352 <= start < len(content):
         raise ValueError("shape or vox_offset")
     count = int(np.prod(shape, dtype=np.float64))

@@ -195,11 +195,12 @@ def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
         if raw.get_xyzt_units()[0] not in ("mm", "unknown"):
             raise ValueError(f"its unit is {raw.get_xyzt_units()[0]}; millimetres were expected")
         start = float(raw["vox_offset"])
-        if not 0 <= start <= MAX_HEADER:
+        if not kind.header_class.single_vox_offset <= start <= MAX_HEADER:
             raise ValueError(f"its voxels are announced {start:g} bytes behind its begin")
         head += stream.read(max(0, int(start) - len(head)))
-        header = kind.header_class.from_fileobj(io.BytesIO(head))
-        return kind(kind.ImageArrayProxy(stream, header.copy()), header.get_best_affine(), header)
+        kind.header_class.from_fileobj(io.BytesIO(head))  # what is damaged here, nibabel would look for without end
+        stream.seek(0)
+        return kind.from_stream(stream)
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers
         raise UnetlibError(f"{path} cannot be read as NIfTI ({_reason(error)}). Copy or download it again.") from error
 
