@@ -1,15 +1,21 @@
 """Extract a tar archive of MRI safely: nothing is executed, nothing lands outside of its folder."""
 
+import gzip
 import re
 import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from unetlib.errors import UnetlibError
-from unetlib.files import read_json, write_json
+from unetlib.files import read_json, refuse_link, write_json
 from unetlib.jobs import progress
 
+MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
+MAX_MEMBERS = 1_000_000
+MAX_HEADER = 2**20  # bytes that describe one member
+ROOM = 2**28  # bytes of the disk that stay free
 MARKER = ".unetlib-archive.json"  # in an extracted folder: which archive it was made from
 
 
@@ -22,8 +28,10 @@ def open_data(path: Path) -> Path:
     """
     if path.is_dir():
         return path
-    if not path.exists():
-        raise UnetlibError(f"{path} does not exist. Give the folder, or the .tar archive, that the patients lie in.")
+    if not path.is_file():
+        raise UnetlibError(
+            f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
+        )
     target = path.with_name(
         re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE) + ".extracted"
     )
@@ -32,6 +40,7 @@ def open_data(path: Path) -> Path:
         return target
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
+    refuse_link(target)
     temporary = target.with_name(f".tmp-{target.name}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
@@ -40,7 +49,7 @@ def open_data(path: Path) -> Path:
         if _origin(target) != origin:  # unless another process was quicker
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
         raise UnetlibError(
             f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
             f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
@@ -57,9 +66,23 @@ def _origin(folder: Path) -> dict[str, object]:
         return {}
 
 
+class _Metered:
+    """A stream that gives out `left` bytes at the most, so that no header of an archive can fill the memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.left = stream, 0
+        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError("a member is longer than it may be")
+        return self.stream.read(size)
+
+
 def _extract(archive: Path, folder: Path) -> None:
     """Extract the images of a tar archive into a new folder, refusing what could reach outside of it."""
-    if not tarfile.is_tarfile(archive):
+    if not _looks_like_tar(archive):
         if archive.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
             raise tarfile.ReadError("it is damaged")
         raise UnetlibError(
@@ -69,24 +92,67 @@ def _extract(archive: Path, folder: Path) -> None:
     folder.mkdir()
     seen = set()
     total = archive.stat().st_size >> 20
-    with open(archive, "rb") as raw, tarfile.open(fileobj=raw) as tar, progress(total, "extracting", "MB") as bar:
-        for member in tar:
+    with open(archive, "rb") as raw, progress(total, "extracting", "MB") as bar:
+        stream = _Metered(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw)  # type: ignore[arg-type]
+        stream.left = MAX_HEADER
+        tar = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
+        for number in range(MAX_MEMBERS + 1):
+            stream.left = MAX_HEADER
+            if (member := tar.next()) is None:
+                break
+            tar.members = []  # type: ignore[attr-defined]  # which would grow with the archive
+            tar.pax_headers = {}
             _refuse_hostile(archive, member)
+            if number == MAX_MEMBERS:
+                raise UnetlibError(f"{archive} holds more than {MAX_MEMBERS} members. Extract what you need yourself.")
             name = str(PurePosixPath(member.name)).lower()  # ./a is a, and A is a on Windows and macOS
             if member.isfile() and name.endswith((".nii", ".nii.gz", ".tif", ".tiff")):
                 if name in seen:  # the second would overwrite the first
                     raise UnetlibError(f"{archive} holds {member.name!r} twice. Make the archive again.")
                 seen.add(name)
+                _require_room(archive, member, folder)
+                stream.left = member.size
                 tar.extract(member, folder, filter="data")
             bar.update((raw.tell() >> 20) - bar.n)
-        _require_end(tar)
+        _require_end(stream.stream, tar.offset)
 
 
-def _require_end(tar: tarfile.TarFile) -> None:
+def _is_gzip(raw: IO[bytes]) -> bool:
+    magic = raw.read(2)
+    raw.seek(0)
+    return magic == b"\x1f\x8b"
+
+
+def _looks_like_tar(archive: Path) -> bool:
+    """Tell whether the first block, unpacked, is the header of a member, or the end of an empty archive."""
+    with open(archive, "rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw
+        try:
+            tarfile.TarInfo.frombuf(stream.read(512), tarfile.ENCODING, "surrogateescape")
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            return True
+        except (tarfile.TarError, EOFError, zlib.error, OSError):
+            return False
+        return True
+
+
+def _require_room(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
+    """Raise `UnetlibError` before a member is extracted that is no image or does not fit the disk."""
+    if member.size > MAX_FILE or member.issparse():
+        raise UnetlibError(
+            f"{archive} was refused: its member {member.name!r} announces {member.size} bytes"
+            f"{', most of them left out' * member.issparse()}, which no image of an MRI has. Get it from its publisher."
+        )
+    if member.size + ROOM > (free := shutil.disk_usage(folder).free):
+        raise UnetlibError(
+            f"{archive} cannot be extracted: {member.name!r} needs {member.size} bytes and the disk has room for "
+            f"{free}, of which {ROOM} stay free. Free some space."
+        )
+
+
+def _require_end(stream: IO[bytes], offset: int) -> None:
     """Raise when an archive just stops: `tarfile` takes that for its end, and never reads gzip's last checksum."""
-    stream = tar.fileobj
-    assert stream is not None
-    stream.seek(tar.offset)
+    stream.seek(offset)
     if stream.read(512) != bytes(512):
         raise tarfile.ReadError("its end is missing")
     while stream.read(1 << 20):

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from unetlib import __version__
-from unetlib.errors import UnetlibError, counted
+from unetlib.errors import UnetlibError, counted, printable
+from unetlib.jobs import say
 from unetlib.recipe import PREPARE, TRAIN, TYPES, Recipe
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
@@ -24,7 +25,7 @@ def check(args: argparse.Namespace) -> None:
     from unetlib.check import check
 
     report = check(args.data, args.workers)
-    print(report)
+    say(str(report))
     if report.left_out and (args.strict or not report.findings):
         raise UnetlibError(
             f"{counted(len(report.left_out), 'case')} of {args.data} cannot be used, for the reasons above"
@@ -37,7 +38,7 @@ def phantom(args: argparse.Namespace) -> None:
     from unetlib.phantom import make_cohort
 
     make_cohort(args.out, args.patients, args.seed, args.workers)
-    print(f"{args.out} holds synthetic patients. Look at what is there with: unetlib check {args.out}")
+    say(f"{args.out} holds synthetic patients. Look at what is there with: unetlib check {args.out}")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -45,7 +46,7 @@ def prepare(args: argparse.Namespace) -> None:
     from unetlib.prepare import prepare
 
     recipe = Recipe.published.but(**_given(args, PREPARE))
-    print(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild))
+    say(str(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild)))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -54,7 +55,7 @@ def train(args: argparse.Namespace) -> None:
 
     recipe = recipe_of(args.run).but(**_given(args, TRAIN))
     done = train(args.prepared, args.run, recipe, args.device, args.checkpoint_every, args.max_steps)
-    print(
+    say(
         f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
         f"{done.best_dice:.4f}. Judge it with: unetlib evaluate {args.run}"
     )
@@ -64,7 +65,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
     from unetlib.evaluation import evaluate, results_table
 
-    print(results_table(evaluate(args.run, args.data, args.split, args.device)))
+    say(results_table(evaluate(args.run, args.data, args.split, args.device)))
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -80,7 +81,7 @@ def figures(args: argparse.Namespace) -> None:
     from unetlib.plots import make_figures
 
     for path in make_figures(args.run, args.out, args.device) if args.run else course_figures(args.out, args.device):
-        print(path)
+        say(str(path))
 
 
 def course(args: argparse.Namespace) -> None:
@@ -208,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         args.function(args)
     except UnetlibError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except KeyboardInterrupt as stop:
         print(stop if str(stop) else "Stopped. The same command goes on where it was.", file=sys.stderr)
         sys.exit(130)

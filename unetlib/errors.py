@@ -1,4 +1,9 @@
-"""The one exception a user of the course meets, and two turns of phrase for its sentences."""
+"""The one exception a user of the course meets, and turns of phrase for its sentences."""
+
+import reprlib
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 100
 
 
 class UnetlibError(Exception):
@@ -12,6 +17,19 @@ class UnetlibError(Exception):
 def counted(number: int, unit: str) -> str:
     """Return a number with its noun, such as "1 case" or "3 cases"."""
     return f"{number} {unit}{'s' * (number != 1)}"
+
+
+def brief(value: object) -> str:
+    """Return a value of a stranger's file as text of bounded length."""
+    try:
+        return _BRIEF.repr(value)
+    except Exception:  # Python refuses to write out an integer of 5,000 digits
+        return f"a {type(value).__name__}"
+
+
+def printable(text: str) -> str:
+    """Return text without codes that would steer a terminal, such as those in a stranger's file names."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def first_of(names: list[str], most: int = 20) -> str:

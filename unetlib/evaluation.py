@@ -14,8 +14,8 @@ import numpy as np
 
 from unetlib import metrics
 from unetlib.checkpoint import BEST, read_run
-from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.errors import UnetlibError, brief, counted, first_of
+from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, refuse_link, sha256, write_csv, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
@@ -54,6 +54,7 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
         if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
             say(f"{folder} is done already, for these weights and patients: reused.")
             return read_json(folder / "summary.json")
+        refuse_link(folder / PARTIAL)
         parts = {case.id: folder / PARTIAL / f"{case.id}-{keys[case.id]}.json" for case in cases}
         left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, parts, strict=data is None)
         for name, reason in left_out.items():
@@ -187,6 +188,7 @@ def _require_all(planned: set[str], chosen: list[Case], cohort: Cohort) -> None:
 def _folder(run: Path, data: Path | None, part: str | None) -> Path:
     """Return where the result goes; raises `UnetlibError` when the result of other data lies there."""
     folder = run / "evaluation"
+    refuse_link(folder)
     if data is None:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
@@ -286,7 +288,20 @@ def _surface_summary(patients: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def results_table(summary: dict[str, Any]) -> str:
-    """Return the summary of `evaluate` as a table to print, in which every figure is named."""
+    """Return the summary of `evaluate` as a table to print, in which every figure is named.
+
+    Raises `UnetlibError` when the summary has been changed since.
+    """
+    try:
+        return _table(summary)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UnetlibError(
+            f"the summary.json of this evaluation is not one that unetlib wrote ({brief(str(error))}). Delete it, then "
+            "give the same command again."
+        ) from error
+
+
+def _table(summary: dict[str, Any]) -> str:
     head = (
         f"{summary['split']}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
@@ -327,5 +342,8 @@ def results_table(summary: dict[str, Any]) -> str:
 
 def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
     """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
-    rows = [row for row in read_csv(folder / "patients.csv") if (row["grid"], row["slices"]) == (grid, slices)]
+    table = read_csv(folder / "patients.csv", numbers=("dice",))
+    rows = [row for row in table if (row.get("grid"), row.get("slices")) == (grid, slices) and row.get("patient")]
+    if not rows:
+        raise UnetlibError(f"{folder / 'patients.csv'} lacks the {grid} grid and {slices} slices. Evaluate again.")
     return sorted(rows, key=lambda row: -float(row["dice"]))

@@ -4,17 +4,20 @@ import csv
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
 from unetlib.errors import UnetlibError, first_of
 
+MAX_TEXT = 2**25  # bytes of a JSON or CSV file: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
 LOCK = ".unetlib-lock"
 
@@ -33,6 +36,7 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # left by a kill, or a stranger's link to a file elsewhere
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -119,6 +123,22 @@ def require_empty(folder: Path, what: str) -> None:
         )
 
 
+def refuse_link(folder: Path) -> None:
+    """Raise `UnetlibError` when a folder that the library makes is a link: what is written would land elsewhere."""
+    if folder.is_symlink():
+        raise UnetlibError(f"{folder} is a link; a folder was expected, for files are written there. Remove the link.")
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise `ValueError` unless `path` is a zip that takes no more memory than disk: its members are not compressed."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError("it is not a zip file")
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically."""
     with atomic(path) as temporary:
@@ -128,8 +148,9 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`; raises `UnetlibError` when it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        _require_text(path)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise UnetlibError(f"{path} cannot be read as JSON ({error}). Make it again or restore it.") from error
     if not isinstance(content, dict):
         raise UnetlibError(f"{path} holds a JSON {type(content).__name__} where an object was expected.")
@@ -144,13 +165,34 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[s
         writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as dictionaries of strings; raises `UnetlibError` when it cannot be read."""
+def read_csv(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as dictionaries of strings.
+
+    Raises `UnetlibError` when it cannot be read, or a row lacks a finite number in one of the columns `numbers`.
+    """
     try:
+        _require_text(path)
         with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+        for column in numbers:
+            if not rows or not all(math.isfinite(float(row[column])) for row in rows):
+                raise ValueError(f"a finite number was expected in every row of the column {column}")
+    except KeyError as error:
+        raise UnetlibError(f"{path} has no column {error}. Make it again or restore it.") from error
+    except (OSError, ValueError, csv.Error) as error:
         raise UnetlibError(f"{path} cannot be read as CSV ({error}). Make it again or restore it.") from error
+    return rows
+
+
+def _require_text(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a plain file")  # a pipe would be waited for, a device read without end
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError(f"it has {path.stat().st_size >> 20} MB; no more than {MAX_TEXT >> 20} were expected")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is no JSON number")
 
 
 def sha256(*paths: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from unetlib.errors import UnetlibError, counted
+from unetlib.errors import UnetlibError, counted, printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,8 +67,8 @@ class _NotebookBar(tqdm):
 
 
 def say(text: str) -> None:
-    """Print a line without tearing a progress bar apart."""
-    tqdm.write(text)
+    """Print text without tearing a progress bar apart."""
+    tqdm.write(printable(text))
 
 
 def cpu_count() -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, brief
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,7 +52,7 @@ def get_loss(name: str) -> Loss:
     names = [part.strip() for part in name.split("+")]
     if unknown := [part for part in names if part not in LOSSES]:
         raise UnetlibError(
-            f"there is no loss named {unknown[0]!r}; {', '.join(LOSSES)} or a sum such as dice+bce was expected."
+            f"there is no loss named {brief(unknown[0])}; {', '.join(LOSSES)} or a sum such as dice+bce was expected."
         )
     terms = [LOSSES[part] for part in names]
 

@@ -274,10 +274,10 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
+        for name in (*folders, *names):
             if not name.isprintable():  # bytes that are no text cannot be written to any table
                 notes.append(f"{name!r} in {folder!r} is ignored: its name is not valid text. Rename it.")
+        folders[:] = sorted(name for name in folders if name.isprintable() and not name.startswith("."))
         yield Path(folder), sorted(name for name in names if name.isprintable() and not name.startswith("."))
 
 

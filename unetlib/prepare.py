@@ -13,11 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import write_array_header_1_0
+from numpy.lib.format import open_memmap, write_array_header_1_0
 from torch import Tensor
 
-from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import PARTIAL, atomic, digest, locked, read_json, require_empty, sha256, write_csv, write_json
+from unetlib.errors import UnetlibError, brief, counted, first_of
+from unetlib.files import (
+    PARTIAL,
+    atomic,
+    digest,
+    locked,
+    read_json,
+    refuse_link,
+    refuse_packed,
+    require_empty,
+    sha256,
+    write_csv,
+    write_json,
+)
 from unetlib.jobs import run_jobs, say
 from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed
@@ -51,14 +63,12 @@ class Prepared:
             )
         about = read_json(folder / "prepared.json")
         try:
-            images = np.load(folder / "images.npy", mmap_mode="r")
-            masks = np.load(folder / "masks.npy", mmap_mode="r")
-            cases = about["cases"].values()
-            slices, _ = sum(case["slices"] for case in cases), [(case["patient"], case["sha256"]) for case in cases]
-            side, _ = about["recipe"]["image_size"], (Path(about["data"]), about["left_out"], about["unusable"])
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            images, masks = _map(folder / "images.npy", np.float16), _map(folder / "masks.npy", np.uint8)
+            slices, side = _require_types(about), about["recipe"]["image_size"]
+        except Exception as error:  # numpy raises a dozen kinds on damaged headers
+            reason = brief(error.args[0]) if error.args else type(error).__name__
             raise UnetlibError(
-                f"{folder} is damaged ({error}). Make it again with: unetlib prepare DATA {folder} --rebuild"
+                f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {folder} --rebuild"
             ) from error
         if images.shape != masks.shape or images.shape != (slices, 1, side, side):
             raise UnetlibError(
@@ -66,7 +76,10 @@ class Prepared:
                 f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
             )
         try:
-            return cls(folder, about, Split.load(folder / "split.json"), images, masks)
+            split = Split.load(folder / "split.json")
+            if split.patients() != {case["patient"] for case in about["cases"].values()}:
+                raise UnetlibError(f"{folder}: split.json and prepared.json tell of different patients. Restore them.")
+            return cls(folder, about, split, images, masks)
         except UnetlibError as error:
             raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {folder} --rebuild") from error
 
@@ -108,6 +121,34 @@ class Prepared:
         if left_out := self.about["left_out"]:
             lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
         return "\n".join(lines)
+
+
+def _map(path: Path, dtype: type) -> np.ndarray:
+    """Return an array on disk; raises `ValueError` or `OSError` when it is not a plain .npy file of that type."""
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing")
+    array = open_memmap(path, mode="r")  # unlike np.load, it takes neither pickles nor zip files
+    if array.dtype.newbyteorder("=") != dtype:
+        raise ValueError(f"{path.name} holds {array.dtype}")
+    return array
+
+
+def _require_types(about: dict[str, Any]) -> int:
+    """Return the number of slices that a `prepared.json` tells of; raises `ValueError` or the like for wrong types."""
+    slices = 0
+    for case in about["cases"].values():
+        strings = isinstance(case["patient"], str) and isinstance(case["sha256"], str)
+        if not strings or type(case["slices"]) is not int or case["slices"] < 0:
+            raise ValueError("a case without patient, number of slices or hash")
+        slices, _ = slices + case["slices"], case["stamp"]
+    if about["recipe"].keys() != Recipe.published.stage(PREPARE).keys():
+        raise ValueError("a recipe of other fields")
+    Recipe.published.but(depth=1, **about["recipe"])
+    reasons = {name: about["left_out"][name] for name in about["unusable"].keys() & about["left_out"].keys()}
+    texts = [about["data"], *about["left_out"].values()]
+    if reasons.keys() != about["unusable"].keys() or not all(isinstance(text, str) for text in texts):
+        raise ValueError("data or left_out")
+    return slices
 
 
 @dataclass(frozen=True)
@@ -175,6 +216,7 @@ def _prepare(
 ) -> Prepared:
     if not any((folder / name).exists() for name in ("prepared.json", "split.json", PARTIAL)):
         require_empty(folder, "a prepared folder")
+    refuse_link(folder / PARTIAL)
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
@@ -271,16 +313,16 @@ def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
     for job in jobs:
-        with np.load(job.part) as part:
-            pixels = part["masks"].sum((1, 2, 3))
-            for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
-                rows.append([len(rows), job.case.id, job.case.patient, int(z), int(voxels), int(inside)])
-            cases[job.case.id] = {
-                "patient": job.case.patient,
-                "slices": len(part["z"]),
-                "sha256": str(part["sha256"]),
-                "stamp": job.stamp,
-            }
+        part = _read_part(job)
+        pixels = part["masks"].sum((1, 2, 3))
+        for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
+            rows.append([len(rows), job.case.id, job.case.patient, int(z), int(voxels), int(inside)])
+        cases[job.case.id] = {
+            "patient": job.case.patient,
+            "slices": len(part["z"]),
+            "sha256": str(part["sha256"]),
+            "stamp": job.stamp,
+        }
     if not any(row[4] for row in rows):
         raise UnetlibError(
             f"no tumour anywhere in {counted(len(jobs), 'case')}: every mask is empty, so there is nothing to learn. "
@@ -294,7 +336,27 @@ def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str
         with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             write_array_header_1_0(file, header)
             for job in jobs:
-                with np.load(job.part) as part:
-                    file.write(part[name].tobytes())
+                file.write(_read_part(job)[name].tobytes())
     write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
     return cases
+
+
+def _read_part(job: _Job) -> dict[str, np.ndarray]:
+    """Return the arrays that `_prepare_case` has written; raises `UnetlibError` when they are damaged or foreign."""
+    side = job.recipe.image_size
+    try:
+        refuse_packed(job.part)
+        with np.load(job.part, allow_pickle=False) as file:
+            part = {name: file[name] for name in ("images", "masks", "z", "tumour_voxels", "sha256")}
+        images, masks, number = part["images"], part["masks"], len(part["z"])
+        if images.shape != (number, 1, side, side) or masks.shape != images.shape:
+            raise ValueError(f"images {images.shape} and masks {masks.shape}")
+        if images.dtype != np.float16 or masks.dtype != np.uint8 or part["sha256"].dtype != "<U64":
+            raise ValueError("arrays of other types")
+        if part["tumour_voxels"].shape != (number,) or masks.max(initial=0) > 1 or not np.isfinite(images).all():
+            raise ValueError("values that no slice has")
+    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
+        raise UnetlibError(
+            f"{job.part} is damaged ({brief(str(error))}). Delete it, then give the same command again."
+        ) from error
+    return part

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, brief
 
 PREPARE, TRAIN = "prepare", "train"
 LARGEST = {  # beyond these a value is a slip of the hand, and would end in a failed allocation
@@ -63,18 +63,19 @@ class Recipe:
             if not isinstance(value, TYPES[spec.name]) or (isinstance(value, bool) and spec.name != "augment"):
                 expected = TYPES[spec.name][-1].__name__
                 raise UnetlibError(
-                    f"recipe: {spec.name} is {value!r}; {expected} was expected ({spec.metadata['help']})."
+                    f"recipe: {spec.name} is {brief(value)}; {expected} was expected ({spec.metadata['help']})."
                 )
             if choices and value not in choices:
-                raise UnetlibError(f"recipe: {spec.name} is {value!r}; one of {', '.join(choices)} was expected.")
+                raise UnetlibError(f"recipe: {spec.name} is {brief(value)}; one of {', '.join(choices)} was expected.")
             if spec.name in LARGEST and not 0 < value <= LARGEST[spec.name]:
                 raise UnetlibError(
-                    f"recipe: {spec.name} is {value}; a number above 0, up to {LARGEST[spec.name]}, was expected."
+                    f"recipe: {spec.name} is {brief(value)}; a number above 0, up to {LARGEST[spec.name]}, was "
+                    "expected."
                 )
             if spec.name in ("train_fraction", "threshold") and not 0 < value < 1:
                 raise UnetlibError(f"recipe: {spec.name} is {value}; a number between 0 and 1 was expected.")
             if spec.name in ("seed", "split_seed") and not 0 <= value < 2**32:
-                raise UnetlibError(f"recipe: {spec.name} is {value}; a whole number below 2**32 was expected.")
+                raise UnetlibError(f"recipe: {spec.name} is {brief(value)}; a whole number below 2**32 was expected.")
         if self.image_size <= 2**self.depth:  # batch norm needs more than one pixel at the bottom
             raise UnetlibError(
                 f"recipe: {self.depth} halvings leave nothing of slices of {self.image_size} pixels; "
@@ -108,5 +109,11 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Name the keys whose values differ, as `width: 32 -> 16`; empty when nothing does."""
     keys = sorted(before.keys() | after.keys())
     return ", ".join(
-        f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
+        f"{key}: {_text(before.get(key))} -> {_text(after.get(key))}"
+        for key in keys
+        if before.get(key) != after.get(key)
     )
+
+
+def _text(value: Any) -> str:
+    return brief(value).strip("'")

@@ -1,5 +1,6 @@
 """Train a U-Net so that it can be stopped at any moment and go on as if it had not been."""
 
+import math
 import signal
 import threading
 import time
@@ -22,13 +23,16 @@ from unetlib.checkpoint import (
     LATEST,
     build_model,
     load_checkpoint,
+    load_optimizer,
     load_weights,
+    read_recipe,
     read_run,
+    require_weights,
     restore,
     save_checkpoint,
 )
 from unetlib.engine import resolve_precision, start_engine
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, brief
 from unetlib.files import locked, require_empty, write_csv, write_json
 from unetlib.jobs import progress, say
 from unetlib.losses import get_loss
@@ -50,6 +54,17 @@ class Progress:
     best_dice: float = -1.0
     seconds: float = 0.0  # of training, over all calls
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for what no training leaves behind."""
+        whole, numbers = (self.epoch, self.step), [self.loss_sum, self.best_dice, self.seconds]
+        rows = [[row[name] for name in HISTORY_COLUMNS] for row in self.history]
+        if any(type(one) is not int or one < 0 for one in whole) or len(rows) != self.epoch:
+            raise ValueError("epoch and step")
+        if not all(type(one) in (int, float) and math.isfinite(one) for row in [numbers, *rows] for one in row):
+            raise ValueError("a figure")
+        if not -1 <= self.best_dice <= 1 or self.seconds < 0:
+            raise ValueError("best_dice or seconds")
 
 
 def train(
@@ -140,6 +155,10 @@ class Trainer:
         recipe = recipe.but(**data.about["recipe"], precision=resolve_precision(recipe.precision, fabric.device))
         training, validation, _ = _slices_of(data, "train"), _slices_of(data, "val"), get_loss(recipe.loss)
         model, optimizer, done = _start_or_resume(fabric, data, run, recipe)
+        if done.step > -(-len(training) // recipe.batch_size):
+            raise UnetlibError(
+                f"{run / LATEST} is at step {brief(done.step)}, which no epoch has. Delete it to start over."
+            )
         net = fabric.setup_module(model)
         return cls(fabric, model, net, optimizer, data, training, validation, run, recipe, done)
 
@@ -239,13 +258,14 @@ def _start_or_resume(
         require_empty(run, "a run folder")
     if content is not None:
         _refuse_changes(content, data, run, recipe)
+        require_weights(recipe, content, path)
     model = build_model(recipe).to(fabric.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     done = Progress()
     if content is not None:
         load_weights(model, content, path)
-        optimizer.load_state_dict(content["optimizer"])
-        done = Progress(**content["progress"])
+        load_optimizer(optimizer, content, path)
+        done = _progress(content["progress"], path)
         where = f"epoch {done.epoch + 1}, step {done.step}"
         say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
     if done.history:  # a kill may have come between the checkpoint and this file
@@ -257,6 +277,18 @@ def _start_or_resume(
     return model, optimizer, done
 
 
+def _progress(fields: Any, path: Path) -> Progress:
+    try:
+        if fields.keys() != asdict(Progress()).keys():
+            raise ValueError("other fields")
+        return Progress(**fields)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UnetlibError(
+            f"{path}: its progress is not that of a training ({brief(error.args[0])}). Restore it from a copy, or "
+            "delete it to start over."
+        ) from error
+
+
 def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe) -> None:
     """Raise `UnetlibError` unless a run goes on with the recipe and the slices that it was started with."""
     if missing := {"optimizer", "progress", "prepared"} - content.keys():
@@ -265,9 +297,13 @@ def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: 
             f"(perhaps a copy of {BEST}?). Restore it from a copy, or delete it to start over."
         )
     advice = "Choose a new run folder, or go back to what it was started with."
+    if not isinstance(content["prepared"], dict) or not all(isinstance(key, str) for key in content["prepared"]):
+        raise UnetlibError(
+            f"{run / LATEST} does not say what it was trained on. Restore it, or delete it to start over."
+        )
     if differences := changed(content["prepared"], data.identity):
         raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
-    before, now = content["recipe"], recipe.as_dict()
+    before, now = read_recipe(content["recipe"], run / LATEST).as_dict(), recipe.as_dict()
     if differences := changed({**before, "epochs": 0}, {**now, "epochs": 0}):
         raise UnetlibError(f"{run} was started with another recipe ({differences}). {advice}")
 

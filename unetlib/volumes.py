@@ -5,6 +5,8 @@ Every volume is turned to LPS voxel order: x grows towards the patient's left, y
 radiological display: the nose up, the patient's right on the left of the picture.
 """
 
+import gzip
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,11 @@ from PIL import Image
 from unetlib.errors import UnetlibError
 
 LPS = axcodes2ornt(("L", "P", "S"))
-MAX_VOXELS = 2**29  # 1 GB as int16: 50 times a BraTS volume; more is a damaged or hostile header
+MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more is a damaged or hostile header
+MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
+MAX_TAIL = 2**20  # bytes behind the voxels
+MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
+SPACINGS = 1e-3, 1e3  # millimetres
 MAX_SIDE = 2**15 - 1  # pixels along an axis: what a NIfTI header can hold
 
 
@@ -56,9 +62,14 @@ class Volume:
         return float(x), float(y), float(z)
 
     def require_contrast(self, name: str) -> None:
-        """Raise `UnetlibError` when every voxel has the same value: there is nothing to see."""
-        if self.voxels.min() == self.voxels.max():
+        """Raise `UnetlibError` when every voxel has the same value in single precision: there is nothing to see."""
+        low, high = float(self.voxels.min()), float(self.voxels.max())
+        if low == high:
             raise UnetlibError(f"{name} is constant: every voxel is {self.voxels.min()}. Export the image again.")
+        if high - low < 1e-4 * max(abs(low), abs(high)):
+            raise UnetlibError(
+                f"{name} is as good as constant: its voxels are {low} to {high}. Export the image again."
+            )
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """Return an (X, Y, Z) array in LPS order in the axis order and directions of the file."""
@@ -73,7 +84,11 @@ def read_volume(source: Source) -> Volume:
     """
     if _is_tiff(source):
         return _to_lps(str(source), *_read_tiffs(source))
-    return image_to_volume(_open_nifti(source.paths[0]), str(source), source.channel)
+    with _open_nifti(source.paths[0]) as stream:
+        image = _read_header(stream, source.paths[0])
+        volume = image_to_volume(image, str(source), source.channel)
+        _require_end(stream, image, source.paths[0])
+    return volume
 
 
 def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = None) -> Volume:
@@ -94,8 +109,11 @@ def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = Non
     if channel is not None and (len(shape) != 4 or shape[3] <= channel):
         raise UnetlibError(f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected.")
     try:
+        _require_real(image.get_data_dtype(), name)
         proxy = image.dataobj
         voxels = np.asanyarray(proxy if channel is None else proxy[..., channel]).reshape(shape[:3])
+    except UnetlibError:
+        raise
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
         raise UnetlibError(
             f"{name} is damaged: its voxels cannot be read ({_reason(error)}). Copy or download it again."
@@ -125,13 +143,15 @@ def read_shape(source: Source) -> tuple[int, ...]:
     """Return the shape that a source announces, from headers alone; raises `UnetlibError` when unreadable."""
     if _is_tiff(source):
         return (*_open_tiff(source.paths[0]).size, len(source.paths))
-    return tuple(int(n) for n in _open_nifti(source.paths[0]).shape)
+    with _open_nifti(source.paths[0]) as stream:
+        return tuple(int(n) for n in _read_header(stream, source.paths[0]).shape)
 
 
 def read_description(path: Path) -> str:
     """Return the description in the header of a NIfTI file, at most 80 letters; empty when it cannot be read."""
     try:
-        return str(_open_nifti(path).header["descrip"].item().decode("latin-1"))
+        with _open_nifti(path) as stream:
+            return str(_read_header(stream, path).header["descrip"].item().decode("latin-1"))
     except UnetlibError:
         return ""
 
@@ -148,6 +168,11 @@ def _orientation(affine: np.ndarray, name: str) -> np.ndarray:
 
 def _to_lps(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:
     to_lps = ornt_transform(_orientation(affine, name), LPS)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (SPACINGS[0] <= spacing.min() and spacing.max() <= SPACINGS[1]):
+        raise UnetlibError(
+            f"{name}: its voxels are {spacing.tolist()} mm wide, which none of an MRI is. Export it again."
+        )
     voxels = apply_orientation(stored, to_lps)
     return Volume(voxels, affine @ inv_ornt_aff(to_lps, stored.shape), affine, header)
 
@@ -156,28 +181,71 @@ def _is_tiff(source: Source) -> bool:
     return source.paths[0].suffix.lower() in (".tif", ".tiff")
 
 
-def _open_nifti(path: Path) -> Any:
+def _open_nifti(path: Path) -> gzip.GzipFile | io.BufferedReader:
     if not path.is_file():
         raise UnetlibError(f"{path} does not exist or is not a file. A .nii or .nii.gz file was expected.")
     try:
-        image = nib.load(path)
+        return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+    except OSError as error:
+        raise UnetlibError(f"{path} cannot be read ({_reason(error)}). See that you may read it.") from error
+
+
+def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
+    """Return the nibabel image in an open file: the header is read, within bounds, and the voxels are not."""
+    try:
+        head = stream.read(540)
+        kinds = nib.Nifti1Image, nib.Nifti2Image
+        kind = next((kind for kind in kinds if kind.header_class.may_contain_header(head)), None)
+        if kind is None:
+            raise ValueError("it does not begin like one")
+        raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+        if raw["sform_code"] <= 0 < raw["qform_code"] and raw["pixdim"][0] not in (-1, 0, 1):
+            raise ValueError(f"its qfac is {raw['pixdim'][0]}, so an axis may be mirrored")  # nibabel would take 1
+        if raw.get_xyzt_units()[0] not in ("mm", "unknown"):
+            raise ValueError(f"its unit is {raw.get_xyzt_units()[0]}; millimetres were expected")
+        start = float(raw["vox_offset"])
+        if not kind.header_class.single_vox_offset <= start <= MAX_HEADER:
+            raise ValueError(f"its voxels are announced {start:g} bytes behind its begin")
+        head += stream.read(max(0, int(start) - len(head)))
+        kind.header_class.from_fileobj(io.BytesIO(head))  # what is damaged here, nibabel would look for without end
+        stream.seek(0)
+        return kind.from_stream(stream)
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers
         raise UnetlibError(f"{path} cannot be read as NIfTI ({_reason(error)}). Copy or download it again.") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise UnetlibError(f"{path} is a {type(image).__name__}, not a NIfTI file. Convert it to .nii.gz.")
-    return image
+
+
+def _require_end(stream: gzip.GzipFile | io.BufferedReader, image: Any, path: Path) -> None:
+    """Read a compressed file to its end: only there stands the checksum that tells damage."""
+    if not isinstance(stream, gzip.GzipFile):
+        return
+    try:
+        stream.seek(image.dataobj.offset + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
+        if len(stream.read(MAX_TAIL + 1)) > MAX_TAIL:
+            raise ValueError("it goes on behind the last voxel")
+    except Exception as error:
+        raise UnetlibError(f"{path} is damaged ({_reason(error)}). Copy or download it again.") from error
+
+
+def _require_real(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise UnetlibError(f"{name} holds voxels of type {dtype}; real numbers of up to 8 bytes were expected.")
 
 
 def _require_finite(voxels: np.ndarray, name: str) -> None:
-    if voxels.dtype.kind not in "biuf":
-        raise UnetlibError(f"{name} holds voxels of type {voxels.dtype}; real numbers were expected.")
+    _require_real(voxels.dtype, name)
     if bad := int((~np.isfinite(voxels)).sum() if voxels.dtype.kind == "f" else 0):
         raise UnetlibError(f"{name} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
+    if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
+        raise UnetlibError(
+            f"{name} holds {voxels.min()} to {voxels.max()}, beyond what an image holds. Export it again."
+        )
 
 
 def _open_tiff(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise UnetlibError(f"{path} does not exist or is not a file. A TIFF file was expected.")
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=["TIFF"])  # Pillow would hand PostScript of that name to Ghostscript
     except Exception as error:  # Pillow too raises a dozen kinds on damaged headers
         raise UnetlibError(f"{path} cannot be read as TIFF ({_reason(error)}). Copy or download it again.") from error
     if max(image.size) > MAX_SIDE:
@@ -190,7 +258,13 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     for path in source.paths:
         try:
             with warnings.catch_warnings(action="ignore"):  # Pillow warns where it will raise
-                plane = np.asarray(_open_tiff(path))
+                picture = _open_tiff(path)
+                if picture.width * picture.height * len(source.paths) > MAX_VOXELS:
+                    raise UnetlibError(
+                        f"{path}: {len(source.paths)} pictures of {picture.size} pixels are more than an MRI volume "
+                        "has. Copy them again."
+                    )
+                plane = np.asarray(picture)
         except UnetlibError:
             raise
         except Exception as error:
@@ -200,7 +274,7 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
                 raise UnetlibError(
                     f"{path} has shape {plane.shape}; a picture of at least {source.channel + 1} channels was expected."
                 )
-            plane = plane[:, :, source.channel]
+            plane = plane[:, :, source.channel].copy()  # not a view that keeps the other channels in memory
         if plane.ndim != 2 or (planes and plane.shape != planes[0].shape):
             raise UnetlibError(
                 f"{path} has shape {plane.shape}; {planes[0].shape if planes else 'one channel'} was expected, "

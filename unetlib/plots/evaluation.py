@@ -318,8 +318,9 @@ def make_figures(run: Path, out: Path | None = None, device: str = "auto") -> li
     source = "synthetic images" if synthetic else ""
     order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
     note = f"{source}; {order}" if synthetic else order
+    history = read_csv(run / "history.csv", numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {
-        "curves.png": curves_figure(read_csv(run / "history.csv"), "synthetic cohort" if synthetic else ""),
+        "curves.png": curves_figure(history, "synthetic cohort" if synthetic else ""),
         "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
         "metrics.png": metrics_figure(read_json(run / "evaluation" / "summary.json"), source),
         "architecture.png": architecture_figure(net, recipe.image_size),
