@@ -75,7 +75,7 @@ def told(capsys, *command):
 
 
 def clone(folder, path):
-    return Path(shutil.copytree(folder, path, symlinks=True))
+    return Path(shutil.copytree(folder, path, symlinks=True, ignore=shutil.ignore_patterns("previous_*")))
 
 
 class Payload:
@@ -549,7 +549,7 @@ def test_an_extracted_folder_of_a_stranger_is_read_and_never_written_through(coh
 # Links
 
 
-@pytest.mark.parametrize("name", ["run/.tmp-recipe.json", "run/recipe.json", "run/history.csv", "run/.tmp-split.json"])
+@pytest.mark.parametrize("name", [f"run/{PID}-recipe.json", "run/recipe.json", "run/history.csv", f"run/{PID}-split.json"])
 def test_a_link_in_a_run_is_replaced_not_written_through(prepared, run, tmp_path, fence, name):
     folder = clone(run, tmp_path / "run")
     if name.endswith("recipe.json"):
@@ -575,7 +575,7 @@ def test_a_link_in_the_place_of_a_folder_of_our_own_is_refused(cohort, scored, t
 
 
 def test_a_temporary_name_that_is_a_link_is_not_written_through(tmp_path, fence):
-    (tmp_path / ".tmp-a.json").symlink_to(fence)
+    (tmp_path / f"{PID}-a.json").symlink_to(fence)
     write_json(tmp_path / "a.json", {"a": 1})
     assert read_json(tmp_path / "a.json") == {"a": 1}
 

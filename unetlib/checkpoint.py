@@ -89,16 +89,19 @@ def _load(path: Path) -> dict[str, Any]:
 
 def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
     """Put the weights of a checkpoint into `model`; raises `UnetlibError` when they are of another architecture."""
-    try:
-        if not all(map(is_plain, content["model"].values())):
-            raise TypeError("not all of them are plain tensors")
-        model.load_state_dict(content["model"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[-1].strip()[:150]
-        raise UnetlibError(
-            f"{path} holds the weights of another architecture ({reason}). Use the checkpoint with the library "
-            "version that made it, or train again."
-        ) from error
+    weights = content["model"]
+    expected = {name: weight.shape for name, weight in model.state_dict().items()}
+    found = weights if isinstance(weights, dict) and all(map(is_plain, weights.values())) else {}
+    for name in [*expected, *found]:
+        shape = tuple(found[name].shape) if name in found else None
+        if shape != expected.get(name):
+            raise UnetlibError(
+                f"{path} holds the weights of another architecture ({brief(name)} has shape {shape}, expected was "
+                f"{tuple(expected.get(name, ())) or None}). Use the checkpoint with the library version that made it, "
+                "or train again."
+            )
+    if not any(weight.is_meta for weight in model.parameters()):
+        model.load_state_dict(weights)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], path: Path) -> None:
