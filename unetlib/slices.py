@@ -46,7 +46,9 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _planes(voxels: np.ndarray) -> Tensor:
-    """(X, Y, Z) to float32 (Z, Y, X)."""
+    """(X, Y, Z) to float32 (Z, Y, X), shifted to begin at 0 where single precision would blur neighbouring values."""
+    if voxels.dtype.itemsize >= 4 and max(abs(float(voxels.min())), abs(float(voxels.max()))) > 2**24:
+        voxels = voxels - np.float64(voxels.min())
     return torch.from_numpy(np.ascontiguousarray(voxels.transpose(2, 1, 0), dtype=np.float32))
 
 
