@@ -35,6 +35,7 @@ from unetlib.plots import make_figures
 from unetlib.prepare import Prepared, prepare
 from unetlib.split import Split
 from unetlib.training import train
+from unetlib.unet import UNet
 
 CPU = {"device": "cpu"}
 KEY = "BraTS2021_00000"
@@ -229,6 +230,11 @@ def test_a_recipe_of_a_network_larger_than_its_weights_takes_no_memory(run, tmp_
     content["recipe"] |= {"width": 512, "depth": 8, "image_size": 1024}
     torch.save(content, tmp_path / BEST)
     assert "another architecture" in refused(load_model, tmp_path)
+    with torch.device("meta"):
+        shapes = {name: one.shape for name, one in UNet(width=512, depth=8).state_dict().items()}
+    content["model"] = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}  # four bytes each
+    torch.save(content, tmp_path / BEST)
+    assert "plain tensors" in refused(load_model, tmp_path)
 
 
 # Prepared folders and tables
@@ -409,6 +415,7 @@ def places(content, path=()):
         yield from places(value, (*path, key))
 
 
+PID = f".tmp-{os.getpid()}"  # how temporary files begin
 STRANGE = (None, True, "x", "\x1b[2J", "../../outside/evil", "a\0b", -1, 1.5, 10**30, [], [[]], {}, {"x": 1})
 
 
@@ -428,7 +435,7 @@ def test_every_value_of_prepared_json_may_be_of_any_type(own):
         for value in STRANGE:
             (own / "prepared.json").write_text(json.dumps(changed_at(content, path, value)))
             refusals += survives(use, own)
-    assert refusals > 300
+    assert refusals > 200
 
 
 def test_every_value_of_recipe_json_may_be_of_any_type(run, tmp_path):
@@ -780,7 +787,7 @@ import json, re, resource, sys
 sys.path.insert(0, sys.argv[1])
 import torch, unetlib.inference, unetlib.check, unetlib.evaluation
 from unetlib.cli import main
-resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+resource.setrlimit(resource.RLIMIT_AS, (9 << 30, 9 << 30))
 for name, words in json.load(open(sys.argv[2])).items():
     open("/proc/self/clear_refs", "w").write("5")  # the peak counts anew
     try:

@@ -21,16 +21,16 @@ from unetlib.recipe import Recipe
 
 def image_to_slices(voxels: np.ndarray, recipe: Recipe) -> Tensor:
     """Return a volume (X, Y, Z) of any real dtype as float32 slices (Z, 1, S, S) in 0..1, S = `recipe.image_size`."""
-    slices = _planes(voxels, np.float64)  # in which no type of NIfTI voxels overflows or loses its contrast
+    slices = _planes(voxels)
     over = (1, 2) if recipe.normalise == "minmax-slice" else (0, 1, 2)
     low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
-    return _resize(_pad_to_square(((slices - low) / span).float()), recipe.image_size)
+    return _resize(_pad_to_square((slices - low) / span), recipe.image_size)
 
 
 def mask_to_slices(mask: np.ndarray, recipe: Recipe) -> Tensor:
     """Return a boolean mask (X, Y, Z) as uint8 slices (Z, 1, S, S) of 0 and 1, S = `recipe.image_size`."""
-    return (_resize(_pad_to_square(_planes(mask, np.float32)), recipe.image_size) >= 0.5).to(torch.uint8)
+    return (_resize(_pad_to_square(_planes(mask)), recipe.image_size) >= 0.5).to(torch.uint8)
 
 
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -45,10 +45,12 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return square[:, top : top + y, left : left + x].permute(2, 1, 0).contiguous().numpy()
 
 
-def _planes(voxels: np.ndarray, dtype: type) -> Tensor:
-    """(X, Y, Z) to (Z, Y, X)."""
+def _planes(voxels: np.ndarray) -> Tensor:
+    """(X, Y, Z) to float32 (Z, Y, X), shifted to begin at 0 where single precision would blur neighbouring values."""
+    if voxels.dtype.itemsize >= 4 and max(abs(float(voxels.min())), abs(float(voxels.max()))) > 2**24:
+        voxels = voxels - np.float64(voxels.min())
     # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
-    return torch.from_numpy(np.array(voxels.transpose(2, 1, 0), dtype=dtype, order="C"))
+    return torch.from_numpy(np.array(voxels.transpose(2, 1, 0), dtype=np.float32, order="C"))
 
 
 def _pad_to_square(slices: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes behind the voxels
 MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
 SPACINGS = 1e-3, 1e3  # millimetres
+MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
 MAX_SIDE = 2**15 - 1  # pixels along an axis: what a NIfTI header can hold
 
 
@@ -173,6 +174,11 @@ def _to_lps(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti
         raise UnetlibError(
             f"{name}: its voxels are {spacing.tolist()} mm wide, which none of an MRI is. Export it again."
         )
+    axes = affine[:3, :3] / spacing
+    if np.abs(axes.T @ axes - np.eye(3)).max() > MAX_SHEAR:
+        raise UnetlibError(
+            f"{name}: the axes of its affine {affine.tolist()} are not at right angles. Export it again."
+        )
     voxels = apply_orientation(stored, to_lps)
     return Volume(voxels, affine @ inv_ornt_aff(to_lps, stored.shape), affine, header)
 
@@ -199,6 +205,10 @@ def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
         if kind is None:
             raise ValueError("it does not begin like one")
         raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
+        if raw["magic"] != kind.header_class.single_magic:
+            raise ValueError("its voxels are announced in another file")
+        if not {int(raw["sform_code"]), int(raw["qform_code"])} <= nib.nifti1.xform_codes.value_set("code"):
+            raise ValueError("its sform or qform has a code that is none")  # nibabel would take 0
         if raw["sform_code"] <= 0 < raw["qform_code"] and raw["pixdim"][0] not in (-1, 0, 1):
             raise ValueError(f"its qfac is {raw['pixdim'][0]}, so an axis may be mirrored")  # nibabel would take 1
         if raw.get_xyzt_units()[0] not in ("mm", "unknown"):
