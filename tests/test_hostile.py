@@ -556,15 +556,17 @@ def test_an_extracted_folder_of_a_stranger_is_read_and_never_written_through(coh
 # Links
 
 
-@pytest.mark.parametrize("name", [f"run/{PID}-recipe.json", "run/recipe.json", "run/history.csv", f"run/{PID}-split.json"])
+@pytest.mark.parametrize(
+    "name", [f"run/{PID}-recipe.json", "run/recipe.json", "run/history.csv", f"run/{PID}-split.json"]
+)
 def test_a_link_in_a_run_is_replaced_not_written_through(prepared, run, tmp_path, fence, name):
     folder = clone(run, tmp_path / "run")
     if name.endswith("recipe.json"):
         fence.write_text("precious")
-    (tmp_path / name).unlink(missing_ok=True)
-    (tmp_path / name).symlink_to(fence)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(fence)
     train(prepared, folder, SMALL.but(epochs=3), **CPU)
-    assert not (tmp_path / name).is_symlink()
+    assert not (folder / name).is_symlink()
 
 
 def test_a_link_in_the_place_of_a_folder_of_our_own_is_refused(cohort, scored, tmp_path, fence):

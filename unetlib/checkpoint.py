@@ -89,19 +89,24 @@ def _load(path: Path) -> dict[str, Any]:
 
 def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:
     """Put the weights of a checkpoint into `model`; raises `UnetlibError` when they are of another architecture."""
-    weights = content["model"]
-    expected = {name: weight.shape for name, weight in model.state_dict().items()}
-    found = weights if isinstance(weights, dict) and all(map(is_plain, weights.values())) else {}
-    for name in [*expected, *found]:
-        shape = tuple(found[name].shape) if name in found else None
-        if shape != expected.get(name):
-            raise UnetlibError(
-                f"{path} holds the weights of another architecture ({brief(name)} has shape {shape}, expected was "
-                f"{tuple(expected.get(name, ())) or None}). Use the checkpoint with the library version that made it, "
-                "or train again."
-            )
+    weights, expected = content["model"], {name: weight.shape for name, weight in model.state_dict().items()}
+    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
+        reason = "not all of them are plain tensors"
+    elif wrong := [name for name in {**expected, **weights} if _shape(weights, name) != _shape(expected, name)]:
+        reason = f"{brief(wrong[0])}: {_shape(weights, wrong[0])} instead of {_shape(expected, wrong[0])}"
+    else:
+        reason = ""
+    if reason:
+        raise UnetlibError(
+            f"{path} holds the weights of another architecture ({reason}). Use the checkpoint with the library "
+            "version that made it, or train again."
+        )
     if not any(weight.is_meta for weight in model.parameters()):
         model.load_state_dict(weights)
+
+
+def _shape(weights: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    return tuple(getattr(weights[name], "shape", weights[name])) if name in weights else None
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], path: Path) -> None:

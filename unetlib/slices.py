@@ -46,8 +46,8 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _planes(voxels: np.ndarray) -> Tensor:
-    """(X, Y, Z) to float32 (Z, Y, X), shifted to begin at 0 where single precision would blur neighbouring values."""
-    if voxels.dtype.itemsize >= 4 and max(abs(float(voxels.min())), abs(float(voxels.max()))) > 2**24:
+    """(X, Y, Z) to float32 (Z, Y, X), shifted to begin at 0 where single precision could blur neighbouring values."""
+    if not np.can_cast(voxels.dtype, np.float32):
         voxels = voxels - np.float64(voxels.min())
     # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
     return torch.from_numpy(np.array(voxels.transpose(2, 1, 0), dtype=np.float32, order="C"))
