@@ -44,6 +44,13 @@ def test_a_constant_slice_becomes_zero_not_nan():
     assert images[1].max() == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 6, 4), (6, 1, 4), (6, 6, 1)])
+def test_a_mirrored_axis_of_one_voxel_is_no_obstacle(shape):
+    voxels = np.random.default_rng(0).random(shape)
+    mirrored = np.flip(voxels, shape.index(1))  # the same numbers, but numpy keeps the stride negative
+    assert torch.equal(image_to_slices(mirrored, Recipe()), image_to_slices(voxels, Recipe()))
+
+
 def test_resampling_the_image_equals_a_triangle_filter_written_by_hand():
     line = np.random.default_rng(2).random(240)
     voxels = np.repeat(line[:, None, None], 240, axis=1)  # varies along x, so along the columns

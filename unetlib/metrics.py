@@ -158,7 +158,8 @@ def surface_figures(
     """Return HD95 and the surface Dice at `tolerance`, both in millimetres, of two boolean volumes (X, Y, Z).
 
     HD95 is the larger of the two directed 95th percentiles of the surface distances; `inf` when one
-    mask is empty, 0 when both are (the surface Dice is then 0 and 1). `spacing`: mm a voxel.
+    mask is empty, 0 when both are (the surface Dice is then 0 and 1). `spacing`: mm a voxel. Where
+    exactly 95 % of a surface ends at one distance, rounding decides between it and the next.
 
     Source: Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021,
     whose implementation computes them; each surface element counts with its area.
