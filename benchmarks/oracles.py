@@ -122,14 +122,13 @@ def surfaces_of(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing) -> 
     """Return HD95 and surface Dice by everybody's own definition."""
     distances = surface.compute_surface_distances(truth, prediction, spacing)
     direct = surface.compute_robust_hausdorff(distances, 95)
-    voxels = oracles.between_voxels(prediction, truth, spacing)
     plain = oracles.between_voxels(prediction, truth, (1.0, 1.0, 1.0))
     return {
         "ours": surface_figures(prediction, truth, spacing, TOLERANCE_MM),
         "surface-distance": (direct, surface.compute_surface_dice_at_tolerance(distances, TOLERANCE_MM)),
         "scipy": oracles.surface_by_definition(prediction, truth, spacing, TOLERANCE_MM),
         "MONAI": oracles.surface_by_monai(prediction, truth, spacing, TOLERANCE_MM),
-        VOXELS_MONAI: (max(float(np.percentile(part, 95)) for part in voxels), np.nan),
+        VOXELS_MONAI: (oracles.hd95_between_voxels(prediction, truth, spacing), np.nan),
         VOXELS_BRATS: (
             float(np.percentile(np.concatenate(plain), 95)),
             float(np.mean([(part <= 0.5).mean() for part in plain])),
@@ -163,7 +162,7 @@ def compare(pairs: list[Pair]) -> Gaps:
             for i, (word, call) in enumerate((("HD95", "[0]"), ("surface Dice at 2 mm", "[1]"))):
                 for other in ("surface-distance", "scipy", "MONAI"):
                     if (word, other) == ("HD95", "MONAI"):
-                        row = (VOXELS_MONAI, "scipy, by this definition", other)
+                        row = (VOXELS_MONAI, "scipy, by this definition, percentile in float32", other)
                         gaps.add(row, "volumes", found[VOXELS_MONAI][0], found[other][0])
                     else:
                         title = {"scipy": "scipy (nearest neighbours, by the definition)"}.get(other, other)

@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from monai.metrics.confusion_matrix import compute_confusion_matrix_metric, get_confusion_matrix
 from monai.metrics.utils import create_table_neighbour_code_to_surface_area
-from scipy import ndimage
+from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
 Spacing = tuple[float, float, float]
@@ -48,15 +48,18 @@ def predictions(flair: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def by_sklearn(prediction: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every figure (N,) by scikit-learn: each slice and its complement are a label of one multilabel problem."""
-    y, p = (np.concatenate([mask, ~mask]).T for mask in (truth, prediction))
+    """Return every figure (N,) by scikit-learn, to which each slice is a label of one multilabel problem."""
+    n, none = len(truth), np.zeros_like(truth[:1])  # one label more, since a single one would be no multilabel problem
+    labels = [sparse.csr_matrix(np.concatenate([mask, none]).T) for mask in (truth, prediction)]
     options = {"average": None, "zero_division": np.nan}
-    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(y, p, **options)
-    n, iou = len(truth), sklearn.metrics.jaccard_score(y, p, average=None, zero_division=0)[: len(truth)]
+    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(*labels, **options)
+    iou = sklearn.metrics.jaccard_score(*labels, average=None, zero_division=0)[:n]
     iou = np.where((truth | prediction).any(1), iou, np.nan)  # jaccard_score knows no NaN
-    accuracy = [sklearn.metrics.accuracy_score(*pair) for pair in zip(truth, prediction, strict=True)]
+    pairs = list(zip(truth, prediction, strict=True))
+    healthy = [sklearn.metrics.recall_score(*pair, pos_label=False, zero_division=np.nan) for pair in pairs]
+    accuracy = [sklearn.metrics.accuracy_score(*pair) for pair in pairs]
     found = {"dice": f1[:n], "iou": iou, "accuracy": np.array(accuracy), "precision": precision[:n]}
-    return found | {"recall": recall[:n], "specificity": recall[n:], "f1": f1[:n]}
+    return found | {"recall": recall[:n], "specificity": np.array(healthy), "f1": f1[:n]}
 
 
 def by_monai(prediction: np.ndarray, truth: np.ndarray) -> tuple[dict[str, np.ndarray], torch.Tensor]:
@@ -117,6 +120,12 @@ def between_voxels(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing) 
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in cropped(prediction, truth)]
     maps = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
     return maps[1][edges[0]], maps[0][edges[1]]
+
+
+def hd95_between_voxels(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing) -> float:
+    """Return HD95 by MONAI's definition, with its percentile in float32."""
+    distances = (torch.from_numpy(part).float() for part in between_voxels(prediction, truth, spacing))
+    return max(torch.quantile(part, 0.95).item() for part in distances)
 
 
 def surface_by_monai(
