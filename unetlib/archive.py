@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from unetlib.errors import UnetlibError
-from unetlib.files import read_json, refuse_link, write_json
+from unetlib.files import locked, read_json, refuse_link, write_json
 from unetlib.jobs import progress
 
 MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
@@ -40,22 +40,23 @@ def open_data(path: Path) -> Path:
         return target
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
-    refuse_link(target)
     temporary = target.with_name(f".tmp-{target.name}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a kill
-        _extract(path, temporary)
-        write_json(temporary / MARKER, origin)
-        if _origin(target) != origin:  # unless another process was quicker
+    for place in (target, temporary):
+        refuse_link(place)
+    with locked(temporary):
+        try:
+            shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
+            _extract(path, temporary / "images")
+            write_json(temporary / "images" / MARKER, origin)
             shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
-        raise UnetlibError(
-            f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
-            f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / "images").rename(target)
+        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
+            raise UnetlibError(
+                f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
+                f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
