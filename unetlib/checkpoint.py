@@ -114,7 +114,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], pa
     parameters, state = optimizer.param_groups[0]["params"], content["optimizer"]
     try:
         moments = state["state"]
-        for number, parameter in enumerate(parameters):
+        for number, parameter in enumerate(parameters if moments else ()):  # none: it has not stepped yet
             shapes = {"step": torch.Size(()), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             found = moments[number]
             if found.keys() != shapes.keys() or not all(is_plain(found[key]) for key in shapes):
