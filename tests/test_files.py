@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from multiprocessing.pool import ThreadPool
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -356,3 +358,18 @@ def test_the_old_content_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, 
         with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
             temporary.write_text(content)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "three", "before": "two"}
+
+
+def test_a_stop_in_the_midst_of_a_zip_file_is_a_stop(tmp_path):
+    class Stopped:
+        def __array__(self, *_, **__):
+            raise KeyboardInterrupt("stop")
+
+    def write():
+        with atomic(tmp_path / "a.npz") as temporary, open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as made:
+            made.open("member", "w")  # still open when the stop comes, as in numpy
+            np.asarray(Stopped())
+
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        write()
+    assert not list(tmp_path.iterdir())

@@ -45,9 +45,19 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise _unwritable(path, error) from error
+    except ValueError as error:
+        _raise_stop_behind(error)
+        raise
     finally:
         with suppress(OSError):  # where the folder cannot be had, there is no temporary file either
             temporary.unlink(missing_ok=True)
+
+
+def _raise_stop_behind(error: BaseException | None) -> None:
+    """Raise the Ctrl-C in whose wake an error came: `zipfile`, interrupted, cannot close its file."""
+    while error := error.__context__ if error else None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error from None
 
 
 def _temporary(path: Path) -> Path:

@@ -200,8 +200,11 @@ def test_the_stop_button_of_a_notebook_ends_with_a_checkpoint_and_says_how_to_go
     code = f"""
 import signal
 from pathlib import Path
+import torch
 from unetlib.recipe import Recipe
 from unetlib.training import train
+
+torch.set_num_threads(1)
 
 def wait(rows):
     print("an epoch is done", flush=True)
