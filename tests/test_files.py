@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from unetlib import files
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, digest, locked, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.files import atomic, digest, keep_as, locked, read_csv, read_json, sha256, write_csv, write_json
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
 plain = (
@@ -355,6 +355,8 @@ def test_the_old_content_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, 
     if not links:
         monkeypatch.setattr(os, "link", refuse(errno.EPERM))
     for content in ("one", "two", "three"):
+        if content == "three":
+            keep_as(tmp_path / "file", tmp_path / "before")  # as a kill before the last rename leaves it
         with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
             temporary.write_text(content)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "three", "before": "two"}
@@ -367,8 +369,9 @@ def test_a_stop_in_the_midst_of_a_zip_file_is_a_stop(tmp_path):
 
     def write():
         with atomic(tmp_path / "a.npz") as temporary, open(temporary, "wb") as file, zipfile.ZipFile(file, "w") as made:
-            made.open("member", "w")  # still open when the stop comes, as in numpy
+            member = made.open("member", "w")  # still open when the stop comes, as in numpy
             np.asarray(Stopped())
+            member.close()
 
     with pytest.raises(KeyboardInterrupt, match="stop"):
         write()

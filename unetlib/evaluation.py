@@ -52,6 +52,7 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     folder = _folder(run, data, split)
     with locked(folder):
         if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
+            shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
             say(f"{folder} is done already, for these weights and patients: reused.")
             return read_json(folder / "summary.json")
         refuse_link(folder / PARTIAL)

@@ -80,6 +80,7 @@ def keep_as(path: Path, keep: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     os.replace(temporary, keep)
+    temporary.unlink(missing_ok=True)  # POSIX leaves it where `keep` was a link to the same content
 
 
 def _unwritable(path: Path, error: OSError) -> UnetlibError:
