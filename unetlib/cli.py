@@ -51,6 +51,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
+    from unetlib.jobs import say
     from unetlib.training import recipe_of, train
 
     recipe = recipe_of(args.run).but(**_given(args, TRAIN))

@@ -1,6 +1,7 @@
 """The engine carries the device, the precision and (later) several processes: Lightning Fabric."""
 
 import logging
+import os
 
 import torch
 from lightning_fabric import Fabric
@@ -45,12 +46,29 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def start_engine(device: str = "auto", precision: str = "auto") -> Fabric:
-    """Return the engine for one process on that device, in `fp32`, `bf16` or what `auto` resolves to.
+def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1) -> Fabric:
+    """Return the engine on that device, in `fp32`, `bf16` or what `auto` resolves to.
 
-    In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision).
+    In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision). `processes`: how
+    many torchrun has started; they find one another here.
     """
     chosen = pick_device(device)
     devices = [chosen.index or 0] if chosen.type == "cuda" else 1
     numbers = "bf16-mixed" if resolve_precision(precision, chosen) == "bf16" else "32-true"
-    return Fabric(accelerator=chosen.type, devices=devices, precision=numbers)  # type: ignore[arg-type]
+    if processes == 1:
+        return Fabric(accelerator=chosen.type, devices=devices, precision=numbers)  # type: ignore[arg-type]
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=chosen.type,
+        strategy="ddp",
+        devices=here,
+        num_nodes=processes // here,
+        precision=numbers,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def process_count() -> int:
+    """Return how many processes torchrun has started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -26,6 +26,8 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
     line now and then instead of redrawing itself ten times a second; in a notebook it redraws one
     output, and leaves one short line there.
     """
+    if not first_process():
+        return tqdm(disable=True)
     if _in_notebook():
         return _NotebookBar(
             total=total, initial=done, desc=what, unit=unit, mininterval=0.2, ncols=90, file=StringIO(), ascii=False
@@ -67,8 +69,14 @@ class _NotebookBar(tqdm):
 
 
 def say(text: str) -> None:
-    """Print text without tearing a progress bar apart."""
-    tqdm.write(printable(text))
+    """Print text without tearing a progress bar apart; of several processes the first one speaks."""
+    if first_process():
+        tqdm.write(printable(text))
+
+
+def first_process() -> bool:
+    """Tell whether this process writes and speaks: all but one started by torchrun do not."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def cpu_count() -> int:

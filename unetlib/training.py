@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from unetlib.checkpoint import (
     restore,
     save_checkpoint,
 )
-from unetlib.engine import resolve_precision, start_engine
+from unetlib.engine import process_count, resolve_precision, start_engine
 from unetlib.errors import UnetlibError, brief
 from unetlib.files import locked, require_empty, write_csv, write_json
-from unetlib.jobs import progress, say
+from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
+from unetlib.parallel import any_of, gather, share, share_statistics
 from unetlib.prepare import Prepared
 from unetlib.provenance import write_provenance
 from unetlib.recipe import Recipe, changed
@@ -89,7 +90,7 @@ def train(
     loss is no longer finite; `KeyboardInterrupt` when it was stopped.
     """
     data = Prepared.open(prepared)
-    with locked(run):
+    with locked(run) if first_process() else nullcontext():
         return _train(Trainer.open(data, run, recipe, device), checkpoint_every, max_steps, on_epoch)
 
 
@@ -118,7 +119,7 @@ def _train(
                 taken += 1
                 bar.update()
                 bar.set_postfix_str(f"epoch {done.epoch + 1}/{epochs}, loss {loss:.3f}", refresh=False)
-                if taken == max_steps or stopped():
+                if taken == max_steps or any_of(trainer.fabric, stopped()):
                     trainer.save()
                     where = f"epoch {done.epoch + 1}, step {done.step} of {steps}"
                     raise KeyboardInterrupt(f"Stopped at {where}, with a checkpoint. The same command goes on there.")
@@ -151,7 +152,7 @@ class Trainer:
     @classmethod
     def open(cls, data: Prepared, run: Path, recipe: Recipe, device: str) -> "Trainer":
         """Start a run, or resume it from its latest checkpoint; raises `UnetlibError` as `train` says."""
-        fabric = start_engine(device, recipe.precision)
+        fabric = start_engine(device, recipe.precision, process_count())
         recipe = recipe.but(**data.about["recipe"], precision=resolve_precision(recipe.precision, fabric.device))
         training, validation, _ = _slices_of(data, "train"), _slices_of(data, "val"), get_loss(recipe.loss)
         model, optimizer, done = _start_or_resume(fabric, data, run, recipe)
@@ -178,7 +179,8 @@ class Trainer:
             images, masks = augment(images, masks, recipe.seed, done.epoch, done.step)
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = get_loss(recipe.loss)(self.net(images), masks)
+        logits = gather(self.fabric, self.net(share(self.fabric, images)), len(images))
+        loss = get_loss(recipe.loss)(logits, masks)
         self.fabric.backward(loss)
         nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip_norm)
         if not np.isfinite(value := loss.item()):
@@ -200,10 +202,11 @@ class Trainer:
         done.history.append({**row, "val_loss": val_loss, "val_dice": val_dice})
         if val_dice > done.best_dice:
             done.best_dice = val_dice
-            save_checkpoint(self.run / BEST, {**self._weights(), "epoch": done.epoch + 1, "val_dice": val_dice})
+            self._write(BEST, {"epoch": done.epoch + 1, "val_dice": val_dice})
         done.epoch, done.step, done.loss_sum, self.order = done.epoch + 1, 0, 0.0, None
         self.save()
-        write_csv(self.run / "history.csv", done.history, HISTORY_COLUMNS)
+        if first_process():
+            write_csv(self.run / "history.csv", done.history, HISTORY_COLUMNS)
         return done.history[-1]
 
     @torch.no_grad()
@@ -213,7 +216,7 @@ class Trainer:
         loss_sum, counts, loss = 0.0, [], get_loss(self.recipe.loss)
         for start in range(0, len(self.validation), VALIDATION_BATCH):
             images, masks = self.fabric.to_device(self.data.batch(self.validation[start : start + VALIDATION_BATCH]))
-            logits = self.net(images)
+            logits = gather(self.fabric, self.net(share(self.fabric, images)), len(images))
             loss_sum += loss(logits, masks).item() * len(images)
             prediction = torch.sigmoid(logits) >= self.recipe.threshold
             counts.append(metrics.count(prediction.cpu().numpy(), masks.bool().cpu().numpy()))
@@ -223,11 +226,12 @@ class Trainer:
         """Write `latest_checkpoint.pth`: all that the next step depends on."""
         now = time.monotonic()
         self.done.seconds, self.clock = self.done.seconds + now - self.clock, now
-        state = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)}
-        save_checkpoint(self.run / LATEST, {**self._weights(), **state})
+        self._write(LATEST, {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)})
 
-    def _weights(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "recipe": self.recipe.as_dict(), "prepared": self.data.identity}
+    def _write(self, name: str, state: dict[str, Any]) -> None:
+        if first_process():
+            about = {"recipe": self.recipe.as_dict(), "prepared": self.data.identity}
+            save_checkpoint(self.run / name, {"model": self.model.state_dict(), **about, **state})
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -251,15 +255,18 @@ def _start_or_resume(
     """Return network, optimizer and progress: fresh ones, or those of the run's latest checkpoint."""
     path = run / LATEST
     for damaged in (path, run / BEST):
-        if damaged.exists():
+        if damaged.exists() and first_process():
             restore(damaged)
+    fabric.barrier()
     content = load_checkpoint(path) if path.exists() else None
-    if content is None and not (run / "recipe.json").exists():
+    if content is None and first_process() and not (run / "recipe.json").exists():
         require_empty(run, "a run folder")
     if content is not None:
         _refuse_changes(content, data, run, recipe)
         require_weights(recipe, content, path)
     model = build_model(recipe).to(fabric.device)
+    if fabric.world_size > 1:
+        share_statistics(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     done = Progress()
     if content is not None:
@@ -268,6 +275,8 @@ def _start_or_resume(
         done = _progress(content["progress"], path)
         where = f"epoch {done.epoch + 1}, step {done.step}"
         say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
+    if not first_process():
+        return model, optimizer, done
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "data": str(data.data)}
