@@ -1,0 +1,196 @@
+"""One step of training: ours, the same network written naively, and MONAI's networks of as many multiply-accumulates.
+
+`python -m benchmarks.train_step`. A step is: get a batch of 96 x 96 slices, augment it, forward, backward, clip, Adam.
+Everybody steps on the same slices with all processors, in turns. Multiply-accumulates are counted by PyTorch's
+`FlopCounterMode` (convolutions and products of matrices, forward and backward, two operations each), and MONAI's
+networks are widened until theirs are those of ours. "Share of the floor" is of the GFLOP/s that a 2048 x 2048 matrix
+product reaches here, in the same run and number format. Peak memory is that of a process which does only this.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from monai.networks.nets import BasicUNet
+from monai.networks.nets import UNet as MonaiUNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import machine, matmul_floor, record, seconds, spread
+from unetlib.checkpoint import build_model
+from unetlib.engine import resolve_precision, start_engine
+from unetlib.prepare import Prepared
+from unetlib.recipe import Recipe
+from unetlib.training import Progress, Trainer
+from unetlib.unet import UNet
+
+SLICES = 64
+
+
+class Slices:
+    """Noise with a bright disc, in the place of a prepared folder: (N, 1, 96, 96) float16 and uint8."""
+
+    folder = "the benchmark's slices"
+
+    def __init__(self, number: int = SLICES, side: int = 96) -> None:
+        rng = np.random.default_rng(0)
+        y, x = np.ogrid[:side, :side]
+        discs = [(x - a) ** 2 + (y - b) ** 2 < 150 for a, b in rng.integers(20, side - 20, (number, 2))]
+        self.masks = np.array(discs, np.uint8)[:, None]
+        self.images = (0.3 * rng.random(self.masks.shape) + 0.4 * self.masks).astype(np.float16)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return what `unetlib.prepare.Prepared.batch` does."""
+        return torch.from_numpy(self.images[indices].astype(np.float32)), torch.from_numpy(
+            self.masks[indices].astype(np.float32)
+        )
+
+
+class Samples(Dataset[tuple[Tensor, Tensor]]):
+    """The same slices one by one, each augmented by itself, as most scripts do."""
+
+    def __init__(self, slices: Slices) -> None:
+        self.slices = slices
+
+    def __len__(self) -> int:
+        return len(self.slices.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = (torch.from_numpy(a[index].astype(np.float32)) for a in (self.slices.images, self.slices.masks))
+        turns, flip = np.random.randint(4), np.random.randint(2)
+        image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (1, 2))
+        return (image.flip(2), mask.flip(2)) if flip else (image, mask)
+
+
+def ours(slices: Slices, batch: int, precision: str) -> Callable[[], object]:
+    """Return a function that does one step of `unetlib.training`."""
+    recipe, everything = Recipe(batch_size=batch, precision=precision), np.arange(len(slices.images))
+    fabric, model = start_engine("cpu", precision), build_model(recipe)
+    adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    done, data = Progress(), cast(Prepared, slices)
+    trainer = Trainer(
+        fabric, model, fabric.setup_module(model), adam, data, everything, everything, Path(), recipe, done
+    )
+
+    def step() -> None:
+        if done.step == trainer.steps:
+            done.epoch, done.step, trainer.order = done.epoch + 1, 0, None
+        trainer.step()
+
+    return step
+
+
+def plain(network: nn.Module, slices: Slices, batch: int) -> Callable[[], object]:
+    """Return a function that does one step as it is written everywhere: `DataLoader`, fp32, NCHW."""
+    adam, loss = torch.optim.Adam(network.parameters(), lr=1e-3), nn.BCEWithLogitsLoss()
+    batches = (pair for _ in iter(int, 1) for pair in DataLoader(Samples(slices), batch, shuffle=True))
+
+    def step() -> None:
+        images, masks = next(batches)
+        network.train()
+        adam.zero_grad()
+        loss(network(images), masks).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        adam.step()
+
+    return step
+
+
+def gflop(network: nn.Module) -> float:
+    """Return the 10^9 operations of forward and backward for one slice of 96 x 96."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(2, 1, 96, 96)).sum().backward()
+    return counter.get_total_flops() / 2e9
+
+
+def basic_unet(width: int) -> nn.Module:
+    """MONAI's BasicUNet with `width` channels on the first level, in its own proportions."""
+    return BasicUNet(2, 1, 1, features=(width, width, 2 * width, 4 * width, 8 * width, width))
+
+
+def monai_unet(width: int) -> nn.Module:
+    """MONAI's UNet of five levels, strided convolutions, two residual units a level."""
+    channels = [width * 2**level for level in range(5)]
+    return MonaiUNet(2, 1, 1, channels=channels, strides=(2, 2, 2, 2), num_res_units=2)
+
+
+def as_large_as(make: Callable[[int], nn.Module], wanted: float) -> nn.Module:
+    """Return the network of that kind whose operations are nearest to `wanted`, in 10^9 a slice."""
+    return make(min(range(16, 80, 2), key=lambda width: abs(gflop(make(width)) - wanted)))
+
+
+def build(name: str, batch: int) -> tuple[Callable[[], object], float]:
+    """Return the step of a contender, and its 10^9 operations a slice."""
+    slices, wanted = Slices(), gflop(UNet())
+    if name.startswith("ours"):
+        return ours(slices, batch, name.split()[1]), wanted
+    makers = {"the same U-Net, naive": lambda _: UNet(), "MONAI BasicUNet": basic_unet, "MONAI UNet": monai_unet}
+    network = as_large_as(makers[name], wanted)
+    return plain(network, slices, batch), gflop(network)
+
+
+def peak_memory(name: str, batch: int) -> float:
+    """Return the GB that a process takes which does three steps of a contender and nothing else."""
+    code = f"from benchmarks.train_step import build, peak; peak({name!r}, {batch})"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def peak(name: str, batch: int) -> None:
+    """Do three steps and print the GB that this process has taken at most."""
+    step, _ = build(name, batch)
+    for _ in range(3):
+        step()
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    repeats = parser.parse_args().repeats
+    precisions = ["fp32", "bf16"] if resolve_precision("auto", torch.device("cpu")) == "bf16" else ["fp32"]
+    names = [f"ours {precision}" for precision in precisions]
+    names += ["the same U-Net, naive", "MONAI BasicUNet", "MONAI UNet"]
+    floors = {"fp32": matmul_floor(torch.float32), "bf16": matmul_floor(torch.bfloat16)}
+    lines = [
+        "## One step of training",
+        "",
+        f"Width 32, 96 x 96. Floors: matrix product of 2048 x 2048, {floors['fp32']:.0f} GFLOP/s in fp32 and "
+        f"{floors['bf16']:.0f} in bf16. Everything defined at the top of `benchmarks/train_step.py`.",
+        "",
+        "| batch | step | GFLOP a slice | slices/s | GFLOP/s | share of the floor | ours is faster by | peak memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for batch in (4, 16):
+        built = {name: build(name, batch) for name in names}
+        times = seconds({name: step for name, (step, _) in built.items()}, repeats)
+        speed = {name: [batch / t for t in times[name]] for name in names}
+        for name in names:
+            _, work = built[name]
+            middle = statistics.median(speed[name])
+            floor = floors["bf16" if "bf16" in name else "fp32"]
+            ratios = [
+                f"{statistics.median(a / b for a, b in zip(speed[mine], speed[name], strict=True)):.2f} ({mine[5:]})"
+                for mine in names[: len(precisions)]
+                if mine != name and not name.startswith("ours")
+            ]
+            lines.append(
+                f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
+                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {peak_memory(name, batch):.2f} GB |"
+            )
+    about = machine(("torch", "monai", "numpy"))
+    lines += ["", f"`python -m benchmarks.train_step`, medians of {repeats} steps in turns (quartiles); {about}."]
+    record("train step", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
