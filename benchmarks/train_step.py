@@ -8,6 +8,7 @@ product reaches here, in the same run and number format. Peak memory is that of 
 """
 
 import argparse
+import random
 import resource
 import statistics
 import subprocess
@@ -65,7 +66,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, mask = (torch.from_numpy(a[index].astype(np.float32)) for a in (self.slices.images, self.slices.masks))
-        turns, flip = np.random.randint(4), np.random.randint(2)
+        turns, flip = random.randrange(4), random.randrange(2)
         image, mask = torch.rot90(image, turns, (1, 2)), torch.rot90(mask, turns, (1, 2))
         return (image.flip(2), mask.flip(2)) if flip else (image, mask)
 

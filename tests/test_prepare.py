@@ -9,8 +9,8 @@ import torch
 from tests.conftest import LPS, SMALL, write_patient
 from unetlib import prepare as preparing
 from unetlib.errors import UnetlibError
-from unetlib.files import read_csv
-from unetlib.prepare import Prepared, prepare
+from unetlib.files import PARTIAL, locked, read_csv
+from unetlib.prepare import Prepared, prepare, prepare_shard
 from unetlib.slices import image_to_slices, mask_to_slices
 from unetlib.split import Split
 
@@ -248,3 +248,34 @@ def test_a_prepared_folder_of_another_kind_is_a_sentence(tmp_path):
     (tmp_path / "prepared.json").write_text(json.dumps({"cases": {}}))
     with pytest.raises(UnetlibError, match="damaged"):
         Prepared.open(tmp_path)
+
+
+def test_shards_merged_are_the_whole(cohort, prepared, tmp_path):
+    for shard, cases in (("1/3", 4), ("3/3", 3), ("2/3", 3)):
+        assert prepare_shard(cohort, tmp_path / "p", shard, SMALL, workers=1) == cases
+    assert not (tmp_path / "p" / "prepared.json").exists()
+    assert len(list((tmp_path / "p" / PARTIAL).iterdir())) == 10
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    for path in prepared.iterdir():
+        assert (tmp_path / "p" / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {path.name for path in prepared.iterdir()}
+
+
+def test_what_shards_have_done_is_not_done_again(cohort, tmp_path, capsys):
+    prepare_shard(cohort, tmp_path / "p", "1/2", SMALL, workers=1)
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert "5 of 10 cases were prepared before" in capsys.readouterr().out
+
+
+def test_shards_are_not_merged_while_one_is_at_work(cohort, tmp_path):
+    prepare_shard(cohort, tmp_path / "p", "1/2", SMALL, workers=1)
+    with locked(tmp_path / "p" / ".unetlib-shard-2-of-2"), pytest.raises(UnetlibError, match="2-of-2 is in use"):
+        prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5"])
+def test_a_shard_that_does_not_exist_is_refused(cohort, tmp_path, shard):
+    with pytest.raises(UnetlibError, match="two numbers such as 1/8"):
+        prepare_shard(cohort, tmp_path / "p", shard, SMALL, workers=1)
+    assert not (tmp_path / "p").exists()

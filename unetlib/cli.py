@@ -43,9 +43,16 @@ def phantom(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
-    from unetlib.prepare import prepare
+    from unetlib.prepare import prepare, prepare_shard
 
     recipe = Recipe.published.but(**_given(args, PREPARE))
+    if args.shard:
+        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers)
+        say(
+            f"{args.prepared}: shard {args.shard} is done, {counted(cases, 'case')}. When all are, merge them with the "
+            "same command without --shard."
+        )
+        return
     say(str(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild)))
 
 
@@ -121,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, or its .tar")
     sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder to write")
     _recipe_flags(sub, PREPARE)
+    sub.add_argument("--shard", metavar="I/N", help="do only the I-th of N shares; without it, merge what is there")
     sub.add_argument("--rebuild", action="store_true", help="replace what was prepared with another recipe or data")
     _workers(sub)
     _strict(sub)
@@ -208,6 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # as batch systems ask: files in the making are then removed
     try:
+        if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not train:
+            raise UnetlibError(f"`unetlib {args.function.__name__}` is one process. Start it without torchrun.")
         args.function(args)
     except UnetlibError as error:
         sys.exit(f"error: {printable(str(error))}")

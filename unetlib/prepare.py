@@ -36,6 +36,7 @@ from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
 
+SHARD = ".unetlib-shard"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
 
 
@@ -173,8 +174,8 @@ def _prepare_case(job: _Job) -> str | None:
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
-    images = image_to_slices(volume.voxels, job.recipe)[z]
-    masks = mask_to_slices(mask, job.recipe)[z]
+    images = image_to_slices(volume.voxels, job.recipe, z)  # only those: a third of the time of all
+    masks = mask_to_slices(mask, job.recipe, z)
     with atomic(job.part) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
@@ -208,7 +209,34 @@ def prepare(
     cohort = find_cases(data)
     _report(cohort.left_out, strict)
     with locked(folder):
+        for shard in folder.glob(f"{SHARD}-*"):  # one that is still at work is told by its lock
+            with locked(shard):
+                pass
+            shutil.rmtree(shard, ignore_errors=True)
         return _prepare(cohort, folder, recipe, workers, strict, rebuild)
+
+
+def prepare_shard(
+    data: Path, folder: Path, shard: str, recipe: Recipe = Recipe.published, workers: int | None = None
+) -> int:
+    """Do a share of the work of `prepare`, and return of how many cases: `shard` "2/8" is the second of eight.
+
+    For many machines with one file system: each does its shard, then `prepare` itself on any of them merges what
+    they have left in the same `folder`. Raises `UnetlibError` for unusable data or a shard that does not exist.
+    """
+    number, _, total = shard.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
+    cohort = find_cases(data)
+    mine = cohort.cases[int(number) - 1 :: int(total)]
+    jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in mine]
+    with locked(folder / f"{SHARD}-{number}-of-{total}"):
+        refuse_link(folder / PARTIAL)
+        todo = [job for job in jobs if not job.part.exists()]
+        for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers):
+            if reason is not None:
+                _report({job.case.id: reason}, strict=False)
+    return len(jobs)
 
 
 def _prepare(

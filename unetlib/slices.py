@@ -18,19 +18,27 @@ from torch.nn import functional as F
 
 from unetlib.recipe import Recipe
 
+ALL = slice(None)
 
-def image_to_slices(voxels: np.ndarray, recipe: Recipe) -> Tensor:
-    """Return a volume (X, Y, Z) of any real dtype as float32 slices (Z, 1, S, S) in 0..1, S = `recipe.image_size`."""
-    slices = _planes(voxels)
-    over = (1, 2) if recipe.normalise == "minmax-slice" else (0, 1, 2)
-    low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
+
+def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
+    """Return slices of a volume (X, Y, Z) of any real dtype as float32 (N, 1, S, S) in 0..1, S = `recipe.image_size`.
+
+    `z`: the positions of the N slices wanted; by default all Z.
+    """
+    if recipe.normalise == "minmax-slice":
+        slices, over = _planes(voxels[:, :, z]), (1, 2)
+        low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
+    else:
+        slices = _planes(voxels)
+        low, high, slices = slices.min(), slices.max(), slices[z]
     span = torch.where(high > low, high - low, 1.0)
     return _resize(_pad_to_square((slices - low) / span), recipe.image_size)
 
 
-def mask_to_slices(mask: np.ndarray, recipe: Recipe) -> Tensor:
-    """Return a boolean mask (X, Y, Z) as uint8 slices (Z, 1, S, S) of 0 and 1, S = `recipe.image_size`."""
-    return (_resize(_pad_to_square(_planes(mask)), recipe.image_size) >= 0.5).to(torch.uint8)
+def mask_to_slices(mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
+    """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`."""
+    return (_resize(_pad_to_square(_planes(mask[:, :, z])), recipe.image_size) >= 0.5).to(torch.uint8)
 
 
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
@@ -191,7 +192,7 @@ def _open_nifti(path: Path) -> gzip.GzipFile | io.BufferedReader:
     if not path.is_file():
         raise UnetlibError(f"{path} does not exist or is not a file. A .nii or .nii.gz file was expected.")
     try:
-        return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
+        return igzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # twice as fast as gzip
     except OSError as error:
         raise UnetlibError(f"{path} cannot be read ({_reason(error)}). See that you may read it.") from error
 

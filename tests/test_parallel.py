@@ -1,0 +1,133 @@
+"""Several processes train as one."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import SMALL
+from unetlib import parallel
+from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
+from unetlib.files import read_csv
+from unetlib.parallel import SharedBatchNorm, share_statistics
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu", "--batch-size", "3"]
+
+
+def command(processes, *words):
+    """Run a command of unetlib, in several processes by torchrun where there are several."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unetlib", *map(str, words)]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(prepared, tmp_path_factory):
+    """The same training by one process, by two, and by two that are stopped and resumed by one.
+
+    28 slices in batches of 3 leave one for the last step: the second process then has none.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    said = {}
+    for name, processes, more in (("one", 1, []), ("two", 2, []), ("both", 2, ["--max-steps", "13"]), ("both", 1, [])):
+        done = command(processes, "train", prepared, folder / name, *FLAGS, *more)
+        assert done.returncode == 0 or (more and "same command goes on there" in done.stderr), done.stderr
+        said[name, processes] = done.stdout
+    return folder, said
+
+
+@pytest.mark.parametrize("name", ["two", "both"])
+def test_the_loss_curve_is_that_of_one_process_but_for_rounding(runs, name):
+    folder, _ = runs
+    curves = [read_csv(folder / one / "history.csv") for one in (name, "one")]
+    for ours, alone in zip(*curves, strict=True):
+        for column in ("train_loss", "val_loss", "val_dice"):
+            assert float(ours[column]) == pytest.approx(float(alone[column]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["two", "both"])
+def test_the_weights_and_statistics_are_those_of_one_process_but_for_rounding(runs, name):
+    folder, _ = runs
+    ours, alone = (load_checkpoint(folder / one / LATEST) for one in (name, "one"))
+    for key, value in alone["model"].items():
+        torch.testing.assert_close(ours["model"][key], value, rtol=1e-2, atol=1e-3)
+    assert ours["progress"]["epoch"] == alone["progress"]["epoch"] == 2
+
+
+def test_one_process_writes_and_speaks(runs):
+    folder, said = runs
+    assert said["two", 2].count("epoch 1, train_loss") == 1
+    assert said["two", 2].count("best validation Dice") == 1
+    assert {path.name for path in (folder / "two").iterdir()} == {path.name for path in (folder / "one").iterdir()}
+    assert (folder / "two" / BEST).exists()
+
+
+def test_a_command_that_is_one_process_refuses_torchrun(runs):
+    done = command(2, "evaluate", runs[0] / "one")
+    assert done.returncode != 0
+    assert "Start it without torchrun" in done.stderr
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Sums over one process: what it has itself."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+
+
+def test_shared_batch_norm_is_batch_norm(alone):
+    torch.manual_seed(0)
+    theirs, ours = nn.BatchNorm2d(3), SharedBatchNorm(3)
+    for module in (theirs, ours):
+        nn.init.uniform_(module.weight, 0.5, 2, generator=torch.Generator().manual_seed(1))
+        nn.init.uniform_(module.bias, -1, 1, generator=torch.Generator().manual_seed(2))
+    for _ in range(3):
+        x = (5 * torch.randn(4, 3, 7, 6) + 100).requires_grad_()
+        y = x.detach().clone().requires_grad_()
+        a, b = theirs(x), ours(y)
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-4)
+        pull = torch.randn_like(a)
+        (a * pull).sum().backward()
+        (b * pull).sum().backward()
+        torch.testing.assert_close(y.grad, x.grad, rtol=1e-3, atol=1e-4)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-4, atol=1e-4)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(theirs.eval()(x).isfinite(), ours.eval()(x).isfinite())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_sharing_statistics_changes_neither_names_nor_weights():
+    model, before = build_model(SMALL), build_model(SMALL).state_dict()
+    share_statistics(model)
+    assert any(isinstance(module, SharedBatchNorm) for module in model.modules())
+    assert not any(type(module) is nn.BatchNorm2d for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Team:
+    """Stands in for the engine: the shares of several processes, one after the other."""
+
+    def __init__(self, size, rank):
+        self.world_size, self.global_rank = size, rank
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [1, 2, 4, 7])
+def test_the_shares_are_the_batch_in_order(size, number):
+    batch = torch.arange(number)[:, None]
+    shares = [parallel.share(Team(size, rank), batch) for rank in range(size)]
+    assert torch.equal(torch.cat(shares), batch)
+    assert np.ptp([len(share) for share in shares]) <= 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_gathered_rows_stand_where_they_were(alone, size):
+    batch = torch.randn(5, 2)
+    rows = [parallel.gather(Team(size, rank), parallel.share(Team(size, rank), batch), 5) for rank in range(size)]
+    assert torch.equal(torch.stack(rows).sum(0), batch)
