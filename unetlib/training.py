@@ -327,7 +327,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     asked = threading.Event()
 
     def ask(*_: object) -> None:
-        if asked.is_set():
+        if asked.is_set() and process_count() == 1:  # torchrun passes on a Ctrl-C that has reached all already
             raise KeyboardInterrupt("Stopped at once. The same command goes on from the last checkpoint.")
         asked.set()
 
