@@ -42,13 +42,52 @@ def runs(prepared, tmp_path_factory):
     return folder, said
 
 
+PROBE = """
+import os, sys, torch
+from lightning_fabric import Fabric
+from unetlib.losses import get_loss
+from unetlib.parallel import gather, share, share_statistics
+from unetlib.unet import UNet
+
+torch.set_default_dtype(torch.float64)  # in which the engine returns what a network gives
+fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2, precision="64-true")
+fabric.launch()
+for number in (1, 3, 4):
+    torch.manual_seed(number)
+    images, masks = torch.randn(number, 1, 16, 16).double(), (torch.rand(number, 1, 16, 16) > 0.5).double()
+    networks = [UNet(width=4, depth=2).double() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    share_statistics(networks[1])
+    net = fabric.setup_module(networks[1])
+    alone = get_loss("dice+bce")(networks[0](images), masks)
+    alone.backward()
+    both = get_loss("dice+bce")(gather(fabric, net(share(fabric, images)), number), masks)
+    fabric.backward(both)
+    torch.testing.assert_close(both, alone, rtol=1e-12, atol=1e-12)
+    for (name, a), b in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-12, msg=lambda text: f"{number} {name}: {text}")
+    for (name, a), b in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12, msg=lambda text: f"{number} {name}: {text}")
+print("exact in", fabric.global_rank)
+"""
+
+
+def test_in_double_precision_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
+    """The sums are the same sums: what differs in single precision is rounding, and Adam makes much of that."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*words, tmp_path / "probe.py"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.count("exact in") == 2, done.stderr
+
+
 @pytest.mark.parametrize("name", ["two", "both"])
 def test_the_loss_curve_is_that_of_one_process_but_for_rounding(runs, name):
     folder, _ = runs
     curves = [read_csv(folder / one / "history.csv") for one in (name, "one")]
     for ours, alone in zip(*curves, strict=True):
         for column in ("train_loss", "val_loss", "val_dice"):
-            assert float(ours[column]) == pytest.approx(float(alone[column]), rel=1e-4)
+            assert float(ours[column]) == pytest.approx(float(alone[column]), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["two", "both"])
@@ -56,7 +95,7 @@ def test_the_weights_and_statistics_are_those_of_one_process_but_for_rounding(ru
     folder, _ = runs
     ours, alone = (load_checkpoint(folder / one / LATEST) for one in (name, "one"))
     for key, value in alone["model"].items():
-        torch.testing.assert_close(ours["model"][key], value, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(ours["model"][key], value, rtol=1e-2, atol=1e-2)
     assert ours["progress"]["epoch"] == alone["progress"]["epoch"] == 2
 
 

@@ -36,7 +36,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Return `x` normalised; in training over all processes, in evaluation by the running statistics."""
         if not self.training:
             return super().forward(x)
-        sums = [x.sum((0, 2, 3), dtype=torch.float64), x.float().square().sum((0, 2, 3), dtype=torch.float64)]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        sums = [y.sum((0, 2, 3), dtype=torch.float64) for y in (x, x.to(wide).square())]
         number = x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
         *sums, number = _Sum.apply(torch.cat([*sums, number])).split([x.shape[1], x.shape[1], 1])
         mean = sums[0] / number
@@ -44,11 +45,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
         with torch.no_grad():
             unbiased = variance * number / (number - 1)
             for running, now in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.lerp_(now.float(), self.momentum)  # type: ignore[union-attr, arg-type]
+                running.lerp_(now.to(running), self.momentum)  # type: ignore[union-attr, arg-type]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return (x * scale.float()[:, None, None] + shift.float()[:, None, None]).to(x.dtype)
+        return (x * scale.to(wide)[:, None, None] + shift.to(wide)[:, None, None]).to(x.dtype)
 
 
 def share_statistics(model: nn.Module) -> None:

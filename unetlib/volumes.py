@@ -192,7 +192,7 @@ def _open_nifti(path: Path) -> gzip.GzipFile | io.BufferedReader:
     if not path.is_file():
         raise UnetlibError(f"{path} does not exist or is not a file. A .nii or .nii.gz file was expected.")
     try:
-        return igzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # twice as fast as gzip
+        return igzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # 2.7 x faster than gzip
     except OSError as error:
         raise UnetlibError(f"{path} cannot be read ({_reason(error)}). See that you may read it.") from error
 
