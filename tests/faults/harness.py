@@ -102,12 +102,17 @@ def _child(command: list[str], fault: Fault | None, log: Path, sender: Any, *sha
         if fault.what == signal.SIGKILL:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.at, resource.RLIM_INFINITY))
+    code: object = 1
     sys.setprofile(spy)
     try:
         main(command)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        raise
     finally:
         sys.setprofile(None)
-        sender.send(spy.events)
+        sender.send((spy.events, 1 if isinstance(code, str) else code))
 
 
 def run(command: list[Any], log: Path, fault: Fault | None = None) -> Outcome:
@@ -131,10 +136,10 @@ class Running:
         """Wait for the end of the command."""
         self.process.join()
         try:
-            events = self.receiver.recv()
+            events, code = self.receiver.recv()  # the fork server may lose a code, and gives 255 then
         except EOFError:  # killed
-            events = Counter()
-        return Outcome(self.process.exitcode, self.log.read_text(errors="replace"), events, self.steps.value)
+            events, code = Counter(), self.process.exitcode
+        return Outcome(code, self.log.read_text(errors="replace"), events, self.steps.value)
 
 
 def content(folder: Path) -> dict[str, Any]:
