@@ -354,11 +354,13 @@ def test_a_folder_that_cannot_be_locked_is_a_sentence(tmp_path, monkeypatch):
 def test_the_old_content_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(os, "link", refuse(errno.EPERM))
-    for content in ("one", "two", "three"):
-        if content == "three":
-            keep_as(tmp_path / "file", tmp_path / "before")  # as a kill before the last rename leaves it
+    for content in ("one", "two"):
         with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
             temporary.write_text(content)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "two", "before": "one"}
+    keep_as(tmp_path / "file", tmp_path / "before")  # as a kill before the last rename leaves it
+    with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
+        temporary.write_text("three")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "three", "before": "two"}
 
 
