@@ -106,6 +106,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before_and_the_user_is_told
     bytes_now = (out / LATEST).read_bytes()
     again = run(matrix.words("train", out), tmp_path / "log")
     assert again.code == 0
+    assert ": resumed at epoch" in again.output  # not from the start
     if f"{out / LATEST} is damaged" in again.output:
         assert f"previous_{LATEST}, the checkpoint before it, is used" in again.output
         assert (out / f"damaged_{LATEST}").read_bytes() == bytes_now
