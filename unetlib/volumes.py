@@ -221,6 +221,8 @@ def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
         kind.header_class.from_fileobj(io.BytesIO(head))  # what is damaged here, nibabel would look for without end
         stream.seek(0)
         return kind.from_stream(stream)
+    except EOFError as error:
+        raise UnetlibError(f"{path} is damaged ({_reason(error)}). Copy or download it again.") from error
     except Exception as error:  # nibabel raises a dozen kinds on damaged headers
         raise UnetlibError(f"{path} cannot be read as NIfTI ({_reason(error)}). Copy or download it again.") from error
 
