@@ -222,7 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
     except UnetlibError as error:
         sys.exit(f"error: {printable(str(error))}")
     except KeyboardInterrupt as stop:
-        print(stop if str(stop) else "Stopped. The same command goes on where it was.", file=sys.stderr)
+        told = "goes on" in str(stop)  # Python's codecs, interrupted, put words of their own into it
+        print(stop if told else "Stopped. The same command goes on where it was.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `unetlib check DATA | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
