@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,18 +11,17 @@ from pathlib import Path
 
 import torch
 
+from unetlib.provenance import processor
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def machine(packages: tuple[str, ...]) -> str:
     """Describe in one line the day, where this runs, and with what."""
-    model = platform.processor() or platform.machine()
-    if (file := Path("/proc/cpuinfo")).exists():
-        model = next(iter(re.findall(r"model name\s*: (.*)", file.read_text())), model)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     load = f", load average {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
     return (
-        f"{datetime.date.today()}, {model}, {os.cpu_count()} cores{load}, {platform.system()}, "
+        f"{datetime.date.today()}, {processor()}, {os.cpu_count()} cores{load}, {platform.system()}, "
         f"Python {platform.python_version()}, {versions}"
     )
 

@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from unetlib.evaluation import TOLERANCE_MM
 from unetlib.jobs import run_jobs
 from unetlib.metrics import METRICS, Counts, count, surface_figures
 from unetlib.patients import Case, find_cases, read_case
+from unetlib.provenance import processor
 
 MOST = 1e-6
 THICK: Spacing = (0.9, 1.1, 5.0)
@@ -364,12 +364,9 @@ def definitions(pairs: list[Pair], brats: list[dict[str, float]], command: str |
 
 def machine(brats: str | None) -> str:
     """Describe in one line where this ran."""
-    model = platform.processor() or platform.machine()
-    if (file := Path("/proc/cpuinfo")).exists():
-        model = next(iter(re.findall(r"model name\s*: (.*)", file.read_text())), model)
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (
-        f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {packages}, "
+        f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {packages}, "
         f"{brats or 'brats-evaluation not found: its rows are missing'}"
     )
 

@@ -19,7 +19,6 @@ import importlib.metadata
 import os
 import platform
 import random
-import re
 import statistics
 import sys
 import tempfile
@@ -28,12 +27,12 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page
 
+from benchmarks.common import record
 from tests.lab import READY, Notebook, open_lab
+from unetlib.provenance import processor
 
 PRESSES, MOST_MS = 30, 16
 PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "numpy", "playwright")
-RESULTS = Path(__file__).with_name("RESULTS.md")
-START, STOP = "<!-- viewer -->", "<!-- end of viewer -->"
 
 DATA = """
 %matplotlib inline
@@ -147,22 +146,11 @@ def table(ours: Result, theirs: Result) -> str:
 
 def machine(chromium: str, load: str) -> str:
     """Describe in one line where this ran; `load`: the load average before it began."""
-    model = platform.processor() or platform.machine()
-    if (file := Path("/proc/cpuinfo")).exists():
-        model = next(iter(re.findall(r"model name\s*: (.*)", file.read_text())), model)
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return (
-        f"{model}, {os.cpu_count()} cores (load average before: {load}), {platform.system()}, "
+        f"{processor()}, {os.cpu_count()} cores (load average before: {load}), {platform.system()}, "
         f"Python {platform.python_version()}, Chromium {chromium}, {packages}."
     )
-
-
-def record(section: str) -> None:
-    """Put the section between its markers in RESULTS.md; what stands outside them stays."""
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmark results\n"
-    before, _, rest = text.partition(START)
-    after = rest.partition(STOP)[2] or "\n"
-    RESULTS.write_text(f"{before.rstrip()}\n\n{START}\n{section}\n{STOP}{after}", encoding="utf-8")
 
 
 def run(notebook: Notebook) -> tuple[Result, Result]:
@@ -186,8 +174,7 @@ def main() -> int:
         f"defined: top of `benchmarks/viewer.py`.\n\n{table(ours, theirs)}\n\n"
         f"`python -m benchmarks.viewer`, {datetime.date.today()}: {machine(chromium, load)}"
     )
-    print(section)
-    record(section)
+    record("viewer", section)
     failed = ours.median > MOST_MS or ours.shown < PRESSES
     if failed:
         print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} pictures were expected.", file=sys.stderr)

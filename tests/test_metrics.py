@@ -22,6 +22,7 @@ from monai.metrics import (
 from monai.metrics.utils import get_mask_edges
 from scipy.spatial.distance import cdist
 
+from tests.oracles import MONAI
 from unetlib import metrics
 from unetlib.errors import UnetlibError
 from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
@@ -36,15 +37,6 @@ SKLEARN = {
     "recall": sklearn.metrics.recall_score,
     "specificity": lambda *masks, **options: sklearn.metrics.recall_score(*masks, pos_label=0, **options),
     "f1": sklearn.metrics.f1_score,
-}
-MONAI = {
-    "dice": "f1 score",
-    "iou": "threat score",
-    "accuracy": "accuracy",
-    "precision": "precision",
-    "recall": "sensitivity",
-    "specificity": "specificity",
-    "f1": "f1 score",
 }
 
 

@@ -51,12 +51,18 @@ def test_the_matrix_notices_what_is_wrong(matrix):
         assert any(problem in found for found in trial.problems), trial.problems
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate"])
-def test_of_two_at_once_the_second_is_refused_and_the_first_unharmed(matrix, command):
-    out = matrix.folder / f"two-{command}"
+def held(matrix, command, out):
+    """A command that writes to `out`, held there in mid-work."""
     matrix.start(command, out)
     first = Running(matrix.words(command, out), matrix.folder / "first.log", Fault(HOLD, "before fsync", 2))
     assert first.held.wait(60)
+    return first
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate"])
+def test_of_two_at_once_the_second_is_refused_and_the_first_unharmed(matrix, command):
+    out = matrix.folder / f"two-{command}"
+    first = held(matrix, command, out)
     second = run(matrix.words(command, out), matrix.folder / "second.log")
     first.go_on.set()
     assert second.code == 1
@@ -68,9 +74,7 @@ def test_of_two_at_once_the_second_is_refused_and_the_first_unharmed(matrix, com
 @pytest.mark.parametrize("command", ["prepare", "train", "evaluate"])
 def test_the_lock_dies_with_its_process(matrix, command):
     out = matrix.folder / f"dead-{command}"
-    matrix.start(command, out)
-    first = Running(matrix.words(command, out), matrix.folder / "first.log", Fault(HOLD, "before fsync", 2))
-    assert first.held.wait(60)
+    first = held(matrix, command, out)
     first.process.kill()
     assert first.end().code == -signal.SIGKILL
     assert list(out.rglob(".unetlib-lock"))
