@@ -27,10 +27,18 @@ figures: .venv/installed
 	$(BIN)/unetlib figures
 
 bench: .venv/installed
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.prepare
+	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.viewer
+	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.scale
+	$(if $(DATA),$(BIN)/python -m benchmarks.quality "$(DATA)")
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults
+
 oracles: .venv/installed
 	$(BIN)/python -m benchmarks.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
 

@@ -4,13 +4,19 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import resource
+import shutil
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from unetlib.phantom import make_cohort
 from unetlib.provenance import processor
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -57,6 +63,46 @@ def matmul_floor(dtype: torch.dtype, side: int = 2048) -> float:
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Return the median of some values with the quarter and three-quarter marks."""
+    """Return the median of some values with the quarter and three-quarter marks; a single value stands alone."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}g}"
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
+
+
+def peak_memory() -> tuple[float, float]:
+    """Return the GB that this process has taken at most, and those now that are its own, not pages of mapped files.
+
+    The second is NaN where the system does not tell.
+    """
+    try:
+        rows = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, float("nan")
+    held = {row[0]: int(row[1]) * 1024 / 1e9 for row in rows if row[0] in ("VmHWM:", "RssAnon:")}
+    return held["VmHWM:"], held["RssAnon:"]
+
+
+@contextmanager
+def patients(number: int, distinct: int = 8) -> Iterator[Path]:
+    """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, hard-linked many times."""
+    with tempfile.TemporaryDirectory() as temporary:
+        made, folder = Path(temporary, "made"), Path(temporary, "patients")
+        make_cohort(made, min(number, distinct))
+        link(sorted(path for path in made.iterdir() if path.is_dir()), folder, number)
+        yield folder
+
+
+def link(cases: list[Path], folder: Path, number: int) -> Path:
+    """Make `number` BraTS 2021 patients in `folder`, the files hard links to those of `cases`; return the folder."""
+    for index in range(number):
+        case, name = cases[index % len(cases)], f"BraTS2021_{index:05}"
+        (folder / name).mkdir(parents=True)
+        for kind in ("flair", "seg"):
+            source, target = case / f"{case.name}_{kind}.nii.gz", folder / name / f"{name}_{kind}.nii.gz"
+            try:
+                target.hardlink_to(source)
+            except OSError:
+                shutil.copy(source, target)
+    return folder

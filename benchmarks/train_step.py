@@ -9,13 +9,13 @@ product reaches here, in the same run and number format. Peak memory is that of 
 
 import argparse
 import random
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,17 @@ from unetlib.training import Progress, Trainer
 from unetlib.unet import UNet
 
 SLICES = 64
+KINDS = {  # of work, and what the profiler calls it
+    "Adam": ("optimizer.step",),
+    "convolutions": ("convolution",),
+    "batch norm": ("batch_norm", "batchnorm"),
+    "bilinear upsampling": ("upsample",),
+    "max-pooling": ("max_pool", "maxpool"),
+    "ReLU": ("relu", "threshold_backward", "clamp_min"),
+    "concatenation": ("cat", "slicebackward"),
+    "number formats": ("aten::to", "tocopy"),
+    "clipping": ("vector_norm", "foreach"),
+}
 
 
 class Slices:
@@ -89,10 +100,10 @@ def ours(slices: Slices, batch: int, precision: str) -> Callable[[], object]:
     return step
 
 
-def plain(network: nn.Module, slices: Slices, batch: int) -> Callable[[], object]:
-    """Return a function that does one step as it is written everywhere: `DataLoader`, fp32, NCHW."""
+def plain(network: nn.Module, loader: DataLoader[Any]) -> Callable[[], object]:
+    """Return a function that does one step as it is written everywhere: fp32, NCHW."""
     adam, loss = torch.optim.Adam(network.parameters(), lr=1e-3), nn.BCEWithLogitsLoss()
-    batches = (pair for _ in iter(int, 1) for pair in DataLoader(Samples(slices), batch, shuffle=True))
+    batches = (pair for _ in iter(int, 1) for pair in loader)
 
     def step() -> None:
         images, masks = next(batches)
@@ -105,10 +116,18 @@ def plain(network: nn.Module, slices: Slices, batch: int) -> Callable[[], object
     return step
 
 
-def gflop(network: nn.Module) -> float:
-    """Return the 10^9 operations of forward and backward for one slice of 96 x 96."""
-    with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(2, 1, 96, 96)).sum().backward()
+def fit(network: nn.Module, loader: DataLoader[Any], steps: int, out: Path) -> None:
+    """Do so many plain steps, and save the weights."""
+    step = plain(network, loader)
+    for _ in range(steps):
+        step()
+    torch.save(network.state_dict(), out / "weights.pth")
+
+
+def gflop(make: Callable[[], nn.Module]) -> float:
+    """Return the 10^9 operations of forward and backward for one slice of 96 x 96; nothing is computed for it."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        make()(torch.zeros(2, 1, 96, 96)).sum().backward()
     return counter.get_total_flops() / 2e9
 
 
@@ -123,34 +142,48 @@ def monai_unet(width: int) -> nn.Module:
     return MonaiUNet(2, 1, 1, channels=channels, strides=(2, 2, 2, 2), num_res_units=2)
 
 
-def as_large_as(make: Callable[[int], nn.Module], wanted: float) -> nn.Module:
-    """Return the network of that kind whose operations are nearest to `wanted`, in 10^9 a slice."""
-    return make(min(range(16, 80, 2), key=lambda width: abs(gflop(make(width)) - wanted)))
+def fitting_width(make: Callable[[int], nn.Module], wanted: float) -> int:
+    """Return the width at which a network of that kind has nearest to `wanted` operations, in 10^9 a slice."""
+    return min(range(16, 80, 2), key=lambda width: abs(gflop(partial(make, width)) - wanted))
 
 
 def build(name: str, batch: int) -> tuple[Callable[[], object], float]:
     """Return the step of a contender, and its 10^9 operations a slice."""
-    slices, wanted = Slices(), gflop(UNet())
+    slices, wanted = Slices(), gflop(UNet)
     if name.startswith("ours"):
         return ours(slices, batch, name.split()[1]), wanted
     makers = {"the same U-Net, naive": lambda _: UNet(), "MONAI BasicUNet": basic_unet, "MONAI UNet": monai_unet}
-    network = as_large_as(makers[name], wanted)
-    return plain(network, slices, batch), gflop(network)
+    make = partial(makers[name], fitting_width(makers[name], wanted))
+    return plain(make(), DataLoader(Samples(slices), batch, shuffle=True)), gflop(make)
 
 
-def peak_memory(name: str, batch: int) -> float:
-    """Return the GB that a process takes which does three steps of a contender and nothing else."""
-    code = f"from benchmarks.train_step import build, peak; peak({name!r}, {batch})"
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-
-
-def peak(name: str, batch: int) -> None:
-    """Do three steps and print the GB that this process has taken at most."""
-    step, _ = build(name, batch)
+def profile(step: Callable[[], object], steps: int = 8) -> dict[str, float]:
+    """Return the share of the time of some steps that each kind of work takes."""
     for _ in range(3):
         step()
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(steps):
+            step()
+    taken = dict.fromkeys([*KINDS, "all else"], 0.0)
+    for event in profiler.events():
+        names, above = [], event
+        while above is not None:
+            names.append(above.name.lower())
+            above = above.cpu_parent
+        kind = next((k for k, marks in KINDS.items() if any(m in name for m in marks for name in names)), "all else")
+        taken[kind] += event.self_cpu_time_total
+    return {kind: time / sum(taken.values()) for kind, time in taken.items()}
+
+
+def memory_of(name: str, batch: int) -> float:
+    """Return the GB that a process takes which does three steps of a contender and nothing else."""
+    code = (
+        "from benchmarks.common import peak_memory\n"
+        "from benchmarks.train_step import build\n"
+        f"step, _ = build({name!r}, {batch})\n"
+        "step(), step(), step(), print(peak_memory()[0])"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -186,8 +219,12 @@ def main() -> None:
             ]
             lines.append(
                 f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
-                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {peak_memory(name, batch):.2f} GB |"
+                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch):.2f} GB |"
             )
+    shares = {batch: profile(build(names[len(precisions) - 1], batch)[0]) for batch in (4, 16)}
+    lines += ["", f"Where the time of a step of `{names[len(precisions) - 1]}` goes (PyTorch's profiler):", ""]
+    lines += ["| work | batch 4 | batch 16 |", "|---|---|---|"]
+    lines += [f"| {kind} | {shares[4][kind]:.1%} | {shares[16][kind]:.1%} |" for kind in shares[4]]
     about = machine(("torch", "monai", "numpy"))
     lines += ["", f"`python -m benchmarks.train_step`, medians of {repeats} steps in turns (quartiles); {about}."]
     record("train step", "\n".join(lines))

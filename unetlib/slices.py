@@ -27,18 +27,18 @@ def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = 
     `z`: the positions of the N slices wanted; by default all Z.
     """
     if recipe.normalise == "minmax-slice":
-        slices, over = _planes(voxels[:, :, z]), (1, 2)
+        slices, over = _planes(voxels, z), (1, 2)
         low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
     else:
         slices = _planes(voxels)
         low, high, slices = slices.min(), slices.max(), slices[z]
     span = torch.where(high > low, high - low, 1.0)
-    return _resize(_pad_to_square((slices - low) / span), recipe.image_size)
+    return _resize(_pad_to_square(slices.sub_(low).div_(span)), recipe.image_size)
 
 
 def mask_to_slices(mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
     """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`."""
-    return (_resize(_pad_to_square(_planes(mask[:, :, z])), recipe.image_size) >= 0.5).to(torch.uint8)
+    return (_resize(_pad_to_square(_planes(mask, z)), recipe.image_size) >= 0.5).to(torch.uint8)
 
 
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
@@ -53,17 +53,20 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return square[:, top : top + y, left : left + x].permute(2, 1, 0).contiguous().numpy()
 
 
-def _planes(voxels: np.ndarray) -> Tensor:
-    """(X, Y, Z) to float32 (Z, Y, X), shifted to begin at 0 where single precision could blur neighbouring values."""
+def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
+    """Slices `z` of (X, Y, Z) as float32 (N, Y, X), from 0 where single precision could blur neighbouring values."""
+    slices = voxels.transpose(2, 1, 0)[z]
     if not np.can_cast(voxels.dtype, np.float32):
-        voxels = voxels - np.float64(voxels.min())
+        slices = slices - np.float64(slices.min(initial=np.inf))
     # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
-    return torch.from_numpy(np.array(voxels.transpose(2, 1, 0), dtype=np.float32, order="C"))
+    return torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))
 
 
 def _pad_to_square(slices: Tensor) -> Tensor:
     height, width = slices.shape[-2:]
     side = max(height, width)
+    if height == width:
+        return slices  # `F.pad` would copy them
     left, top = (side - width) // 2, (side - height) // 2
     return F.pad(slices, (left, side - width - left, top, side - height - top))
 

@@ -246,7 +246,9 @@ def _require_real(dtype: np.dtype, name: str) -> None:
 
 def _require_finite(voxels: np.ndarray, name: str) -> None:
     _require_real(voxels.dtype, name)
-    if bad := int((~np.isfinite(voxels)).sum() if voxels.dtype.kind == "f" else 0):
+    if voxels.dtype.kind != "f":
+        return
+    if bad := int((~np.isfinite(voxels)).sum()):
         raise UnetlibError(f"{name} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
     if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
         raise UnetlibError(

@@ -1,0 +1,170 @@
+"""From files to a trained network, cold: `unetlib` against the usual script and against MONAI's `CacheDataset`.
+
+`python -m benchmarks.pipeline`. The same phantoms of BraTS's size (FLAIR and mask, .nii.gz), the same number of steps
+of the same batch, each as a process of its own from `import` to saved weights, in turns:
+
+- unetlib: `prepare`, then `train` (checkpoints included, validation not reached);
+- naive: the script of most public notebooks. `__getitem__` opens the NIfTI files of its slice by `get_fdata`, resizes,
+  normalises, augments; `DataLoader`; the same U-Net in fp32;
+- MONAI: a `CacheDataset` of the volumes, loaded, scaled and resized; their tumour slices with random flips and
+  rotations; its `DataLoader`; BasicUNet in fp32, once of as many multiply-accumulates as our U-Net (see
+  `benchmarks.train_step`), and once in its default width, which has a third of them.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import machine, patients, record, spread
+
+BATCH = 4
+
+
+def unetlib(data: Path, steps: int, out: Path) -> None:
+    """Train by the library."""
+    from unetlib.prepare import prepare
+    from unetlib.training import train
+
+    prepare(data, out / "prepared")
+    try:
+        train(out / "prepared", out / "run", device="cpu", max_steps=steps)
+    except KeyboardInterrupt:
+        return  # so `max_steps` ends
+
+
+def naive(data: Path, steps: int, out: Path) -> None:
+    """Train by the usual script."""
+    import nibabel as nib
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, Dataset
+
+    from benchmarks.train_step import fit
+    from unetlib.unet import UNet
+
+    flairs = sorted(data.glob("*/*_flair.nii.gz"))
+    masks = [path.with_name(path.name.replace("_flair", "_seg")) for path in flairs]
+    index = [(i, z) for i, path in enumerate(masks) for z in np.flatnonzero(nib.load(path).get_fdata().any((0, 1)))]
+
+    class Slices(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(index)
+
+        def __getitem__(self, number: int) -> Any:
+            i, z = index[number]
+            image, mask = nib.load(flairs[i]).get_fdata()[:, :, z], nib.load(masks[i]).get_fdata()[:, :, z] > 0
+            image = (image - image.min()) / max(image.max() - image.min(), 1e-8)
+            pair = torch.from_numpy(np.stack([image, mask]).astype(np.float32))
+            pair = F.interpolate(pair[None], (96, 96), mode="bilinear", antialias=True)[0]
+            pair = torch.rot90(pair, random.randrange(4), (1, 2))
+            pair = pair.flip(2) if random.random() < 0.5 else pair
+            return pair[:1], (pair[1:] >= 0.5).float()
+
+    fit(UNet(), DataLoader(Slices(), BATCH, shuffle=True), steps, out)
+
+
+def monai(data: Path, steps: int, out: Path, width: int) -> None:
+    """Train by MONAI's parts; `width` channels on BasicUNet's first level."""
+    from monai.data import CacheDataset, DataLoader, Dataset
+    from monai.transforms import (
+        Compose,
+        EnsureChannelFirstd,
+        LoadImaged,
+        RandFlipd,
+        RandRotate90d,
+        Resized,
+        ScaleIntensityd,
+    )
+
+    from benchmarks.train_step import basic_unet, fit
+
+    keys = ("image", "mask")
+    flairs = sorted(data.glob("*/*_flair.nii.gz"))
+    files = [{"image": path, "mask": path.with_name(path.name.replace("_flair", "_seg"))} for path in flairs]
+    once = [LoadImaged(keys), EnsureChannelFirstd(keys), ScaleIntensityd(keys)]
+    once += [Resized(keys, (96, 96, -1), mode=("trilinear", "nearest"))]
+    volumes = CacheDataset(files, Compose(once), num_workers=2, progress=False)
+    slices = [
+        {key: volume[key][..., z] for key in keys}
+        for volume in volumes
+        for z in volume["mask"].amax((0, 1, 2)).nonzero()[:, 0].tolist()
+    ]
+    for_each = Compose([RandFlipd(keys, 0.5, 0), RandFlipd(keys, 0.5, 1), RandRotate90d(keys, 0.5)])
+
+    def pairs(batch: list[dict[str, Any]]) -> list[Any]:
+        import torch
+
+        image, mask = (torch.stack([item[key].as_tensor() for item in batch]) for key in keys)
+        return [image, (mask > 0).float()]
+
+    fit(basic_unet(width), DataLoader(Dataset(slices, for_each), BATCH, shuffle=True, collate_fn=pairs), steps, out)
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.partition("\n")[0])
+    parser.add_argument("--patients", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    from benchmarks.train_step import basic_unet, fitting_width, gflop
+    from unetlib.unet import UNet
+
+    ours = gflop(UNet)
+    width = fitting_width(basic_unet, ours)
+    ways = {
+        "unetlib": ("unetlib(data, steps, out)", ours),
+        "naive script": ("naive(data, steps, out)", ours),
+        f"MONAI, BasicUNet of width {width}": (f"monai(data, steps, out, {width})", gflop(partial(basic_unet, width))),
+        "MONAI, BasicUNet of width 32 (default)": ("monai(data, steps, out, 32)", gflop(partial(basic_unet, 32))),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    with patients(arguments.patients) as data:
+        for _ in range(arguments.repeats):
+            for name, (call, _) in ways.items():
+                with tempfile.TemporaryDirectory() as out:
+                    code = (
+                        "from pathlib import Path; from benchmarks.pipeline import monai, naive, unetlib\n"
+                        f"if __name__ == '__main__': data, out, steps = Path({str(data)!r}), Path({out!r}), "
+                        f"{arguments.steps}; {call}"
+                    )
+                    script = Path(out, "script.py")  # a file, for the workers of `prepare` import it
+                    script.write_text(code, encoding="utf-8")
+                    start = time.perf_counter()
+                    subprocess.run([sys.executable, script], check=True, capture_output=True, env=environment())
+                    taken[name].append(time.perf_counter() - start)
+    us = taken["unetlib"]
+    lines = [
+        "## From files to a trained network",
+        "",
+        f"{arguments.patients} patients of 240 x 240 x 155, {arguments.steps} steps of {BATCH} slices of 96 x 96, cold "
+        "start, the process included. Everything defined at the top of `benchmarks/pipeline.py`.",
+        "",
+        "| | GFLOP a slice | seconds | unetlib is faster by |",
+        "|---|---|---|---|",
+    ]
+    for name, values in taken.items():
+        ratios = [a / b for a, b in zip(values, us, strict=True)]
+        lines.append(f"| {name} | {ways[name][1]:.1f} | {spread(values)} | {statistics.median(ratios):.2f} |")
+    command = f"--patients {arguments.patients} --steps {arguments.steps} --repeats {arguments.repeats}"
+    about = machine(("torch", "monai", "nibabel", "numpy"))
+    lines += ["", f"`python -m benchmarks.pipeline {command}`, medians (quartiles); {about}."]
+    record("pipeline", "\n".join(lines))
+
+
+def environment() -> dict[str, str]:
+    """Return the variables with which a script elsewhere finds this package."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+if __name__ == "__main__":
+    main()

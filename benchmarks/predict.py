@@ -1,0 +1,107 @@
+"""How long one BraTS-sized volume takes from file to mask: `unetlib predict` against MONAI with the same weights.
+
+`python -m benchmarks.predict`. The volume is a phantom of 240 x 240 x 155. MONAI's side is what its tutorials write:
+`LoadImage`, min-max per slice, `Resize` to 96 x 96, `SliceInferer` over the 155 slices, `Resize` back, threshold,
+`SaveImage`; in fp32, with 1 and with 32 slices at a time; its weights are loaded beforehand, ours every time. Resizing
+is not quite the same (MONAI's takes means over areas), so the masks are compared by their Dice. All processors, in
+turns.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SliceInferer
+from monai.transforms import LoadImage, Orientation, Resize, SaveImage
+
+from benchmarks.common import machine, patients, record, seconds, spread
+from unetlib.checkpoint import load_model
+from unetlib.inference import predict
+from unetlib.metrics import count, dice
+from unetlib.patients import find_cases
+from unetlib.prepare import prepare
+from unetlib.recipe import Recipe
+from unetlib.training import train
+from unetlib.unet import UNet
+
+
+def with_monai(network: UNet, image: Path, out: Path, batch: int) -> Callable[[], object]:
+    """Return a function that predicts a file with MONAI's parts."""
+    inferer = SliceInferer(roi_size=(96, 96), sw_batch_size=batch, spatial_dim=2)
+    load, turn = LoadImage(image_only=True, ensure_channel_first=True), Orientation("LPS", labels=None)
+    save = SaveImage(out, output_postfix="monai", output_dtype=np.uint8, print_log=False, separate_folder=False)
+
+    @torch.inference_mode()
+    def run() -> None:
+        volume = turn(load(image))
+        low, high = volume.amin((1, 2), keepdim=True), volume.amax((1, 2), keepdim=True)
+        scaled = (volume - low) / torch.where(high > low, high - low, 1.0)
+        size = volume.shape[1:]
+        small = Resize((96, 96, size[2]))(scaled)
+        found = torch.sigmoid(inferer(small[None].transpose(2, 3), network)).transpose(2, 3)[0]
+        large = Resize(size, mode="trilinear")(found)
+        mask = MetaTensor((large >= 0.5).to(torch.uint8), meta=volume.meta)
+        save(mask)
+
+    return run
+
+
+def quiet(work: Callable[[], object]) -> Callable[[], object]:
+    """Return the same work without what it prints."""
+
+    def run() -> None:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            work()
+
+    return run
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
+        prepared, run, out = (Path(temporary, name) for name in ("prepared", "run", "out"))
+        prepare(data, prepared)
+        train(prepared, run, Recipe.published.but(epochs=1), "cpu")
+        image = find_cases(data).cases[0].files()[0]
+        network = load_model(run)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        ways = {
+            "unetlib predict": quiet(lambda: predict(run, [image], out, overwrite=True, device="cpu")),
+            "MONAI, 1 slice at a time": quiet(with_monai(network, image, out, 1)),
+            "MONAI, 32 slices at a time": quiet(with_monai(network, image, out, 32)),
+        }
+        times = seconds(ways, repeats)
+        ours, theirs = (
+            np.asarray(nib.load(next(out.glob(f"*{kind}.nii.gz"))).dataobj) > 0 for kind in ("_mask", "_monai")
+        )
+    agreement = float(dice(count(ours[None], theirs[None]).sum()))
+    us = next(iter(times.values()))
+    lines = [
+        "## Predicting a volume",
+        "",
+        "240 x 240 x 155, file to file, published recipe. Everything defined at the top of `benchmarks/predict.py`.",
+        "",
+        "| | seconds a volume | unetlib is faster by |",
+        "|---|---|---|",
+    ]
+    for name, values in times.items():
+        ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
+        lines.append(f"| {name} | {spread(values)} | {ratio:.2f} |")
+    lines += ["", f"Dice of the two masks: {agreement:.4f}.", ""]
+    about = machine(("torch", "monai", "nibabel", "numpy"))
+    lines.append(f"`python -m benchmarks.predict --repeats {repeats}`, medians (quartiles); {about}.")
+    record("predict", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""How fast patients are prepared, against the time that mere decompression takes and against `get_fdata`.
+
+`python -m benchmarks.prepare`. The patients are phantoms of BraTS's size (240 x 240 x 155, FLAIR and mask). On one
+core, in turns: decompression alone (isal, the floor), our `prepare` of the same files, and the usual way: `get_fdata`,
+then every slice through MONAI's transforms, tumour slices kept. Then `unetlib prepare` as a whole with one worker and
+with as many as there are processors, on more patients: with the start of its workers in it, and without (the rate
+between the eighth patient and the last). Files are in the page cache.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from isal import isal_zlib
+from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
+
+from benchmarks.common import link, machine, patients, record, seconds, spread
+from unetlib.files import sha256
+from unetlib.jobs import cpu_count
+from unetlib.patients import Case, find_cases, read_case
+from unetlib.prepare import _Job, _prepare_case, prepare
+from unetlib.recipe import Recipe
+from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
+from unetlib.volumes import Source, read_volume
+
+
+def decompress(case: Case) -> None:
+    """Inflate a case's files in memory, and no more."""
+    for path in case.files():
+        isal_zlib.decompress(path.read_bytes(), 31)
+
+
+def usual(case: Case) -> None:
+    """Prepare a case as most scripts do."""
+    image, mask = (np.asarray(nib.load(path).get_fdata()) for path in case.files())
+    steps = Compose([EnsureChannelFirst(channel_dim="no_channel"), SpatialPad((240, 240)), Resize((96, 96))])
+    scale = ScaleIntensity()
+    for z in np.flatnonzero((mask > 0).any((0, 1))):
+        scale(steps(image[:, :, z])), steps((mask[:, :, z] > 0).astype(np.float32))
+
+
+def stages(cases: tuple[Case, ...], repeats: int) -> dict[str, float]:
+    """Return the seconds that the steps of preparing a case take, one after the other."""
+    recipe, read = Recipe.published, [read_case(case)[:2] for case in cases]
+    kept = [(volume.voxels, mask, choose_slices(volume.voxels, mask, "tumour")) for volume, mask in read]
+    files = [Source((path,)) for case in cases for path in case.files()]
+    times = seconds(
+        {
+            "reading: decompression, header, voxels": lambda: [read_volume(source) for source in files],
+            "reading, and checks of every voxel": lambda: [read_case(case) for case in cases],
+            "resampling the kept slices": lambda: [image_to_slices(voxels, recipe, z) for voxels, _, z in kept],
+            "resampling their masks": lambda: [mask_to_slices(mask, recipe, z) for _, mask, z in kept],
+            "hash of the files": lambda: [sha256(*case.files()) for case in cases],
+        },
+        repeats,
+    )
+    found = {name: statistics.median(values) / len(cases) for name, values in times.items()}
+    reading, both, *rest = found
+    checks = found.pop(both) - found[reading]
+    return {reading: found[reading], "checks of every voxel": checks, **{name: found[name] for name in rest}}
+
+
+def time_of(data: Path, folder: Path, workers: int) -> float:
+    """Return the seconds of `prepare` in a new folder."""
+    start = time.perf_counter()
+    prepare(data, folder / f"{data.name}-{workers}", workers=workers)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.partition("\n")[0])
+    parser.add_argument("--patients", type=int, default=400, help="of the run as a whole (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    number = arguments.patients
+    torch.set_num_threads(1)
+    with patients(number) as data, tempfile.TemporaryDirectory() as temporary:
+        cohort = find_cases(data)
+        cases = cohort.cases[:8]
+        jobs = [_Job(case, Recipe.published, Path(temporary), case.stamp(cohort.root)) for case in cases]
+        ways = {
+            "decompression alone (the floor)": lambda: [decompress(case) for case in cases],
+            "unetlib": lambda: [_prepare_case(job) for job in jobs],
+            "get_fdata and MONAI's transforms": lambda: [usual(case) for case in cases],
+        }
+        times = {name: [t / len(cases) for t in values] for name, values in seconds(ways, arguments.repeats).items()}
+        parts = stages(cases, arguments.repeats)
+        few = link([case.files()[0].parent for case in cases], Path(temporary, "few"), len(cases))
+        whole, rate = {}, {}
+        for workers in (1, cpu_count()):
+            start, whole[workers] = (time_of(cohort, Path(temporary), workers) for cohort in (few, data))
+            rate[workers] = (number - len(cases)) / (whole[workers] - start)
+    floor, us = (times[name] for name in list(ways)[:2])
+    lines = [
+        "## Preparing patients",
+        "",
+        "One core, a patient of 240 x 240 x 155. Everything defined at the top of `benchmarks/prepare.py`.",
+        "",
+        "| | ms a patient | share of the floor | ours is faster by |",
+        "|---|---|---|---|",
+    ]
+    for name, values in times.items():
+        share = statistics.median(a / b for a, b in zip(floor, values, strict=True))
+        ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
+        lines.append(f"| {name} | {spread([1000 * t for t in values])} | {share:.0%} | {ratio:.2f} |")
+    parts["the rest: writing, fsync"] = statistics.median(us) - sum(parts.values())
+    lines += ["", "Where the time of `unetlib` goes:", "", "| stage | ms a patient |", "|---|---|"]
+    lines += [*(f"| {name} | {1000 * t:.1f} |" for name, t in parts.items()), ""]
+    lines += ["`unetlib prepare` as a whole:", "", "| workers | patients/s | without the start of the workers |"]
+    lines += ["|---|---|---|", *(f"| {n} | {number / t:.1f} | {rate[n]:.1f} |" for n, t in whole.items())]
+    most = cpu_count()
+    lines.append(f"| {most} against 1 | {whole[1] / whole[most]:.2f} x | {rate[most] / rate[1]:.2f} x |")
+    about = machine(("torch", "isal", "nibabel", "monai", "numpy"))
+    command = f"python -m benchmarks.prepare --patients {number} --repeats {arguments.repeats}"
+    lines += ["", f"`{command}`, medians (quartiles); {about}."]
+    record("prepare", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""How much faster two processes of torchrun train than one, on the same machine.
+
+`python -m benchmarks.processes`. Steps of the published recipe through `unetlib train`, on a prepared cohort of
+phantoms, with every processor used: one process with a thread for each, and two with half of them. One process with
+half of the threads says what a processor is worth. Seconds are those of `latest_checkpoint.pth`, of all steps but the
+first ten.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.common import machine, patients, record, spread
+from unetlib.checkpoint import LATEST, load_checkpoint
+from unetlib.jobs import cpu_count
+from unetlib.prepare import prepare
+
+
+def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: int, steps: int) -> float:
+    """Train in a process of its own (or several); return the slices a second after the first ten steps."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "unetlib", "train", str(prepared), str(run), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    taken = []
+    for more in (10, steps):
+        arguments = ["--batch-size", str(batch), "--max-steps", str(more)]
+        done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True)
+        if not (run / LATEST).exists():
+            raise SystemExit(done.stderr)
+        taken.append(load_checkpoint(run / LATEST)["progress"]["seconds"])
+    return steps * batch / (taken[1] - taken[0])
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    everything = cpu_count()
+    half = max(1, everything // 2)
+    ways = {
+        f"1 process, {half} thread{'s' * (half > 1)}": (1, half),
+        f"1 process, {everything} threads": (1, everything),
+        f"2 processes, {half} thread{'s' * (half > 1)} each": (2, half),
+    }
+    lines = [
+        "## Two processes",
+        "",
+        "Published recipe, width 32, 96 x 96. Everything defined at the top of `benchmarks/processes.py`.",
+        "",
+        "| batch | | slices/s | against the first row | against the second row |",
+        "|---|---|---|---|---|",
+    ]
+    with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
+        prepare(data, Path(temporary, "prepared"))
+        for batch in (4, 16):
+            speed: dict[str, list[float]] = {name: [] for name in ways}
+            for repeat in range(arguments.repeats):
+                for name, (processes, threads) in ways.items():
+                    run = Path(temporary, f"{batch}-{repeat}-{processes}-{threads}")
+                    speed[name].append(
+                        run_steps(Path(temporary, "prepared"), run, processes, threads, batch, arguments.steps)
+                    )
+            first, second = list(speed.values())[:2]
+            for name, values in speed.items():
+                ratios = [
+                    f"{statistics.median(a / b for a, b in zip(values, other, strict=True)):.2f}"
+                    for other in (first, second)
+                ]
+                lines.append(f"| {batch} | {name} | {spread(values)} | {' | '.join(ratios)} |")
+    about = machine(("torch", "lightning-fabric"))
+    command = f"python -m benchmarks.processes --repeats {arguments.repeats} --steps {arguments.steps}"
+    lines += ["", f"`{command}`, medians (quartiles); {about}."]
+    record("processes", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How long the recipe takes to reach its own quality, and whether bf16 costs any of it.
+
+`python -m benchmarks.quality [DATA]`. Every seed trains the published recipe once in each number format that the
+machine computes in, on DATA or, without it, on the synthetic cohort. The quality of a run is the pooled Dice on its
+validation slices (never the test split); it is reached by the first epoch that is no worse than the last one.
+Runs are kept in --work: a stopped benchmark goes on where it was. Seconds are those of training with all processors,
+from `latest_checkpoint.pth`; every epoch takes the same share of them.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import machine, record
+from unetlib.checkpoint import LATEST, load_checkpoint
+from unetlib.engine import resolve_precision
+from unetlib.phantom import make_cohort
+from unetlib.prepare import prepare
+from unetlib.recipe import Recipe
+from unetlib.training import train
+
+
+def reached(history: list[dict[str, float]]) -> int:
+    """Return the first epoch whose validation Dice is no worse than that of the last."""
+    return next(int(row["epoch"]) for row in history if row["val_dice"] >= history[-1]["val_dice"])
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """Return the mean with the standard deviation, where there is more than one value."""
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Train what is missing, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
+    parser.add_argument("data", nargs="?", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("work/quality"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    arguments = parser.parse_args()
+    data, fast = arguments.data, resolve_precision("auto", torch.device("cpu"))
+    name = data.name if data else "synthetic"
+    if not data:
+        data = arguments.work / "phantom"
+        make_cohort(data)
+    prepared = prepare(data, arguments.work / f"{name}-prepared")
+    lines = [
+        f"## Time to quality, and precision: {name}",
+        "",
+        f"Published recipe, {len(prepared.indices('train'))} training and {len(prepared.indices('val'))} validation "
+        f"slices. `auto` takes {fast} here. Everything defined at the top of `benchmarks/quality.py`.",
+        "",
+        "| precision | seed | final validation Dice | reached in epoch | seconds to it | seconds of 10 epochs |",
+        "|---|---|---|---|---|---|",
+    ]
+    final: dict[str, list[float]] = {}
+    for precision in arguments.precisions:
+        for seed in arguments.seeds:
+            run = arguments.work / f"{name}-{precision}-{seed}"
+            train(prepared.folder, run, Recipe.published.but(precision=precision, seed=seed), "cpu")
+            progress: dict[str, Any] = load_checkpoint(run / LATEST)["progress"]
+            history, taken = progress["history"], progress["seconds"]
+            epoch, dice = reached(history), history[-1]["val_dice"]
+            final.setdefault(precision, []).append(dice)
+            share = taken * epoch / len(history)
+            lines.append(f"| {precision} | {seed} | {dice:.3f} | {epoch} | {share:.0f} | {taken:.0f} |")
+    means = [f"{precision} {mean_and_deviation(values)}" for precision, values in final.items()]
+    lines += ["", f"Final validation Dice: {', '.join(means)}."]
+    seeds = " ".join(map(str, arguments.seeds))
+    command = f"python -m benchmarks.quality{' DATA' if arguments.data else ''} --seeds {seeds}"
+    about = machine(("torch", "lightning-fabric", "numpy"))
+    lines += ["", f"`{command} --precisions {' '.join(arguments.precisions)}`; {about}."]
+    record(f"quality {name}", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

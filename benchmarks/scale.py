@@ -1,0 +1,137 @@
+"""Whether ten times the patients cost anything but ten times the files: 10, 100, 1,251 (BraTS 2021) and 12,510 of them.
+
+`python -m benchmarks.scale`. The patients are small (96 x 96 x 12, six slices with tumour) and hard-linked, for the
+disk's sake; the prepared slices have the size of the recipe. Of each cohort: `prepare` with all processors; then in a
+process of its own the seconds from its start to the end of the first training step, the steps a second after that,
+and its memory: the most while it trained, its own after every slice of the cohort was read once, and with it the
+mapped pages of the slices, which the system takes back when it needs them. The curves go to `benchmarks/scale.png`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+
+from benchmarks.common import link, machine, peak_memory, record
+from unetlib.prepare import Prepared, prepare
+from unetlib.recipe import Recipe
+from unetlib.training import Trainer
+
+FIGURE = Path(__file__).with_name("scale.png")
+STEPS, READ = 30, 256
+
+
+def small_patients(folder: Path, number: int = 8) -> list[Path]:
+    """Write small synthetic patients, noise with a bright ball, and return their folders."""
+    x, y, z = np.ogrid[:96, :96, :12]
+    folders = []
+    for index in range(number):
+        rng = np.random.default_rng(index)
+        a, b = rng.integers(25, 70, 2)
+        ball = (x - a) ** 2 + (y - b) ** 2 + 16 * (z - 5.5) ** 2 < 12**2
+        case = folder / f"case{index}"
+        case.mkdir(parents=True)
+        for kind, voxels in (("flair", 300 * rng.random(ball.shape) + 400 * ball), ("seg", ball)):
+            image = nib.Nifti1Image(voxels.astype(np.int16), np.diag([-1.0, -1.0, 1.0, 1.0]))
+            nib.save(image, case / f"{case.name}_{kind}.nii.gz")
+        folders.append(case)
+    return folders
+
+
+def measure(prepared: Path, run: Path, start: float) -> dict[str, float]:
+    """Train some steps in this process, which was started at `start`, then read every slice."""
+    data = Prepared.open(prepared)
+    trainer = Trainer.open(data, run, Recipe.published, "cpu")
+    trainer.step()
+    first = time.time() - start
+    times = []
+    for _ in range(min(STEPS, trainer.steps - 1)):
+        begin = time.perf_counter()
+        trainer.step()
+        times.append(time.perf_counter() - begin)
+    training, _ = peak_memory()
+    for begin in range(0, len(data.images), READ):
+        data.batch(np.arange(begin, min(begin + READ, len(data.images))))
+    total, own = peak_memory()
+    return {"first": first, "steps": 1 / statistics.median(times), "training": training, "own": own, "total": total}
+
+
+def draw(counts: list[int], found: list[dict[str, float]]) -> None:
+    """Save the memory curve."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    labels = {
+        "training": "most while training",
+        "own": "its own, after every slice was read once",
+        "total": "with mapped pages of the slices, which the system takes back",
+    }
+    for (key, label), style in zip(labels.items(), ("o-", "s--", "^:"), strict=True):
+        axes.plot(counts, [row[key] for row in found], style, label=label)
+    axes.axhline(2, color="0.6", linewidth=1)
+    axes.set(xscale="log", xlabel="patients", ylabel="memory, GB", ylim=(0, None), xticks=counts)
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    figure.savefig(FIGURE, dpi=120)
+
+
+def main() -> None:
+    """Measure, print, draw, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
+    parser.add_argument("--patients", type=int, nargs="+", default=[10, 100, 1251, 12510])
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        prepared, run, start = arguments.measure
+        print(json.dumps(measure(Path(prepared), Path(run), float(start))))
+        return
+    found: list[dict[str, float]] = []
+    for number in arguments.patients:
+        with tempfile.TemporaryDirectory() as temporary:
+            data, prepared = Path(temporary, "patients"), Path(temporary, "prepared")
+            link(small_patients(Path(temporary, "made")), data, number)
+            begin = time.perf_counter()
+            prepare(data, prepared)
+            seconds = time.perf_counter() - begin
+            disk = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file()) / 1e9
+            rows = []
+            for repeat in range(3):
+                command = [sys.executable, "-m", "benchmarks.scale", "--measure", prepared, f"{temporary}/run{repeat}"]
+                done = subprocess.run([*command, str(time.time())], check=True, capture_output=True, text=True)
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+            middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+            found.append({"prepare": number / seconds, "disk": disk, **middle})
+    draw(arguments.patients, found)
+    lines = [
+        "## Scale",
+        "",
+        "Small patients of six slices with tumour. Everything defined at the top of `benchmarks/scale.py`.",
+        "",
+        "| patients | prepare, patients/s | disk, GB | start to first step, s | steps/s | memory while training, GB "
+        "| own memory after every slice, GB | with mapped pages, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {number:,} | {row['prepare']:.1f} | {row['disk']:.3f} | {row['first']:.2f} | {row['steps']:.2f} | "
+        f"{row['training']:.2f} | {row['own']:.2f} | {row['total']:.2f} |"
+        for number, row in zip(arguments.patients, found, strict=True)
+    ]
+    counts = " ".join(map(str, arguments.patients))
+    about = machine(("torch", "lightning-fabric", "numpy"))
+    lines += ["", "![Memory by the number of patients](scale.png)", ""]
+    lines += [f"`python -m benchmarks.scale --patients {counts}`, medians of 3 processes; {about}."]
+    record("scale", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
