@@ -115,3 +115,10 @@ def test_slice_policies_keep_what_they_say():
     assert choose_slices(voxels, mask, "tumour").tolist() == [2]
     assert choose_slices(voxels, mask, "brain").tolist() == [1, 2, 3]
     assert choose_slices(voxels, mask, "all").tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
+def test_of_no_slice_there_are_no_slices(dtype: type) -> None:
+    voxels = np.arange(8 * 8 * 3, dtype=dtype).reshape(8, 8, 3)
+    found = image_to_slices(voxels, Recipe(image_size=32), np.empty(0, int))
+    assert found.shape == (0, 1, 32, 32)

@@ -56,8 +56,8 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
 def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
     """Slices `z` of (X, Y, Z) as float32 (N, Y, X), from 0 where single precision could blur neighbouring values."""
     slices = voxels.transpose(2, 1, 0)[z]
-    if not np.can_cast(voxels.dtype, np.float32):
-        slices = slices - np.float64(slices.min(initial=np.inf))
+    if slices.size and not np.can_cast(voxels.dtype, np.float32):
+        slices = slices - np.float64(slices.min())
     # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
     return torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))
 
