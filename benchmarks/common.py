@@ -55,10 +55,10 @@ def seconds(functions: Mapping[str, Callable[[], object]], repeats: int = 7) -> 
     return times
 
 
-def matmul_floor(dtype: torch.dtype, side: int = 2048) -> float:
-    """Return the GFLOP/s that this machine reaches in a product of two square matrices, the median of 15."""
-    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
-    times = seconds({"matmul": lambda: a @ b}, 15)["matmul"]
+def matmul_floor(dtype: torch.dtype, device: str = "cpu", side: int = 2048) -> float:
+    """Return the GFLOP/s that a device reaches in a product of two square matrices, the median of 15."""
+    a, b = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    times = seconds({"matmul": lambda: (a @ b)[0, 0].item()}, 15)["matmul"]
     return 2 * side**3 / statistics.median(times) / 1e9
 
 

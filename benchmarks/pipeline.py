@@ -106,14 +106,15 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
         image, mask = (torch.stack([item[key].as_tensor() for item in batch]) for key in keys)
         return [image, (mask > 0).float()]
 
-    fit(basic_unet(width), DataLoader(Dataset(slices, for_each), BATCH, shuffle=True, collate_fn=pairs), steps, out)
+    loader = DataLoader(Dataset(slices, for_each), batch_size=BATCH, shuffle=True, collate_fn=pairs)
+    fit(basic_unet(width), loader, steps, out)
 
 
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.partition("\n")[0])
     parser.add_argument("--patients", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     from benchmarks.train_step import basic_unet, fitting_width, gflop

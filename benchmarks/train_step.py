@@ -82,15 +82,15 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         return (image.flip(2), mask.flip(2)) if flip else (image, mask)
 
 
-def ours(slices: Slices, batch: int, precision: str) -> Callable[[], object]:
+def ours(slices: Slices, batch: int, precision: str, device: str, compiled: bool) -> Callable[[], object]:
     """Return a function that does one step of `unetlib.training`."""
     recipe, everything = Recipe(batch_size=batch, precision=precision), np.arange(len(slices.images))
-    fabric, model = start_engine("cpu", precision), build_model(recipe)
+    fabric = start_engine(device, precision)
+    model = build_model(recipe).to(fabric.device)
+    net = fabric.setup_module(torch.compile(model) if compiled else model)
     adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     done, data = Progress(), cast(Prepared, slices)
-    trainer = Trainer(
-        fabric, model, fabric.setup_module(model), adam, data, everything, everything, Path(), recipe, done
-    )
+    trainer = Trainer(fabric, model, net, adam, data, everything, everything, Path(), recipe, done)
 
     def step() -> None:
         if done.step == trainer.steps:
@@ -100,18 +100,21 @@ def ours(slices: Slices, batch: int, precision: str) -> Callable[[], object]:
     return step
 
 
-def plain(network: nn.Module, loader: DataLoader[Any]) -> Callable[[], object]:
+def plain(network: nn.Module, loader: DataLoader[Any], device: str = "cpu") -> Callable[[], object]:
     """Return a function that does one step as it is written everywhere: fp32, NCHW."""
+    network.to(device)
     adam, loss = torch.optim.Adam(network.parameters(), lr=1e-3), nn.BCEWithLogitsLoss()
     batches = (pair for _ in iter(int, 1) for pair in loader)
 
     def step() -> None:
-        images, masks = next(batches)
+        images, masks = (tensor.to(device) for tensor in next(batches))
         network.train()
         adam.zero_grad()
-        loss(network(images), masks).backward()
+        value = loss(network(images), masks)
+        value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         adam.step()
+        value.item()  # every script prints it, and a GPU is waited for
 
     return step
 
@@ -147,14 +150,14 @@ def fitting_width(make: Callable[[int], nn.Module], wanted: float) -> int:
     return min(range(16, 80, 2), key=lambda width: abs(gflop(partial(make, width)) - wanted))
 
 
-def build(name: str, batch: int) -> tuple[Callable[[], object], float]:
+def build(name: str, batch: int, device: str) -> tuple[Callable[[], object], float]:
     """Return the step of a contender, and its 10^9 operations a slice."""
     slices, wanted = Slices(), gflop(UNet)
     if name.startswith("ours"):
-        return ours(slices, batch, name.split()[1]), wanted
+        return ours(slices, batch, name.split()[1], device, name.endswith("compiled")), wanted
     makers = {"the same U-Net, naive": lambda _: UNet(), "MONAI BasicUNet": basic_unet, "MONAI UNet": monai_unet}
     make = partial(makers[name], fitting_width(makers[name], wanted))
-    return plain(make(), DataLoader(Samples(slices), batch, shuffle=True)), gflop(make)
+    return plain(make(), DataLoader(Samples(slices), batch, shuffle=True), device), gflop(make)
 
 
 def profile(step: Callable[[], object], steps: int = 8) -> dict[str, float]:
@@ -175,13 +178,13 @@ def profile(step: Callable[[], object], steps: int = 8) -> dict[str, float]:
     return {kind: time / sum(taken.values()) for kind, time in taken.items()}
 
 
-def memory_of(name: str, batch: int) -> float:
-    """Return the GB that a process takes which does three steps of a contender and nothing else."""
+def memory_of(name: str, batch: int, device: str) -> float:
+    """Return the GB, of the GPU where there is one, that a process takes which does three steps and nothing else."""
+    used = "torch.cuda.max_memory_allocated() / 1e9" if device.startswith("cuda") else "peak_memory()[0]"
     code = (
-        "from benchmarks.common import peak_memory\n"
-        "from benchmarks.train_step import build\n"
-        f"step, _ = build({name!r}, {batch})\n"
-        "step(), step(), step(), print(peak_memory()[0])"
+        "import torch; from benchmarks.common import peak_memory; from benchmarks.train_step import build\n"
+        f"step, _ = build({name!r}, {batch}, {device!r})\n"
+        f"step(), step(), step(), print({used})"
     )
     return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
@@ -190,44 +193,50 @@ def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
-    precisions = ["fp32", "bf16"] if resolve_precision("auto", torch.device("cpu")) == "bf16" else ["fp32"]
-    names = [f"ours {precision}" for precision in precisions]
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile, too")
+    arguments = parser.parse_args()
+    repeats, device = arguments.repeats, arguments.device
+    precisions = ["fp32", "bf16"] if resolve_precision("auto", torch.device(device)) == "bf16" else ["fp32"]
+    mine = [f"ours {precision}" for precision in precisions]
+    names = [*mine, *([f"{mine[-1]} compiled"] if arguments.compile else [])]
     names += ["the same U-Net, naive", "MONAI BasicUNet", "MONAI UNet"]
-    floors = {"fp32": matmul_floor(torch.float32), "bf16": matmul_floor(torch.bfloat16)}
+    floors = {name: matmul_floor(getattr(torch, name), device) for name in ("float32", "bfloat16")}
     lines = [
         "## One step of training",
         "",
-        f"Width 32, 96 x 96. Floors: matrix product of 2048 x 2048, {floors['fp32']:.0f} GFLOP/s in fp32 and "
-        f"{floors['bf16']:.0f} in bf16. Everything defined at the top of `benchmarks/train_step.py`.",
+        f"Width 32, 96 x 96. Floors: matrix product of 2048 x 2048, {floors['float32']:.0f} GFLOP/s in fp32 and "
+        f"{floors['bfloat16']:.0f} in bf16. Everything defined at the top of `benchmarks/train_step.py`.",
         "",
         "| batch | step | GFLOP a slice | slices/s | GFLOP/s | share of the floor | ours is faster by | peak memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for batch in (4, 16):
-        built = {name: build(name, batch) for name in names}
+        built = {name: build(name, batch, device) for name in names}
         times = seconds({name: step for name, (step, _) in built.items()}, repeats)
         speed = {name: [batch / t for t in times[name]] for name in names}
         for name in names:
             _, work = built[name]
             middle = statistics.median(speed[name])
-            floor = floors["bf16" if "bf16" in name else "fp32"]
+            floor = floors["bfloat16" if "bf16" in name else "float32"]
             ratios = [
-                f"{statistics.median(a / b for a, b in zip(speed[mine], speed[name], strict=True)):.2f} ({mine[5:]})"
-                for mine in names[: len(precisions)]
-                if mine != name and not name.startswith("ours")
+                f"{statistics.median(a / b for a, b in zip(speed[us], speed[name], strict=True)):.2f} ({us[5:]})"
+                for us in mine
+                if not name.startswith("ours")
             ]
             lines.append(
                 f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
-                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch):.2f} GB |"
+                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch, device):.2f} GB |"
             )
-    shares = {batch: profile(build(names[len(precisions) - 1], batch)[0]) for batch in (4, 16)}
-    lines += ["", f"Where the time of a step of `{names[len(precisions) - 1]}` goes (PyTorch's profiler):", ""]
+    shares = {batch: profile(build(mine[-1], batch, device)[0]) for batch in (4, 16)}
+    lines += ["", f"Where the processor's time in a step of `{mine[-1]}` goes (PyTorch's profiler):", ""]
     lines += ["| work | batch 4 | batch 16 |", "|---|---|---|"]
     lines += [f"| {kind} | {shares[4][kind]:.1%} | {shares[16][kind]:.1%} |" for kind in shares[4]]
     about = machine(("torch", "monai", "numpy"))
-    lines += ["", f"`python -m benchmarks.train_step`, medians of {repeats} steps in turns (quartiles); {about}."]
-    record("train step", "\n".join(lines))
+    command = f"python -m benchmarks.train_step --repeats {repeats} --device {device}"
+    command += " --compile" if arguments.compile else ""
+    lines += ["", f"`{command}`, medians of the steps, taken in turns (quartiles); {about}."]
+    record(f"train step {device}", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -88,8 +88,19 @@ def test_a_single_item_stays_in_this_process_whatever_the_workers():
     assert run(process, [5], 8) == [(5, os.getpid())]
 
 
-@pytest.mark.parametrize(("asked", "items", "started"), [(8, 3, 3), (2, 3, 2), (None, 3, 3), (None, 50, 16)])
-def test_no_more_workers_are_started_than_asked_for_and_than_there_are_items(monkeypatch, asked, items, started):
+@pytest.mark.parametrize(
+    ("asked", "items", "share", "started"),
+    [
+        (8, 3, 1, 3),
+        (2, 3, 1, 2),
+        (None, 3, 1, 3),
+        (None, 50, 1, 16),
+        (None, 50, 10, 5),
+        (None, 29, 10, 2),
+        (2, 3, 10, 2),
+    ],
+)
+def test_no_more_workers_are_started_than_asked_for_and_than_there_are_items(monkeypatch, asked, items, share, started):
     class Started(Exception):
         """Stands for the pool: tells how many workers it was to have."""
 
@@ -99,8 +110,13 @@ def test_no_more_workers_are_started_than_asked_for_and_than_there_are_items(mon
     monkeypatch.setattr(jobs, "cpu_count", lambda: 16)
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
     with pytest.raises(Started) as caught:
-        run(square, range(items), asked)
+        list(run_jobs(square, range(items), "test", "item", asked, share))
     assert caught.value.args == (started,)
+
+
+def test_little_work_stays_in_this_process_unless_workers_are_asked_for():
+    assert {pid for _, pid in run_jobs(process, [1, 2, 3], "test", "item", None, 50)} == {os.getpid()}
+    assert os.getpid() not in {pid for _, pid in run_jobs(process, [1, 2, 3], "test", "item", 2, 50)}
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that can pin a process")

@@ -112,11 +112,11 @@ def test_training_leaves_the_global_generators_alone(prepared, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stop", [1, 4, 7, 8, 13])
 def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared, tmp_path, stop, precision):
-    recipe = SMALL.but(precision=precision)
-    train(prepared, tmp_path / "whole", recipe, device="cpu")
+    recipe, device = SMALL.but(precision=precision), os.environ.get("UNETLIB_DEVICE", "cpu")
+    train(prepared, tmp_path / "whole", recipe, device)
     with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
-        train(prepared, tmp_path / "resumed", recipe, device="cpu", max_steps=stop)
-    train(prepared, tmp_path / "resumed", recipe, device="cpu")
+        train(prepared, tmp_path / "resumed", recipe, device, max_steps=stop)
+    train(prepared, tmp_path / "resumed", recipe, device)
     assert_same_runs(tmp_path / "whole", tmp_path / "resumed")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.jobs import run_jobs
-from unetlib.patients import MODALITIES, Case, Cohort, find_cases, read_case
+from unetlib.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case
 from unetlib.volumes import Volume, read_shape
 
 
@@ -108,7 +108,7 @@ def check(data: Path, workers: int | None = None) -> Report:
     """
     cohort = find_cases(data)
     findings, left_out = {}, dict(cohort.left_out)
-    for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers):
+    for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers, SHARE):
         if isinstance(result, Finding):
             findings[case.id] = result
         else:

@@ -195,7 +195,12 @@ def _positive(text: str) -> int:
 
 
 def _workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one for each processor)")
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        metavar="N",
+        help="processes (default: one for each processor, fewer for little work)",
+    )
 
 
 def _strict(parser: argparse.ArgumentParser) -> None:

@@ -85,17 +85,22 @@ def cpu_count() -> int:
 
 
 def run_jobs(
-    function: Callable[[Item], Result], items: Sequence[Item], what: str, unit: str, workers: int | None = None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    what: str,
+    unit: str,
+    workers: int | None = None,
+    share: int = 1,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield `(item, function(item))` as the results come, computed in `workers` processes.
 
-    `workers` is the number of processors by default; 1 stays in this process. `function` must be
-    importable (not a lambda) when there are several. An exception in `function` ends the work.
-    Raises `UnetlibError` when a worker process dies.
+    `workers` is by default the number of processors, but no more than have `share` items each; 1 stays in this
+    process. `function` must be importable (not a lambda) when there are several. An exception in `function` ends the
+    work. Raises `UnetlibError` when a worker process dies.
     """
     if not items:
         return
-    workers = min(workers or cpu_count(), len(items))
+    workers = min(workers or min(cpu_count(), len(items) // share), len(items))
     with progress(len(items), what, unit) as bar:
         if workers <= 1:
             for item in items:

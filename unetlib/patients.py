@@ -47,6 +47,7 @@ def _names(
     return re.compile(f"{folder}/(?P<id>{id}){rest}", re.IGNORECASE | re.ASCII)
 
 
+SHARE = 50  # cases that are read by the time that another process has started
 WORDS = {word: word for word in (*MODALITIES, MASK)}
 BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
 TCGA_DATE = re.compile(r"(tcga_.+)_\d{8}", re.IGNORECASE)

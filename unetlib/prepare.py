@@ -31,7 +31,7 @@ from unetlib.files import (
     write_json,
 )
 from unetlib.jobs import run_jobs, say
-from unetlib.patients import Case, Cohort, find_cases, read_case
+from unetlib.patients import SHARE, Case, Cohort, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
@@ -233,7 +233,7 @@ def prepare_shard(
     with locked(folder / f"{SHARD}-{number}-of-{total}"):
         refuse_link(folder / PARTIAL)
         todo = [job for job in jobs if not job.part.exists()]
-        for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers):
+        for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers, SHARE):
             if reason is not None:
                 _report({job.case.id: reason}, strict=False)
     return len(jobs)
@@ -257,7 +257,7 @@ def _prepare(
     if len(todo) < len(jobs):
         say(f"{folder}: {len(jobs) - len(todo)} of {len(jobs)} cases were prepared before the last stop; going on.")
     unusable: dict[str, str] = {}
-    for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers):
+    for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers, SHARE):
         if reason is not None:
             _report({job.case.id: reason}, strict)
             unusable[job.case.id] = reason
