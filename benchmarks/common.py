@@ -4,7 +4,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import resource
 import shutil
 import statistics
 import sys
@@ -13,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from unetlib.phantom import make_cohort
 from unetlib.provenance import processor
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -43,16 +42,24 @@ def record(name: str, section: str) -> None:
 
 
 def seconds(functions: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, list[float]]:
-    """Return how long each function takes, `repeats` times, in turns, so that all meet the same machine."""
+    """Return how long each function takes, `repeats` times, in turns, each round begun by the next, so that all meet
+    the same machine.
+    """
     for function in functions.values():
         function()  # to warm up
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
+    for repeat in range(repeats):
+        for name, function in in_turn(functions, repeat):
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def in_turn(things: Mapping[str, Any], turn: int) -> list[tuple[str, Any]]:
+    """Return names and things in their order, begun at number `turn`, counted round and round."""
+    listed = list(things.items())
+    return listed[turn % len(listed) :] + listed[: turn % len(listed)]
 
 
 def matmul_floor(dtype: torch.dtype, device: str = "cpu", side: int = 2048) -> float:
@@ -63,10 +70,10 @@ def matmul_floor(dtype: torch.dtype, device: str = "cpu", side: int = 2048) -> f
 
 
 def spread(values: list[float], digits: int = 3) -> str:
-    """Return the median of some values with the quarter and three-quarter marks; a single value stands alone."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}g}"
-    low, middle, high = statistics.quantiles(values, n=4)
+    """Return the median of some values with their quartiles; of fewer than four, with the least and the most."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    if len(values) >= 4:
+        low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
 
 
@@ -78,6 +85,8 @@ def peak_memory() -> tuple[float, float]:
     try:
         rows = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
     except OSError:
+        import resource  # which Windows has not
+
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, float("nan")
     held = {row[0]: int(row[1]) * 1024 / 1e9 for row in rows if row[0] in ("VmHWM:", "RssAnon:")}
@@ -87,6 +96,8 @@ def peak_memory() -> tuple[float, float]:
 @contextmanager
 def patients(number: int, distinct: int = 8) -> Iterator[Path]:
     """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, hard-linked many times."""
+    from unetlib.phantom import make_cohort  # nilearn comes with it, seconds of a start
+
     with tempfile.TemporaryDirectory() as temporary:
         made, folder = Path(temporary, "made"), Path(temporary, "patients")
         make_cohort(made, min(number, distinct))

@@ -3,10 +3,11 @@
 `python -m benchmarks.pipeline`. The same phantoms of BraTS's size (FLAIR and mask, .nii.gz), the same number of steps
 of the same batch, each as a process of its own from `import` to saved weights, in turns:
 
-- unetlib: `prepare`, then `train` (checkpoints included, validation not reached);
+- unetlib: `prepare`, then `train` (checkpoints included, the first validation not reached); as it comes, in bf16 where
+  the processor has it, and in fp32 like the others;
 - naive: the script of most public notebooks. `__getitem__` opens the NIfTI files of its slice by `get_fdata`, resizes,
   normalises, augments; `DataLoader`; the same U-Net in fp32;
-- MONAI: a `CacheDataset` of the volumes, loaded, scaled and resized; their tumour slices with random flips and
+- MONAI: a `CacheDataset` of the volumes, loaded, resized and scaled; their tumour slices with random flips and
   rotations; its `DataLoader`; BasicUNet in fp32, once of as many multiply-accumulates as our U-Net (see
   `benchmarks.train_step`), and once in its default width, which has a third of them.
 """
@@ -23,21 +24,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, patients, record, spread
+from benchmarks.common import in_turn, machine, patients, record, spread
 
 BATCH = 4
 
 
-def unetlib(data: Path, steps: int, out: Path) -> None:
+def unetlib(data: Path, steps: int, out: Path, precision: str) -> None:
     """Train by the library."""
     from unetlib.prepare import prepare
+    from unetlib.recipe import Recipe
     from unetlib.training import train
 
     prepare(data, out / "prepared")
     try:
-        train(out / "prepared", out / "run", device="cpu", max_steps=steps)
-    except KeyboardInterrupt:
-        return  # so `max_steps` ends
+        train(out / "prepared", out / "run", Recipe(precision=precision), "cpu", max_steps=steps)
+    except KeyboardInterrupt:  # so `max_steps` ends
+        if (out / "run" / "history.csv").exists():
+            raise SystemExit("An epoch has ended: more patients are needed.") from None
 
 
 def naive(data: Path, steps: int, out: Path) -> None:
@@ -48,7 +51,7 @@ def naive(data: Path, steps: int, out: Path) -> None:
     from torch.nn import functional as F
     from torch.utils.data import DataLoader, Dataset
 
-    from benchmarks.train_step import fit
+    from benchmarks.contenders import fit
     from unetlib.unet import UNet
 
     flairs = sorted(data.glob("*/*_flair.nii.gz"))
@@ -78,6 +81,7 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     from monai.transforms import (
         Compose,
         EnsureChannelFirstd,
+        EnsureTypedd,
         LoadImaged,
         RandFlipd,
         RandRotate90d,
@@ -85,14 +89,15 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
         ScaleIntensityd,
     )
 
-    from benchmarks.train_step import basic_unet, fit
+    from benchmarks.contenders import basic_unet, fit
+    from unetlib.jobs import cpu_count
 
     keys = ("image", "mask")
     flairs = sorted(data.glob("*/*_flair.nii.gz"))
     files = [{"image": path, "mask": path.with_name(path.name.replace("_flair", "_seg"))} for path in flairs]
-    once = [LoadImaged(keys), EnsureChannelFirstd(keys), ScaleIntensityd(keys)]
-    once += [Resized(keys, (96, 96, -1), mode=("trilinear", "nearest"))]
-    volumes = CacheDataset(files, Compose(once), num_workers=2, progress=False)
+    once = [LoadImaged(keys), EnsureChannelFirstd(keys), Resized(keys, (96, 96, -1), mode=("trilinear", "nearest"))]
+    once += [ScaleIntensityd("image"), EnsureTypedd(keys, track_meta=False)]
+    volumes = CacheDataset(files, Compose(once), num_workers=cpu_count(), progress=False)
     slices = [
         {key: volume[key][..., z] for key in keys}
         for volume in volumes
@@ -103,7 +108,7 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     def pairs(batch: list[dict[str, Any]]) -> list[Any]:
         import torch
 
-        image, mask = (torch.stack([item[key].as_tensor() for item in batch]) for key in keys)
+        image, mask = (torch.stack([item[key] for item in batch]) for key in keys)
         return [image, (mask > 0).float()]
 
     loader = DataLoader(Dataset(slices, for_each), batch_size=BATCH, shuffle=True, collate_fn=pairs)
@@ -113,25 +118,26 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.partition("\n")[0])
-    parser.add_argument("--patients", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
-    from benchmarks.train_step import basic_unet, fitting_width, gflop
+    from benchmarks.contenders import basic_unet, fitting_width, gflop
     from unetlib.unet import UNet
 
     ours = gflop(UNet)
     width = fitting_width(basic_unet, ours)
     ways = {
-        "unetlib": ("unetlib(data, steps, out)", ours),
+        "unetlib": ("unetlib(data, steps, out, 'auto')", ours),
+        "unetlib, fp32": ("unetlib(data, steps, out, 'fp32')", ours),
         "naive script": ("naive(data, steps, out)", ours),
         f"MONAI, BasicUNet of width {width}": (f"monai(data, steps, out, {width})", gflop(partial(basic_unet, width))),
         "MONAI, BasicUNet of width 32 (default)": ("monai(data, steps, out, 32)", gflop(partial(basic_unet, 32))),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     with patients(arguments.patients) as data:
-        for _ in range(arguments.repeats):
-            for name, (call, _) in ways.items():
+        for repeat in range(arguments.repeats):
+            for name, (call, _) in in_turn(ways, repeat):
                 with tempfile.TemporaryDirectory() as out:
                     code = (
                         "from pathlib import Path; from benchmarks.pipeline import monai, naive, unetlib\n"

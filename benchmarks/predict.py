@@ -74,7 +74,8 @@ def main() -> None:
         prepare(data, prepared)
         train(prepared, run, Recipe.published.but(epochs=1), "cpu")
         image = find_cases(data).cases[0].files()[0]
-        network = load_model(run)[0].to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        network, recipe, _ = load_model(run)
+        network, precision = network.to(memory_format=torch.contiguous_format), recipe.precision  # type: ignore[call-overload]
         ways = {
             "unetlib predict": quiet(lambda: predict(run, [image], out, overwrite=True, device="cpu")),
             "MONAI, 1 slice at a time": quiet(with_monai(network, image, out, 1)),
@@ -97,7 +98,7 @@ def main() -> None:
     for name, values in times.items():
         ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
         lines.append(f"| {name} | {spread(values)} | {ratio:.2f} |")
-    lines += ["", f"Dice of the two masks: {agreement:.4f}.", ""]
+    lines += ["", f"unetlib in {precision}, MONAI in fp32. Dice of the two masks: {agreement:.4f}.", ""]
     about = machine(("torch", "monai", "nibabel", "numpy"))
     lines.append(f"`python -m benchmarks.predict --repeats {repeats}`, medians (quartiles); {about}.")
     record("predict", "\n".join(lines))

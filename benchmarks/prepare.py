@@ -2,12 +2,13 @@
 
 `python -m benchmarks.prepare`. The patients are phantoms of BraTS's size (240 x 240 x 155, FLAIR and mask). On one
 core, in turns: decompression alone (isal, the floor), our `prepare` of the same files, and the usual way: `get_fdata`,
-then every slice through MONAI's transforms, tumour slices kept. Then `unetlib prepare` as a whole with one worker and
-with as many as there are processors, on more patients: with its start in it, and without (the rate between the eighth
-patient and the last). Files are in the page cache.
+then the slices with tumour through MONAI's transforms, with no check, no hash and nothing written. Then `unetlib
+prepare` as a whole with one worker and with as many as there are processors, on more patients: with its start in it,
+and without (the rate between the eighth patient and the last). Files are in the page cache.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def time_of(data: Path, folder: Path, workers: int) -> float:
     """Return the seconds of `unetlib prepare`, a process of its own, to a new folder."""
     command = [sys.executable, "-m", "unetlib", "prepare", data, folder / f"{data.name}-{workers}"]
     start = time.perf_counter()
-    subprocess.run([*command, "--workers", str(workers)], check=True, capture_output=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process, a core
+    subprocess.run([*command, "--workers", str(workers)], check=True, capture_output=True, env=one_thread)
     return time.perf_counter() - start
 
 
@@ -96,7 +98,7 @@ def main() -> None:
         parts = stages(cases, arguments.repeats)
         few = link([case.files()[0].parent for case in cases], Path(temporary, "few"), len(cases))
         whole, rate = {}, {}
-        for workers in (1, cpu_count()):
+        for workers in dict.fromkeys((1, cpu_count())):
             start, whole[workers] = (time_of(cohort, Path(temporary), workers) for cohort in (few, data))
             rate[workers] = (number - len(cases)) / (whole[workers] - start)
     floor, us = (times[name] for name in list(ways)[:2])

@@ -2,35 +2,37 @@
 
 `python -m benchmarks.processes`. Steps of the published recipe through `unetlib train`, on a prepared cohort of
 phantoms, with every processor used: one process with a thread for each, and two with half of them. One process with
-half of the threads says what a processor is worth. Seconds are those of `latest_checkpoint.pth`, of all steps but the
-first ten.
+half of the threads says what a processor is worth. Seconds are those of `latest_checkpoint.pth`, of a run less those of
+another that ended after ten steps.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import machine, patients, record, spread
+from benchmarks.common import in_turn, machine, patients, record, spread
 from unetlib.checkpoint import LATEST, load_checkpoint
 from unetlib.jobs import cpu_count
 from unetlib.prepare import prepare
 
 
 def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: int, steps: int) -> float:
-    """Train in a process of its own (or several); return the slices a second after the first ten steps."""
+    """Train in processes of its own, ten steps and then, anew, so many more; return the slices a second of these."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "unetlib", "train", str(prepared), str(run), "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     taken = []
-    for more in (10, steps):
-        arguments = ["--batch-size", str(batch), "--max-steps", str(more)]
+    for number in (10, 10 + steps):
+        shutil.rmtree(run, ignore_errors=True)
+        arguments = ["--batch-size", str(batch), "--max-steps", str(number)]
         done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True)
-        if not (run / LATEST).exists():
-            raise SystemExit(done.stderr)
+        if not (run / LATEST).exists() or (run / "history.csv").exists():
+            raise SystemExit(done.stderr or "An epoch has ended: more patients are needed.")
         taken.append(load_checkpoint(run / LATEST)["progress"]["seconds"])
     return steps * batch / (taken[1] - taken[0])
 
@@ -56,12 +58,12 @@ def main() -> None:
         "| batch | | slices/s | against the first row | against the second row |",
         "|---|---|---|---|---|",
     ]
-    with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
+    with patients(16) as data, tempfile.TemporaryDirectory() as temporary:
         prepare(data, Path(temporary, "prepared"))
         for batch in (4, 16):
             speed: dict[str, list[float]] = {name: [] for name in ways}
             for repeat in range(arguments.repeats):
-                for name, (processes, threads) in ways.items():
+                for name, (processes, threads) in in_turn(ways, repeat):
                     run = Path(temporary, f"{batch}-{repeat}-{processes}-{threads}")
                     speed[name].append(
                         run_steps(Path(temporary, "prepared"), run, processes, threads, batch, arguments.steps)

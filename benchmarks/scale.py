@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
 import nibabel as nib
 import numpy as np
 
 from benchmarks.common import link, machine, peak_memory, record
+from unetlib.jobs import cpu_count
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
 from unetlib.training import Trainer
@@ -66,6 +66,8 @@ def measure(prepared: Path, run: Path, start: float) -> dict[str, float]:
 
 def draw(counts: list[int], found: list[dict[str, float]]) -> None:
     """Save the memory curve."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -101,7 +103,7 @@ def main() -> None:
             data, prepared = Path(temporary, "patients"), Path(temporary, "prepared")
             link(small_patients(Path(temporary, "made")), data, number)
             begin = time.perf_counter()
-            prepare(data, prepared)
+            prepare(data, prepared, workers=cpu_count())
             seconds = time.perf_counter() - begin
             disk = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file()) / 1e9
             rows = []

@@ -15,17 +15,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from monai.networks.nets import BasicUNet
-from monai.networks.nets import UNet as MonaiUNet
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import machine, matmul_floor, record, seconds, spread
+from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
 from unetlib.checkpoint import build_model
 from unetlib.engine import resolve_precision, start_engine
 from unetlib.prepare import Prepared
@@ -96,58 +94,10 @@ def ours(slices: Slices, batch: int, precision: str, device: str, compiled: bool
         if done.step == trainer.steps:
             done.epoch, done.step, trainer.order = done.epoch + 1, 0, None
         trainer.step()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return step
-
-
-def plain(network: nn.Module, loader: DataLoader[Any], device: str = "cpu") -> Callable[[], object]:
-    """Return a function that does one step as it is written everywhere: fp32, NCHW."""
-    network.to(device)
-    adam, loss = torch.optim.Adam(network.parameters(), lr=1e-3), nn.BCEWithLogitsLoss()
-    batches = (pair for _ in iter(int, 1) for pair in loader)
-
-    def step() -> None:
-        images, masks = (tensor.to(device) for tensor in next(batches))
-        network.train()
-        adam.zero_grad()
-        value = loss(network(images), masks)
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        adam.step()
-        value.item()  # every script prints it, and a GPU is waited for
-
-    return step
-
-
-def fit(network: nn.Module, loader: DataLoader[Any], steps: int, out: Path) -> None:
-    """Do so many plain steps, and save the weights."""
-    step = plain(network, loader)
-    for _ in range(steps):
-        step()
-    torch.save(network.state_dict(), out / "weights.pth")
-
-
-def gflop(make: Callable[[], nn.Module]) -> float:
-    """Return the 10^9 operations of forward and backward for one slice of 96 x 96; nothing is computed for it."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        make()(torch.zeros(2, 1, 96, 96)).sum().backward()
-    return counter.get_total_flops() / 2e9
-
-
-def basic_unet(width: int) -> nn.Module:
-    """MONAI's BasicUNet with `width` channels on the first level, in its own proportions."""
-    return BasicUNet(2, 1, 1, features=(width, width, 2 * width, 4 * width, 8 * width, width))
-
-
-def monai_unet(width: int) -> nn.Module:
-    """MONAI's UNet of five levels, strided convolutions, two residual units a level."""
-    channels = [width * 2**level for level in range(5)]
-    return MonaiUNet(2, 1, 1, channels=channels, strides=(2, 2, 2, 2), num_res_units=2)
-
-
-def fitting_width(make: Callable[[int], nn.Module], wanted: float) -> int:
-    """Return the width at which a network of that kind has nearest to `wanted` operations, in 10^9 a slice."""
-    return min(range(16, 80, 2), key=lambda width: abs(gflop(partial(make, width)) - wanted))
 
 
 def build(name: str, batch: int, device: str) -> tuple[Callable[[], object], float]:
@@ -198,9 +148,11 @@ def main() -> None:
     arguments = parser.parse_args()
     repeats, device = arguments.repeats, arguments.device
     precisions = ["fp32", "bf16"] if resolve_precision("auto", torch.device(device)) == "bf16" else ["fp32"]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # the floor by the rule of convolutions
     mine = [f"ours {precision}" for precision in precisions]
-    names = [*mine, *([f"{mine[-1]} compiled"] if arguments.compile else [])]
-    names += ["the same U-Net, naive", "MONAI BasicUNet", "MONAI UNet"]
+    best = mine[-1]
+    mine += [f"{best} compiled"] if arguments.compile else []
+    names = [*mine, "the same U-Net, naive", "MONAI BasicUNet", "MONAI UNet"]
     floors = {name: matmul_floor(getattr(torch, name), device) for name in ("float32", "bfloat16")}
     lines = [
         "## One step of training",
@@ -228,8 +180,8 @@ def main() -> None:
                 f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
                 f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch, device):.2f} GB |"
             )
-    shares = {batch: profile(build(mine[-1], batch, device)[0]) for batch in (4, 16)}
-    lines += ["", f"Where the processor's time in a step of `{mine[-1]}` goes (PyTorch's profiler):", ""]
+    shares = {batch: profile(build(best, batch, device)[0]) for batch in (4, 16)}
+    lines += ["", f"Where the processor's time in a step of `{best}` goes (PyTorch's profiler):", ""]
     lines += ["| work | batch 4 | batch 16 |", "|---|---|---|"]
     lines += [f"| {kind} | {shares[4][kind]:.1%} | {shares[16][kind]:.1%} |" for kind in shares[4]]
     about = machine(("torch", "monai", "numpy"))

@@ -117,6 +117,14 @@ def test_slice_policies_keep_what_they_say():
     assert choose_slices(voxels, mask, "all").tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("normalise", ["minmax-slice", "minmax-volume"])
+def test_the_volume_itself_is_never_changed(normalise: str) -> None:
+    voxels = np.asfortranarray(np.random.default_rng(0).random((8, 8, 3), np.float32))
+    before = voxels.copy()
+    image_to_slices(voxels, Recipe(image_size=32, normalise=normalise))
+    assert np.array_equal(voxels, before)
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float64])
 def test_of_no_slice_there_are_no_slices(dtype: type) -> None:
     voxels = np.arange(8 * 8 * 3, dtype=dtype).reshape(8, 8, 3)

@@ -1,4 +1,4 @@
-"""The engine carries the device, the precision and (later) several processes: Lightning Fabric."""
+"""The engine carries the device, the precision and several processes: Lightning Fabric."""
 
 import logging
 import os

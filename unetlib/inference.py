@@ -51,7 +51,7 @@ class Predictor:
             raise UnetlibError(
                 "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
             )
-        return probabilities[places]
+        return probabilities[places.cpu()]
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:
         """Return the probability of tumour, float32 (X, Y, Z), of every voxel of a volume (X, Y, Z) in LPS order."""

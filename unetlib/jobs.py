@@ -94,13 +94,13 @@ def run_jobs(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield `(item, function(item))` as the results come, computed in `workers` processes.
 
-    `workers` is by default the number of processors, but no more than have `share` items each; 1 stays in this
+    `workers` is by default the number of processors, or 1 where two would not have `share` items each; 1 stays in this
     process. `function` must be importable (not a lambda) when there are several. An exception in `function` ends the
     work. Raises `UnetlibError` when a worker process dies.
     """
     if not items:
         return
-    workers = min(workers or min(cpu_count(), len(items) // share), len(items))
+    workers = min(workers or (cpu_count() if len(items) >= 2 * share else 1), len(items))
     with progress(len(items), what, unit) as bar:
         if workers <= 1:
             for item in items:

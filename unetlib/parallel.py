@@ -75,7 +75,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Return mean, variance (biased) and number of the values of every channel, over all processes, in float64."""
         sums = x.new_zeros(3, x.shape[1], dtype=torch.float64)
         if len(x):
-            _, mean, scale = torch.native_batch_norm(x, None, None, None, None, True, 0.0, self.eps)
+            weights = self.weight.detach(), self.bias.detach()  # without them, those of bf16 would be in bf16
+            _, mean, scale = torch.native_batch_norm(x, *weights, None, None, True, 0.0, self.eps)
             mean, square = mean.double(), scale.double() ** -2 - self.eps + mean.double().square()
             sums = torch.stack([mean, square, torch.ones_like(mean)]) * (x.numel() // x.shape[1])
         distributed.all_reduce(sums)

@@ -1,0 +1,104 @@
+"""What the benchmarks say rests on these: the counts, the contenders, the patients, the file of results."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import common, contenders, train_step
+from benchmarks.quality import reached
+from unetlib.patients import find_cases
+from unetlib.unet import UNet
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_make_bench_runs_every_benchmark():
+    made = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"common", "contenders", "oracles"}
+    recipe = (ROOT / "Makefile").read_text().partition("\nbench:")[2].partition("\n\n")[0]
+    assert {line.split("benchmarks.")[1].split()[0].strip('"') for line in recipe.splitlines()[1:]} == made
+
+
+def test_operations_are_those_of_the_convolutions():
+    network, found = UNet(width=4, depth=2), []
+
+    def count(module: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        products = output[0].numel() * module.in_channels * module.kernel_size[0] ** 2
+        found.append(products * (2 if inputs[0] is picture else 3))  # the picture needs no gradient
+
+    picture = torch.zeros(1, 1, 96, 96)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    network(picture)
+    assert contenders.gflop(partial(UNet, width=4, depth=2)) == pytest.approx(2 * sum(found) / 1e9, rel=1e-9)
+
+
+@pytest.mark.parametrize("make", [contenders.basic_unet, contenders.monai_unet])
+def test_the_other_networks_have_as_many_operations_as_ours(make):
+    ours = contenders.gflop(UNet)
+    width = contenders.fitting_width(make, ours)
+    assert contenders.gflop(partial(make, width)) == pytest.approx(ours, rel=0.04)
+
+
+def test_all_contenders_are_given_the_same_slices():
+    slices = train_step.Slices(4)
+    slices.masks = slices.images  # so that a mask which is turned otherwise than its image is seen
+    samples = train_step.Samples(slices)
+    for index in range(4):
+        image, mask = samples[index]
+        assert torch.equal(image, mask)
+        assert torch.equal(image.flatten().sort().values, slices.batch([index])[0].flatten().sort().values)
+
+
+def test_linked_patients_are_patients(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for kind in ("flair", "seg"):
+            (tmp_path / name / f"{name}_{kind}.nii.gz").write_text(f"{name} {kind}")
+    folder = common.link([tmp_path / "a", tmp_path / "b"], tmp_path / "many", 5)
+    cases = find_cases(folder).cases
+    assert [path.read_text() for case in cases for path in case.files()] == [
+        f"{name} {kind}" for name in "ababa" for kind in ("flair", "seg")
+    ]
+
+
+def test_a_section_replaces_its_predecessor_and_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "RESULTS.md")
+    for name, text in (("a", "first"), ("b", "other"), ("a", "second")):
+        common.record(name, text)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "first" not in text
+    assert text.index("second") < text.index("other")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"), [([5], "5 (5 to 5)"), ([110, 100], "105 (100 to 110)"), ([4, 1, 2, 3], "2.5 (1.25 to 3.75)")]
+)
+def test_a_spread_is_the_median_and_what_surrounds_it(values, text):
+    assert common.spread(values) == text
+
+
+def test_every_round_begins_with_the_next():
+    orders = ["".join(name for name, _ in common.in_turn({"a": 1, "b": 2, "c": 3}, turn)) for turn in range(4)]
+    assert orders == ["abc", "bca", "cab", "abc"]
+
+
+@pytest.mark.parametrize(("dice", "epoch"), [([0.1, 0.5, 0.4], 2), ([0.1, 0.2, 0.3], 3), ([0.3, 0.3], 1)])
+def test_a_quality_is_reached_by_the_first_epoch_no_worse_than_the_last(dice, epoch):
+    assert reached([{"epoch": i, "val_dice": value} for i, value in enumerate(dice, 1)]) == epoch
+
+
+def test_the_profile_tells_kinds_of_work_apart():
+    layer = nn.Conv2d(8, 8, 3)
+    adam = torch.optim.Adam(layer.parameters())
+
+    def step() -> None:
+        layer(torch.ones(4, 8, 64, 64)).sum().backward()
+        adam.step()
+
+    shares = train_step.profile(step)
+    assert min(shares["convolutions"], shares["Adam"]) > 0.01
+    assert shares["batch norm"] == shares["ReLU"] == 0
