@@ -81,7 +81,7 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     from monai.transforms import (
         Compose,
         EnsureChannelFirstd,
-        EnsureTypedd,
+        EnsureTyped,
         LoadImaged,
         RandFlipd,
         RandRotate90d,
@@ -96,7 +96,7 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     flairs = sorted(data.glob("*/*_flair.nii.gz"))
     files = [{"image": path, "mask": path.with_name(path.name.replace("_flair", "_seg"))} for path in flairs]
     once = [LoadImaged(keys), EnsureChannelFirstd(keys), Resized(keys, (96, 96, -1), mode=("trilinear", "nearest"))]
-    once += [ScaleIntensityd("image"), EnsureTypedd(keys, track_meta=False)]
+    once += [ScaleIntensityd("image"), EnsureTyped(keys, track_meta=False)]
     volumes = CacheDataset(files, Compose(once), num_workers=cpu_count(), progress=False)
     slices = [
         {key: volume[key][..., z] for key in keys}
