@@ -23,14 +23,17 @@ from monai.inferers import SliceInferer
 from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 
 from benchmarks.common import machine, patients, record, seconds, spread
+from benchmarks.contenders import gflop
 from unetlib.checkpoint import load_model
-from unetlib.inference import predict
+from unetlib.inference import Predictor, predict
 from unetlib.metrics import count, dice
 from unetlib.patients import find_cases
 from unetlib.prepare import prepare
 from unetlib.recipe import Recipe
+from unetlib.slices import image_to_slices, slices_to_volume
 from unetlib.training import train
 from unetlib.unet import UNet
+from unetlib.volumes import Source, read_volume
 
 
 def with_monai(network: UNet, image: Path, out: Path, batch: int) -> Callable[[], object]:
@@ -64,6 +67,21 @@ def quiet(work: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
+def stages(run: Path, image: Path, repeats: int) -> dict[str, float]:
+    """Return the seconds of what `unetlib predict` does with a volume; the rest is the start and the written file."""
+    predictor, voxels = Predictor.open(run, "cpu"), read_volume(Source((image,))).voxels
+    slices = image_to_slices(voxels, predictor.recipe)
+    found = predictor.slices(slices)
+    work = {
+        "opening the network": lambda: Predictor.open(run, "cpu"),
+        "reading": lambda: read_volume(Source((image,))),
+        "to slices": lambda: image_to_slices(voxels, predictor.recipe),
+        "the network": lambda: predictor.slices(slices),
+        "back to the volume": lambda: slices_to_volume(found, voxels.shape),
+    }
+    return {name: statistics.median(values) for name, values in seconds(work, repeats).items()}
+
+
 def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.partition("\n")[0])
@@ -85,6 +103,7 @@ def main() -> None:
         ours, theirs = (
             np.asarray(nib.load(next(out.glob(f"*{kind}.nii.gz"))).dataobj) > 0 for kind in ("_mask", "_monai")
         )
+        parts = stages(run, image, repeats)
     agreement = float(dice(count(ours[None], theirs[None]).sum()))
     us = next(iter(times.values()))
     lines = [
@@ -99,6 +118,10 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
         lines.append(f"| {name} | {spread(values)} | {ratio:.2f} |")
     lines += ["", f"unetlib in {precision}, MONAI in fp32. Dice of the two masks: {agreement:.4f}.", ""]
+    parts["the rest: hashes, writing"] = statistics.median(us) - sum(parts.values())
+    lines += ["| stage of unetlib | seconds |", "|---|---|", *(f"| {name} | {t:.2f} |" for name, t in parts.items())]
+    work = 155 * gflop(UNet, backward=False)
+    lines += ["", f"The network is {work:.0f} GFLOP a volume: {work / parts['the network']:.0f} GFLOP/s.", ""]
     about = machine(("torch", "monai", "nibabel", "numpy"))
     lines.append(f"`python -m benchmarks.predict --repeats {repeats}`, medians (quartiles); {about}.")
     record("predict", "\n".join(lines))

@@ -100,20 +100,6 @@ def test_batching_changes_nothing(trained, image, monkeypatch):
     np.testing.assert_allclose(predictor.volume(voxels), together, atol=1e-6)
 
 
-@pytest.mark.parametrize("empty", [[], [0], [5], [0, 2, 3, 5], range(6)])
-def test_of_the_empty_slices_one_is_computed_and_all_have_its_result(trained, empty):
-    predictor = Predictor.open(trained, "cpu")
-    slices = torch.rand(6, 1, 32, 32)
-    slices[list(empty)] = 0
-    expected = torch.cat([torch.sigmoid(predictor.net.eval()(one[None])).detach() for one in slices])
-    seen = []
-    hook = predictor.net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    found = predictor.slices(slices)
-    hook.remove()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert sum(seen) == 6 - max(0, len(empty) - 1)
-
-
 def test_one_channel_of_a_4d_image_can_be_named(trained, image, tmp_path):
     flair = np.asarray(nib.load(image).dataobj)
     nib.save(nib.Nifti1Image(np.stack([flair, flair * 0 + 7], 3), nib.load(image).affine), tmp_path / "4d.nii.gz")

@@ -43,28 +43,19 @@ class Predictor:
     def slices(self, slices: Tensor) -> Tensor:
         """Return the probability of tumour, float32 (Z, 1, S, S) in 0..1, for prepared slices of that shape."""
         self.net.eval()
-        found, (different, places) = [], _without_twins(slices)
-        for start in range(0, len(different), BATCH):
-            batch = self.fabric.to_device(different[start : start + BATCH])
+        found = []
+        for start in range(0, len(slices), BATCH):
+            batch = self.fabric.to_device(slices[start : start + BATCH])
             found.append(torch.sigmoid(self.net(batch)).float().cpu())
         if not torch.isfinite(probabilities := torch.cat(found)).all():
             raise UnetlibError(
                 "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
             )
-        return probabilities[places.cpu()]
+        return probabilities
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:
         """Return the probability of tumour, float32 (X, Y, Z), of every voxel of a volume (X, Y, Z) in LPS order."""
         return slices_to_volume(self.slices(image_to_slices(voxels, self.recipe)), voxels.shape)
-
-
-def _without_twins(slices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slices with one of the empty ones, and the place of each slice in them: predicting is 1.2 x faster."""
-    filled = slices.flatten(1).any(1)
-    kept, first = filled.clone(), int(filled.int().argmin())  # the first empty one, where there is one
-    kept[first] = True
-    places = kept.cumsum(0) - 1
-    return slices[kept], torch.where(filled, places, places[first])
 
 
 def predict(
