@@ -77,6 +77,11 @@ def spread(values: list[float], digits: int = 3) -> str:
     return f"{middle:.{digits}g} ({low:.{digits}g} to {high:.{digits}g})"
 
 
+def ratio(values: list[float], others: list[float]) -> float:
+    """Return the median of the ratios of values that were measured in the same rounds."""
+    return statistics.median(a / b for a, b in zip(values, others, strict=True))
+
+
 def peak_memory() -> tuple[float, float]:
     """Return the GB that this process has taken at most, and those now that are its own, not pages of mapped files.
 

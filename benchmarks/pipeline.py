@@ -15,7 +15,6 @@ of the same batch, each as a process of its own from `import` to saved weights, 
 import argparse
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import in_turn, machine, patients, record, spread
+from benchmarks.common import in_turn, machine, patients, ratio, record, spread
 
 BATCH = 4
 
@@ -160,8 +159,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, values in taken.items():
-        ratios = [a / b for a, b in zip(values, us, strict=True)]
-        lines.append(f"| {name} | {ways[name][1]:.1f} | {spread(values)} | {statistics.median(ratios):.2f} |")
+        lines.append(f"| {name} | {ways[name][1]:.1f} | {spread(values)} | {ratio(values, us):.2f} |")
     command = f"--patients {arguments.patients} --steps {arguments.steps} --repeats {arguments.repeats}"
     about = machine(("torch", "monai", "nibabel", "numpy"))
     lines += ["", f"`python -m benchmarks.pipeline {command}`, medians (quartiles); {about}."]

@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 
-from benchmarks.common import machine, patients, record, seconds, spread
+from benchmarks.common import machine, patients, ratio, record, seconds, spread
 from benchmarks.contenders import gflop
 from unetlib.checkpoint import load_model
 from unetlib.inference import Predictor, predict
@@ -115,8 +115,7 @@ def main() -> None:
         "|---|---|---|",
     ]
     for name, values in times.items():
-        ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
-        lines.append(f"| {name} | {spread(values)} | {ratio:.2f} |")
+        lines.append(f"| {name} | {spread(values)} | {ratio(values, us):.2f} |")
     lines += ["", f"unetlib in {precision}, MONAI in fp32. Dice of the two masks: {agreement:.4f}.", ""]
     parts["the rest: hashes, writing"] = statistics.median(us) - sum(parts.values())
     lines += ["| stage of unetlib | seconds |", "|---|---|", *(f"| {name} | {t:.2f} |" for name, t in parts.items())]

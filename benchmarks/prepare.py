@@ -22,7 +22,7 @@ import torch
 from isal import isal_zlib
 from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
 
-from benchmarks.common import link, machine, patients, record, seconds, spread
+from benchmarks.common import link, machine, patients, ratio, record, seconds, spread
 from unetlib.files import sha256
 from unetlib.jobs import cpu_count
 from unetlib.patients import Case, find_cases, read_case
@@ -111,9 +111,8 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, values in times.items():
-        share = statistics.median(a / b for a, b in zip(floor, values, strict=True))
-        ratio = statistics.median(a / b for a, b in zip(values, us, strict=True))
-        lines.append(f"| {name} | {spread([1000 * t for t in values])} | {share:.0%} | {ratio:.2f} |")
+        share, faster = ratio(floor, values), ratio(values, us)
+        lines.append(f"| {name} | {spread([1000 * t for t in values])} | {share:.0%} | {faster:.2f} |")
     parts["the rest: writing, fsync"] = statistics.median(us) - sum(parts.values())
     lines += ["", "Where the time of `unetlib` goes:", "", "| stage | ms a patient |", "|---|---|"]
     lines += [*(f"| {name} | {1000 * t:.1f} |" for name, t in parts.items()), ""]

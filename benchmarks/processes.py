@@ -9,13 +9,12 @@ another that ended after ten steps.
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import in_turn, machine, patients, record, spread
+from benchmarks.common import in_turn, machine, patients, ratio, record, spread
 from unetlib.checkpoint import LATEST, load_checkpoint
 from unetlib.jobs import cpu_count
 from unetlib.prepare import prepare
@@ -70,10 +69,7 @@ def main() -> None:
                     )
             first, second = list(speed.values())[:2]
             for name, values in speed.items():
-                ratios = [
-                    f"{statistics.median(a / b for a, b in zip(values, other, strict=True)):.2f}"
-                    for other in (first, second)
-                ]
+                ratios = [f"{ratio(values, other):.2f}" for other in (first, second)]
                 lines.append(f"| {batch} | {name} | {spread(values)} | {' | '.join(ratios)} |")
     about = machine(("torch", "lightning-fabric"))
     command = f"python -m benchmarks.processes --repeats {arguments.repeats} --steps {arguments.steps}"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import machine, matmul_floor, record, seconds, spread
+from benchmarks.common import machine, matmul_floor, ratio, record, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
 from unetlib.checkpoint import build_model
 from unetlib.engine import resolve_precision, start_engine
@@ -171,11 +171,7 @@ def main() -> None:
             _, work = built[name]
             middle = statistics.median(speed[name])
             floor = floors["bfloat16" if "bf16" in name else "float32"]
-            ratios = [
-                f"{statistics.median(a / b for a, b in zip(speed[us], speed[name], strict=True)):.2f} ({us[5:]})"
-                for us in mine
-                if not name.startswith("ours")
-            ]
+            ratios = [f"{ratio(speed[us], speed[name]):.2f} ({us[5:]})" for us in mine if not name.startswith("ours")]
             lines.append(
                 f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
                 f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch, device):.2f} GB |"
