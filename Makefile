@@ -5,7 +5,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate
 AUDIT := $(BIN:.venv/%=.venv/audit/%)
 
-.PHONY: course test lab notebooks figures bench faults oracles audit
+.PHONY: course test lab notebooks figures bench study faults oracles audit
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -35,6 +35,10 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.scale
 	$(if $(DATA),$(BIN)/python -m benchmarks.quality "$(DATA)")
+
+study: .venv/installed
+	$(BIN)/python -m benchmarks.ablation "$(DATA)"
+	$(BIN)/python -m benchmarks.protocol "$(DATA)"
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults

@@ -29,26 +29,37 @@ PAPER = {
 NO_TEXT = (None, 1, 0.5, True, ["bce"])
 NO_NUMBER = (None, "1", True, False, [1], 1j)
 NO_WHOLE = (*NO_NUMBER, 1.0, NAN, INF)
+NO_YES_OR_NO = (None, 0, 1, "yes", 1.0)
 NO_SHARE = (*NO_NUMBER, 0, 1, 0.0, 1.0, -0.1, 1.1, NAN, INF, -INF)
 BAD = {
     "image_size": (*NO_WHOLE, 0, -96, 1025),
     "slices": (*NO_TEXT, "", "tumor", "TUMOUR"),
     "normalise": (*NO_TEXT, "", "zscore"),
+    "crop": NO_YES_OR_NO,
     "train_fraction": NO_SHARE,
     "split_seed": (*NO_WHOLE, -1, 2**32),
+    "neighbours": (*NO_WHOLE, -1, 9),
     "width": (*NO_WHOLE, 0, -1, 513),
     "depth": (*NO_WHOLE, 0, -1, 9),
+    "balance": NO_YES_OR_NO,
     "loss": NO_TEXT,
     "learning_rate": (*NO_NUMBER, 0, 0.0, -1e-3, NAN, INF, -INF),
+    "schedule": (*NO_TEXT, "", "linear"),
+    "average": (*NO_NUMBER, 1, 1.0, -0.1, 1.1, NAN, INF, -INF),
     "batch_size": (*NO_WHOLE, 0, -4, 1025),
     "epochs": (*NO_WHOLE, 0, -1),
     "clip_norm": (*NO_NUMBER, 0, 0.0, -1.0, NAN, INF, -INF),
-    "augment": (None, 0, 1, "yes", 1.0),
+    "augment": NO_YES_OR_NO,
+    "upright": NO_YES_OR_NO,
+    "warp": NO_YES_OR_NO,
+    "intensity": NO_YES_OR_NO,
     "precision": (*NO_TEXT, "", "fp16", "FP32"),
     "seed": (*NO_WHOLE, -1, 2**32),
     "threshold": NO_SHARE,
+    "mirror": NO_YES_OR_NO,
+    "tune": NO_YES_OR_NO,
 }
-PREPARE_FIELDS = {"image_size", "slices", "normalise", "train_fraction", "split_seed"}
+PREPARE_FIELDS = {"image_size", "slices", "normalise", "crop", "train_fraction", "split_seed"}
 
 sides, sizes = st.integers(1, 1024), st.integers(1, 512)
 real = st.floats(0, 100, exclude_min=True)
@@ -56,20 +67,30 @@ share = st.floats(0, 1, exclude_min=True, exclude_max=True)
 good = {
     "image_size": sides,
     "slices": st.sampled_from(["tumour", "brain", "all"]),
-    "normalise": st.sampled_from(["minmax-slice", "minmax-volume"]),
+    "normalise": st.sampled_from(["minmax-slice", "minmax-volume", "median-volume"]),
+    "crop": st.booleans(),
     "train_fraction": share,
     "split_seed": st.integers(0, 2**32 - 1),
+    "neighbours": st.integers(0, 8),
     "width": sizes,
     "depth": st.integers(1, 8),
+    "balance": st.booleans(),
     "loss": st.text(),
     "learning_rate": real | st.integers(1, 100),
+    "schedule": st.sampled_from(["constant", "cosine"]),
+    "average": st.floats(0, 1, exclude_max=True) | st.just(0),
     "batch_size": sides,
     "epochs": st.integers(1, 100_000),
     "clip_norm": real | sizes,
     "augment": st.booleans(),
+    "upright": st.booleans(),
+    "warp": st.booleans(),
+    "intensity": st.booleans(),
     "precision": st.sampled_from(["auto", "fp32", "bf16"]),
     "seed": st.integers(0, 2**32 - 1),
     "threshold": share,
+    "mirror": st.booleans(),
+    "tune": st.booleans(),
 }
 
 
@@ -77,6 +98,8 @@ good = {
 def recipes(draw):
     values = draw(st.fixed_dictionaries({}, optional=good))
     assume(values.get("image_size", 96) > 2 ** values.get("depth", 4))
+    if values.get("slices", "tumour") != "all":
+        values |= {"neighbours": 0, "balance": False}
     return Recipe(**values)
 
 
@@ -134,6 +157,14 @@ def test_slices_that_the_halvings_use_up_are_refused(size, depth):
 @pytest.mark.parametrize(("size", "depth"), [(17, 4), (3, 1), (96, 6)])
 def test_slices_of_one_pixel_more_than_the_halvings_use_up_are_accepted(size, depth):
     assert Recipe(image_size=size, depth=depth).depth == depth
+
+
+@pytest.mark.parametrize("slices", ["tumour", "brain"])
+@pytest.mark.parametrize("change", [{"neighbours": 1}, {"balance": True}])
+def test_what_needs_all_slices_is_refused_without_them(change, slices):
+    with pytest.raises(UnetlibError, match=f"recipe: {next(iter(change))} is .*slices with {slices} are kept; all"):
+        Recipe(slices=slices, **change)
+    assert Recipe(slices="all", **change).slices == "all"
 
 
 def test_a_recipe_cannot_be_changed_in_place():

@@ -6,12 +6,19 @@ draws what the uninterrupted run would have drawn.
 
 import numpy as np
 
-ORDER, AUGMENTATION = 1, 2  # purposes: draws for one never repeat those for another
+ORDER, AUGMENTATION, BALANCE, WARP, INTENSITY = 1, 2, 3, 4, 5  # purposes: draws for one never repeat those for another
 
 
 def generator(purpose: int, *coordinates: int) -> np.random.Generator:
     """Return a fresh generator for a purpose and its coordinates, such as seed, epoch and step."""
     return np.random.default_rng([purpose, *coordinates])
+
+
+def balanced(indices: np.ndarray, tumour: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return those of `indices` (N,) with `tumour` (N,) and as many others, or all others where they are fewer."""
+    others = indices[~tumour]
+    number = min(len(others), int(tumour.sum()))
+    return np.concatenate([indices[tumour], generator(BALANCE, seed, epoch).choice(others, number, replace=False)])
 
 
 def shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:

@@ -143,7 +143,7 @@ def build_model(recipe: Recipe) -> UNet:
     """Return the U-Net of a recipe with fresh weights, a pure function of `recipe.seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = UNet(width=recipe.width, depth=recipe.depth)
+        model = _unet(recipe)
     # 1.1 x faster in fp32 and 1.2 x in bf16, on two cores
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -151,7 +151,11 @@ def build_model(recipe: Recipe) -> UNet:
 def require_weights(recipe: Recipe, content: dict[str, Any], path: Path) -> None:
     """Raise `UnetlibError` unless a checkpoint holds the weights of its recipe, before any memory is taken for them."""
     with torch.device("meta"):
-        load_weights(UNet(width=recipe.width, depth=recipe.depth), content, path)
+        load_weights(_unet(recipe), content, path)
+
+
+def _unet(recipe: Recipe) -> UNet:
+    return UNet(in_channels=1 + 2 * recipe.neighbours, width=recipe.width, depth=recipe.depth)
 
 
 def read_run(run: Path) -> dict[str, Any]:

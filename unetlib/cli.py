@@ -12,8 +12,8 @@ from typing import Any
 
 from unetlib import __version__
 from unetlib.errors import UnetlibError, counted, printable
-from unetlib.jobs import say
-from unetlib.recipe import PREPARE, TRAIN, TYPES, Recipe
+from unetlib.jobs import first_process, say
+from unetlib.recipe import PREPARE, PRESETS, TRAIN, TYPES, Recipe
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
 
@@ -45,7 +45,7 @@ def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
     from unetlib.prepare import prepare, prepare_shard
 
-    recipe = Recipe.published.but(**_given(args, PREPARE))
+    recipe = PRESETS[args.recipe or "published"].but(**_given(args, PREPARE))
     if args.shard:
         cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers)
         say(
@@ -58,11 +58,21 @@ def prepare(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
-    from unetlib.jobs import say
     from unetlib.training import recipe_of, train
+    from unetlib.tuning import tune
 
-    recipe = recipe_of(args.run).but(**_given(args, TRAIN))
-    done = train(args.prepared, args.run, recipe, args.device, args.checkpoint_every, args.max_steps)
+    recipe = (PRESETS[args.recipe] if args.recipe else recipe_of(args.run)).but(**_given(args, TRAIN))
+    done = train(
+        args.prepared,
+        args.run,
+        recipe,
+        args.device,
+        args.checkpoint_every,
+        args.max_steps,
+        start_from=args.start_from,
+    )
+    if first_process():
+        tune(args.run, args.device)
     say(
         f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
         f"{done.best_dice:.4f}. Judge it with: unetlib evaluate {args.run}"
@@ -137,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder made by `unetlib prepare`")
     sub.add_argument("run", type=Path, metavar="RUN", help="folder of the run; resumed when it exists")
     _recipe_flags(sub, TRAIN)
+    sub.add_argument("--start-from", type=Path, metavar="OTHER", help="run whose best weights to begin with")
     sub.add_argument("--checkpoint-every", type=_positive, default=100, metavar="STEPS", help="default: %(default)s")
     sub.add_argument("--max-steps", type=_positive, metavar="STEPS", help="stop after so many, with a checkpoint")
     _device(sub)
@@ -170,6 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _recipe_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
+    group.add_argument("--recipe", choices=PRESETS, help="start from the defaults (published), or from a stronger set")
     for spec in fields(Recipe):
         if spec.metadata["stage"] != stage:
             continue

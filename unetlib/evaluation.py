@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
-from unetlib.checkpoint import BEST, read_run
+from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError, brief, counted, first_of
 from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, refuse_link, sha256, write_csv, write_json
-from unetlib.inference import Predictor
+from unetlib.inference import Predictor, identity
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
 from unetlib.patients import Case, Cohort, find_cases, read_case
 from unetlib.provenance import read_provenance
-from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.split import PARTS, Split
 
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
@@ -47,7 +47,7 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     root = data or Path(read_run(run)["data"])
     cohort, cases, note = _choose_cases(root, run, split, data is not None)
     predictor = Predictor.open(run, device)
-    weights = sha256(run / BEST)
+    weights = identity(run)
     keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
     folder = _folder(run, data, split)
     with locked(folder):
@@ -201,11 +201,11 @@ def _folder(run: Path, data: Path | None, part: str | None) -> Path:
 def _score_case(predictor: Predictor, case: Case) -> dict[str, Any]:
     """Return the counts of every slice on both grids, and the surface figures of the volume."""
     volume, truth, _ = read_case(case)
-    found = predictor.slices(image_to_slices(volume.voxels, predictor.recipe))
-    threshold = predictor.recipe.threshold
-    prediction = slices_to_volume(found, truth.shape) >= threshold
+    found, window = predictor.all_slices(volume.voxels), Window.of(volume.voxels, predictor.recipe)
+    prediction = predictor.decision.mask(slices_to_volume(found, truth.shape, window), volume.spacing)
+    small = mask_to_slices(truth, predictor.recipe, window=window).numpy()
     counts = {
-        "model": metrics.count(found.numpy() >= threshold, mask_to_slices(truth, predictor.recipe).numpy()),
+        "model": metrics.count(found.numpy() >= predictor.decision.threshold, small),
         "native": metrics.count(prediction.transpose(2, 0, 1), truth.transpose(2, 0, 1)),
     }
     hd95, surface_dice = metrics.surface_figures(prediction, truth, volume.spacing, TOLERANCE_MM)

@@ -11,12 +11,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from unetlib.checkpoint import BEST, load_model
+from unetlib.decision import FILE, Decision, read_decision
 from unetlib.engine import start_engine
 from unetlib.errors import UnetlibError, first_of
 from unetlib.files import atomic, remove_temporary, sha256
 from unetlib.jobs import progress, say
 from unetlib.recipe import Recipe
-from unetlib.slices import image_to_slices, slices_to_volume
+from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
 from unetlib.volumes import Source, Volume, read_description, read_shape, read_volume
 
 BATCH = 32  # slices at a time: the fastest on a CPU, and 0.5 GB at width 32
@@ -31,22 +32,38 @@ class Predictor:
     net: nn.Module
     recipe: Recipe
     checkpoint: dict[str, Any]
+    decision: Decision
 
     @classmethod
-    def open(cls, run: Path, device: str = "auto", name: str = BEST) -> "Predictor":
-        """Load `best_model.pth` (or another checkpoint) of a run folder; raises `UnetlibError` when it cannot."""
+    def open(cls, run: Path, device: str = "auto", name: str = BEST, decision: Decision | None = None) -> "Predictor":
+        """Load `best_model.pth` (or another checkpoint) of a run folder, with the run's decision or the one given.
+
+        Raises `UnetlibError` when it cannot, and when the decision has still to be chosen.
+        """
         model, recipe, content = load_model(run, name)
+        decision = decision or read_decision(run, recipe)
+        if decision is None:
+            raise UnetlibError(
+                f"{run}: threshold and smallest component have not been chosen for these weights yet. Let the training "
+                f"finish: unetlib train PREPARED {run}"
+            )
         fabric = start_engine(device, recipe.precision)
-        return cls(fabric, fabric.setup_module(model), recipe, content)
+        return cls(fabric, fabric.setup_module(model), recipe, content, decision)
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
-        """Return the probability of tumour, float32 (Z, 1, S, S) in 0..1, for prepared slices of that shape."""
+        """Return the probability of tumour, float32 (N, 1, S, S) in 0..1, for prepared slices (N, C, S, S).
+
+        With `recipe.mirror` it is the mean over a slice and its mirror image.
+        """
         self.net.eval()
         found = []
         for start in range(0, len(slices), BATCH):
             batch = self.fabric.to_device(slices[start : start + BATCH])
-            found.append(torch.sigmoid(self.net(batch)).float().cpu())
+            seen = torch.sigmoid(self.net(batch)).float()
+            if self.recipe.mirror:
+                seen = (seen + torch.sigmoid(self.net(batch.flip(-1))).float().flip(-1)) / 2
+            found.append(seen.cpu())
         if not torch.isfinite(probabilities := torch.cat(found)).all():
             raise UnetlibError(
                 "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
@@ -55,7 +72,11 @@ class Predictor:
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:
         """Return the probability of tumour, float32 (X, Y, Z), of every voxel of a volume (X, Y, Z) in LPS order."""
-        return slices_to_volume(self.slices(image_to_slices(voxels, self.recipe)), voxels.shape)
+        return slices_to_volume(self.all_slices(voxels), voxels.shape, Window.of(voxels, self.recipe))
+
+    def all_slices(self, voxels: np.ndarray) -> Tensor:
+        """Return the probability of tumour, float32 (Z, 1, S, S), on the model's grid of a volume (X, Y, Z)."""
+        return self.slices(with_neighbours(image_to_slices(voxels, self.recipe), self.recipe.neighbours))
 
 
 def predict(
@@ -81,7 +102,7 @@ def predict(
     names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
     kinds = ("mask", "probability") if probabilities else ("mask",)
     _check_images(images, names)
-    weights, written = sha256(run / BEST)[:16] if (run / BEST).exists() else "", []
+    weights, written = identity(run)[:16], []
     origins = [ORIGIN.format(weights, sha256(path)[:12], channel or 0) for path in images]
     targets = [[out / f"{name}_{kind}.nii.gz" for kind in kinds] for name in names]
     done = [False if overwrite else _are_done(files, origin) for files, origin in zip(targets, origins, strict=True)]
@@ -95,12 +116,18 @@ def predict(
             volume = read_volume(Source((path,), channel))
             volume.require_contrast(str(path))
             found = predictor.volume(volume.voxels)
-            results = {"mask": (found >= predictor.recipe.threshold).astype(np.uint8), "probability": found}
+            mask = predictor.decision.mask(found, volume.spacing)
+            results = {"mask": mask.astype(np.uint8), "probability": found}
             for kind, file in zip(kinds, files, strict=True):
                 _save_like(volume, volume.to_stored(results[kind]), origin, file)
                 say(str(file))
             bar.update()
     return written
+
+
+def identity(run: Path) -> str:
+    """Return a SHA-256 of all that a prediction of a run depends on: its best weights and its decision."""
+    return sha256(*(path for path in (run / BEST, run / FILE) if path.exists()))
 
 
 def _are_done(files: list[Path], origin: str) -> bool:

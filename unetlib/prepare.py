@@ -22,6 +22,7 @@ from unetlib.files import (
     atomic,
     digest,
     locked,
+    read_csv,
     read_json,
     refuse_link,
     refuse_packed,
@@ -32,8 +33,8 @@ from unetlib.files import (
 )
 from unetlib.jobs import run_jobs, say
 from unetlib.patients import SHARE, Case, Cohort, find_cases, read_case
-from unetlib.recipe import PREPARE, Recipe, changed
-from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
+from unetlib.recipe import PREPARE, Recipe, changed, with_defaults
+from unetlib.slices import Window, choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
 
 SHARD = ".unetlib-shard"
@@ -95,6 +96,24 @@ class Prepared:
         shas = {name: case["sha256"] for name, case in self.about["cases"].items()}
         return {"data": digest(shas), "split": self.split.hash, **self.about["recipe"]}
 
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """The first and the last position of the slices of the case that each slice belongs to, (N, 2)."""
+        numbers = np.array([case["slices"] for case in self.about["cases"].values()])
+        ends = numbers.cumsum()
+        return np.repeat(np.stack([ends - numbers, ends - 1], axis=1), numbers, axis=0)
+
+    @cached_property
+    def tumour(self) -> np.ndarray:
+        """Whether a slice shows tumour on the model's grid, (N,) booleans, from `slices.csv`."""
+        rows = read_csv(self.folder / "slices.csv", numbers=("tumour_pixels",))
+        if len(rows) != len(self.images):
+            raise UnetlibError(
+                f"{self.folder / 'slices.csv'} has {len(rows)} rows; {len(self.images)} were expected. Make it again "
+                f"with: unetlib prepare DATA {self.folder} --rebuild"
+            )
+        return np.array([int(row["tumour_pixels"]) > 0 for row in rows], dtype=bool)
+
     def indices(self, part: str) -> np.ndarray:
         """Return the positions of the slices of one part of the split, in ascending order."""
         patients, found, start = set(getattr(self.split, part)), [], 0
@@ -104,9 +123,15 @@ class Prepared:
             start += case["slices"]
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return images and masks at these positions, both float32 (N, 1, S, S)."""
-        images, masks = self.images[indices], self.masks[indices]
+    def batch(self, indices: np.ndarray, neighbours: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images (N, 2 `neighbours` + 1, S, S) and masks (N, 1, S, S) at these positions, both float32.
+
+        A slice's channels are itself between the slices below and above it; the first and the last of a case
+        stand in for those beyond.
+        """
+        near = indices[:, None] + np.arange(-neighbours, neighbours + 1)
+        first, last = self.bounds[indices].T[:, :, None]
+        images, masks = self.images[near.clip(first, last), 0], self.masks[indices]
         return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(masks.astype(np.float32))
 
     def __str__(self) -> str:
@@ -142,8 +167,7 @@ def _require_types(about: dict[str, Any]) -> int:
         if not strings or type(case["slices"]) is not int or case["slices"] < 0:
             raise ValueError("a case without patient, number of slices or hash")
         slices, _ = slices + case["slices"], case["stamp"]
-    if about["recipe"].keys() != Recipe.published.stage(PREPARE).keys():
-        raise ValueError("a recipe of other fields")
+    about["recipe"] = with_defaults(about["recipe"], PREPARE)
     Recipe.published.but(depth=1, **about["recipe"])
     reasons = {name: about["left_out"][name] for name in about["unusable"].keys() & about["left_out"].keys()}
     texts = [about["data"], *about["left_out"].values()]
@@ -175,7 +199,7 @@ def _prepare_case(job: _Job) -> str | None:
         return str(error).removeprefix(f"{job.case.id}: ")
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than all, then those
-    masks = mask_to_slices(mask, job.recipe, z)
+    masks = mask_to_slices(mask, job.recipe, z, Window.of(volume.voxels, job.recipe))
     with atomic(job.part) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,

@@ -31,36 +31,57 @@ class Recipe:
     """
 
     published: ClassVar["Recipe"]
+    strong: ClassVar["Recipe"]
 
     image_size: int = _choice(96, PREPARE, "side of the square slices in pixels")
     slices: str = _choice("tumour", PREPARE, "which axial slices to keep", ("tumour", "brain", "all"))
     normalise: str = _choice(
-        "minmax-slice", PREPARE, "min-max to 0..1 over each slice or each volume", ("minmax-slice", "minmax-volume")
+        "minmax-slice",
+        PREPARE,
+        "to 0..1, by the least and greatest value of each slice or each volume, or by the median of the head",
+        ("minmax-slice", "minmax-volume", "median-volume"),
     )
+    crop: bool = _choice(False, PREPARE, "show the square around the head, not the whole slice")
     train_fraction: float = _choice(
         0.70, PREPARE, "share of patients to train on; the rest is halved into val and test"
     )
     split_seed: int = _choice(0, PREPARE, "seed of the patient-level split")
 
+    neighbours: int = _choice(0, TRAIN, "slices above and below a slice that are shown with it, as channels")
     width: int = _choice(32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)")
     depth: int = _choice(4, TRAIN, "how often the picture is halved")
+    balance: bool = _choice(False, TRAIN, "an epoch shows as many slices without tumour as with it, others each time")
     loss: str = _choice("bce", TRAIN, "loss, or a sum of losses: bce, dice, focal, dice+bce, ...")
     learning_rate: float = _choice(1e-3, TRAIN, "step size of Adam")
+    schedule: str = _choice(
+        "constant",
+        TRAIN,
+        "of the learning rate; cosine rises over the first twentieth of all steps and then falls to 0",
+        ("constant", "cosine"),
+    )
+    average: float = _choice(0.0, TRAIN, "share that an average of the weights keeps at each step; 0 averages nothing")
     batch_size: int = _choice(4, TRAIN, "slices a step")
     epochs: int = _choice(10, TRAIN, "passes over the training slices")
     clip_norm: float = _choice(1.0, TRAIN, "largest norm of the gradient")
     augment: bool = _choice(True, TRAIN, "flips and 90-degree rotations, alike on image and mask")
+    upright: bool = _choice(False, TRAIN, "of those only the flip that changes left and right: the nose stays up")
+    warp: bool = _choice(False, TRAIN, "turn, scale, shift and bend, alike on image and mask")
+    intensity: bool = _choice(False, TRAIN, "change gamma, brightness, noise and the bias field of the images")
     precision: str = _choice(
         "auto", TRAIN, "bf16 is faster where the hardware has it; auto takes it there", ("auto", "fp32", "bf16")
     )
     seed: int = _choice(0, TRAIN, "seed of the weights, the order of slices and the augmentation")
     threshold: float = _choice(0.5, TRAIN, "probability from which a pixel counts as tumour")
+    mirror: bool = _choice(False, TRAIN, "predict a slice and its mirror image, and average the two")
+    tune: bool = _choice(
+        False, TRAIN, "choose threshold and smallest component kept on the validation patients, after training"
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
             choices = spec.metadata["choices"]
-            if not isinstance(value, TYPES[spec.name]) or (isinstance(value, bool) and spec.name != "augment"):
+            if not isinstance(value, TYPES[spec.name]) or (isinstance(value, bool) and TYPES[spec.name] != (bool,)):
                 expected = TYPES[spec.name][-1].__name__
                 raise UnetlibError(
                     f"recipe: {spec.name} is {brief(value)}; {expected} was expected ({spec.metadata['help']})."
@@ -76,6 +97,18 @@ class Recipe:
                 raise UnetlibError(f"recipe: {spec.name} is {value}; a number between 0 and 1 was expected.")
             if spec.name in ("seed", "split_seed") and not 0 <= value < 2**32:
                 raise UnetlibError(f"recipe: {spec.name} is {brief(value)}; a whole number below 2**32 was expected.")
+        if not 0 <= self.neighbours <= 8:
+            raise UnetlibError(
+                f"recipe: neighbours is {brief(self.neighbours)}; a whole number from 0 to 8 was expected."
+            )
+        if not 0 <= self.average < 1:
+            raise UnetlibError(f"recipe: average is {self.average}; a number from 0 to below 1 was expected.")
+        for name in ("neighbours", "balance"):
+            if getattr(self, name) and self.slices != "all":
+                raise UnetlibError(
+                    f"recipe: {name} is {getattr(self, name)}, but only the slices with {self.slices} are kept; all "
+                    "were expected (unetlib prepare --slices all)."
+                )
         if self.image_size <= 2**self.depth:  # batch norm needs more than one pixel at the bottom
             raise UnetlibError(
                 f"recipe: {self.depth} halvings leave nothing of slices of {self.image_size} pixels; "
@@ -100,9 +133,36 @@ class Recipe:
 TYPES = {
     name: (int, float) if kind is float else (kind,)
     for name, kind in get_type_hints(Recipe).items()
-    if name != "published"
+    if name not in ("published", "strong")
 }
 Recipe.published = Recipe()
+Recipe.strong = Recipe(
+    slices="all",
+    normalise="median-volume",
+    crop=True,
+    neighbours=1,
+    balance=True,
+    loss="dice+bce",
+    schedule="cosine",
+    average=0.99,
+    upright=True,
+    warp=True,
+    intensity=True,
+    mirror=True,
+    tune=True,
+)
+PRESETS = {"published": Recipe.published, "strong": Recipe.strong}
+
+
+def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Return the fields of a stage as an older version wrote them, and the published value of those it did not know.
+
+    Raises `ValueError` for fields that do not belong to the stage.
+    """
+    known = Recipe.published.stage(stage)
+    if unknown := fields.keys() - known.keys():
+        raise ValueError(f"a recipe with the field {min(unknown)}")
+    return {**known, **fields}
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> str:

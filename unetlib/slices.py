@@ -3,22 +3,74 @@
 A volume (X, Y, Z) in LPS order becomes Z axial slices, rows from front to back and columns from
 the patient's right to left. On the way to the model's grid each slice is
 
-1. min-max normalised on its own grid (a constant slice becomes 0);
-2. padded with 0 to a centred square, so that nothing is squeezed;
+1. normalised to 0..1 on its own grid (a constant slice becomes 0);
+2. seen through a square window, 0 outside the slice, so that nothing is squeezed;
 3. resampled by bilinear interpolation with a low-pass filter (antialiasing).
 
 The mask goes through steps 2 and 3 as numbers 0 and 1, then counts as tumour from 0.5 on. This
 neither grows nor shrinks large tumours, but tumours narrower than a pixel of the model's grid vanish.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unetlib.errors import UnetlibError
 from unetlib.recipe import Recipe
 
 ALL = slice(None)
+MEDIANS = 3  # a tumour is up to 2 medians of the head bright on FLAIR; what is brighter than 3 counts as 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """The square of every slice that the network sees: its side and the place of its corner, in pixels of the slice.
+
+    It may reach beyond the slice, which is 0 there.
+    """
+
+    left: int
+    top: int
+    side: int
+
+    @classmethod
+    def of(cls, voxels: np.ndarray, recipe: Recipe) -> "Window":
+        """Return the window of a volume (X, Y, Z): the smallest centred square that holds the slices.
+
+        With `recipe.crop` it holds the head instead: the columns and rows of which at least 1 % are
+        foreground (see `foreground`), and a margin of 4 % on every side.
+        """
+        if not recipe.crop:
+            return cls.whole(voxels.shape)
+        bright = foreground(voxels)
+        inside = [np.flatnonzero(bright.mean(axes) >= 0.01) for axes in ((1, 2), (0, 2))]
+        if not all(map(len, inside)):
+            return cls.whole(voxels.shape)
+        spans = [(int(found[0]), int(found[-1]) + 1) for found in inside]
+        longest = max(end - begin for begin, end in spans)
+        return cls._around(spans, longest + 2 * round(0.04 * longest))
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Window":
+        """Return the smallest centred square that holds the slices of a volume of that shape (X, Y, Z)."""
+        return cls._around([(0, shape[0]), (0, shape[1])], max(shape[:2]))
+
+    @classmethod
+    def _around(cls, spans: list[tuple[int, int]], side: int) -> "Window":
+        left, top = (begin - (side - (end - begin)) // 2 for begin, end in spans)
+        return cls(left, top, side)
+
+    def margins(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return what to add to a slice (negative: to cut off) on the left, right, top and bottom to see the window."""
+        return -self.left, self.left + self.side - width, -self.top, self.top + self.side - height
+
+
+def foreground(voxels: np.ndarray) -> np.ndarray:
+    """Tell of each voxel whether it is brighter than the mean of its volume: head, and not the air around it."""
+    return voxels > voxels.mean()
 
 
 def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
@@ -31,26 +83,51 @@ def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = 
         low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
     else:
         slices = _planes(voxels)
-        low, high, slices = slices.min(), slices.max(), slices[z]
+        low, high = slices.min(), slices.max()
+        if recipe.normalise == "median-volume":
+            # Fat, vessels and spikes set the maximum of a volume; the median of the head they do not move.
+            bright = slices[slices > slices.mean()]
+            high = low + MEDIANS * (bright.median() - low) if len(bright) else high
+        slices = slices[z]
     span = torch.where(high > low, high - low, 1.0)
-    return _resize(_pad_to_square(slices.sub_(low).div_(span)), recipe.image_size)
+    return _resize(_see(slices.sub_(low).div_(span), Window.of(voxels, recipe)), recipe.image_size)
 
 
-def mask_to_slices(mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
-    """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`."""
-    return (_resize(_pad_to_square(_planes(mask, z)), recipe.image_size) >= 0.5).to(torch.uint8)
+def mask_to_slices(
+    mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, window: Window | None = None
+) -> Tensor:
+    """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`.
+
+    `window`: that of the mask's image, which a recipe with `crop` needs; raises `UnetlibError` without it.
+    """
+    if window is None and recipe.crop:
+        raise UnetlibError(
+            "a recipe with crop needs the window of the image: mask_to_slices(..., window=Window.of(...))."
+        )
+    seen = _see(_planes(mask, z), window or Window.whole(mask.shape))
+    return (_resize(seen, recipe.image_size) >= 0.5).to(torch.uint8)
 
 
-def slices_to_volume(slices: Tensor, shape: tuple[int, ...]) -> np.ndarray:
+def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | None = None) -> np.ndarray:
     """Return slices (Z, 1, S, S) as a float32 volume of `shape` (X, Y, Z): the way back of `image_to_slices`.
 
-    Bilinear interpolation to the padded square, then the padding is cut off.
+    Bilinear interpolation to the window (by default that of a recipe without `crop`), then what lies
+    beyond the slice is cut off, and 0 is put where the window did not reach.
     """
     x, y, _ = shape
-    side = max(x, y)
-    left, top = (side - x) // 2, (side - y) // 2
-    square = _resize(slices[:, 0].float(), side)[:, 0]
-    return square[:, top : top + y, left : left + x].permute(2, 1, 0).contiguous().numpy()
+    window = window or Window.whole(shape)
+    square = _resize(slices[:, 0].float(), window.side)[:, 0]
+    back = F.pad(square, [-margin for margin in window.margins(y, x)])
+    return back.permute(2, 1, 0).contiguous().numpy()
+
+
+def with_neighbours(slices: Tensor, neighbours: int) -> Tensor:
+    """Return every slice of a volume (Z, 1, S, S) between its neighbours, (Z, 2 `neighbours` + 1, S, S).
+
+    The first and the last slice stand in for those beyond.
+    """
+    near = torch.arange(len(slices))[:, None] + torch.arange(-neighbours, neighbours + 1)
+    return slices[:, 0][near.clamp(0, len(slices) - 1)]
 
 
 def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
@@ -62,13 +139,9 @@ def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
     return torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))
 
 
-def _pad_to_square(slices: Tensor) -> Tensor:
-    height, width = slices.shape[-2:]
-    side = max(height, width)
-    if height == width:
-        return slices  # `F.pad` would copy them
-    left, top = (side - width) // 2, (side - height) // 2
-    return F.pad(slices, (left, side - width - left, top, side - height - top))
+def _see(slices: Tensor, window: Window) -> Tensor:
+    margins = window.margins(*slices.shape[-2:])
+    return F.pad(slices, margins) if any(margins) else slices  # `F.pad` would copy them
 
 
 def _resize(slices: Tensor, side: int) -> Tensor:
@@ -86,7 +159,7 @@ def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarr
     if policy == "tumour":
         keep = mask.any((0, 1))
     elif policy == "brain":
-        keep = (voxels > voxels.mean()).mean((0, 1)) >= 0.02
+        keep = foreground(voxels).mean((0, 1)) >= 0.02
     else:
         keep = np.ones(voxels.shape[2], dtype=bool)
     return np.flatnonzero(keep)

@@ -1,5 +1,6 @@
 """Train a U-Net so that it can be stopped at any moment and go on as if it had not been."""
 
+import copy
 import math
 import signal
 import threading
@@ -7,22 +8,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from unetlib import metrics
-from unetlib.augment import augment
-from unetlib.chance import shuffled
+from unetlib.augment import augment, change_intensity, warp
+from unetlib.chance import balanced, shuffled
 from unetlib.checkpoint import (
     BEST,
     LATEST,
     build_model,
     load_checkpoint,
+    load_model,
     load_optimizer,
     load_weights,
     read_recipe,
@@ -33,13 +36,14 @@ from unetlib.checkpoint import (
 )
 from unetlib.engine import process_count, resolve_precision, start_engine
 from unetlib.errors import UnetlibError, brief
-from unetlib.files import locked, require_empty, write_csv, write_json
+from unetlib.files import locked, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
 from unetlib.parallel import any_of, gather, share, share_statistics
 from unetlib.prepare import Prepared
 from unetlib.provenance import write_provenance
-from unetlib.recipe import Recipe, changed
+from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.schedule import learning_rate, move_average
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 VALIDATION_BATCH = 32
@@ -76,6 +80,7 @@ def train(
     checkpoint_every: int = 100,
     max_steps: int | None = None,
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
+    start_from: Path | None = None,
 ) -> Progress:
     """Train `recipe` on a prepared folder, in the run folder `run`, which is resumed when it exists.
 
@@ -83,15 +88,16 @@ def train(
     epoch, `best_model.pth` (highest pooled Dice on the validation slices) and `history.csv`.
     Ctrl-C stops after the current step with a checkpoint; so does `max_steps`, counted in this
     call. The recipe's fields of the stage `prepare` are those of the prepared folder. `on_epoch` is
-    given the rows of `history.csv` after every epoch, and at once when there are some already.
+    given the rows of `history.csv` after every epoch, and at once when there are some already. `start_from`
+    is another run, whose best weights are the first ones of this (pre-training).
 
-    Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change) or
-    on other slices, when another process is training it, when there is nothing to train on, or when the
-    loss is no longer finite; `KeyboardInterrupt` when it was stopped.
+    Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
+    schedule is constant), from other weights or on other slices, when another process is training it, when
+    there is nothing to train on, or when the loss is no longer finite; `KeyboardInterrupt` when it was stopped.
     """
     data = Prepared.open(prepared)
     with locked(run) if first_process() else nullcontext():
-        return _train(Trainer.open(data, run, recipe, device), checkpoint_every, max_steps, on_epoch)
+        return _train(Trainer.open(data, run, recipe, device, start_from), checkpoint_every, max_steps, on_epoch)
 
 
 def _train(
@@ -107,7 +113,7 @@ def _train(
     if done.epoch >= epochs:
         return done
     say(
-        f"{run}: {len(trainer.training)} training slices, {steps} steps an epoch, {epochs} epochs, "
+        f"{run}: {trainer.shown} training slices, {steps} steps an epoch, {epochs} epochs, "
         f"{trainer.fabric.device}, {recipe.precision}. A checkpoint every "
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
@@ -146,37 +152,52 @@ class Trainer:
     run: Path
     recipe: Recipe
     done: Progress
+    average: nn.Module | None = None  # of the weights, over the steps
+    start_from: str | None = None  # SHA-256 of the weights that it started from
     order: np.ndarray | None = None  # of the training slices in this epoch
     clock: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
-    def open(cls, data: Prepared, run: Path, recipe: Recipe, device: str) -> "Trainer":
+    def open(cls, data: Prepared, run: Path, recipe: Recipe, device: str, start_from: Path | None = None) -> "Trainer":
         """Start a run, or resume it from its latest checkpoint; raises `UnetlibError` as `train` says."""
         fabric = start_engine(device, recipe.precision, process_count())
         recipe = recipe.but(**data.about["recipe"], precision=resolve_precision(recipe.precision, fabric.device))
         training, validation, _ = _slices_of(data, "train"), _slices_of(data, "val"), get_loss(recipe.loss)
-        model, optimizer, done = _start_or_resume(fabric, data, run, recipe)
-        if done.step > -(-len(training) // recipe.batch_size):
+        model, average, optimizer, done, first = _start_or_resume(fabric, data, run, recipe, start_from)
+        net = fabric.setup_module(model)
+        trainer = cls(fabric, model, net, optimizer, data, training, validation, run, recipe, done, average, first)
+        if done.step > trainer.steps:
             raise UnetlibError(
                 f"{run / LATEST} is at step {brief(done.step)}, which no epoch has. Delete it to start over."
             )
-        net = fabric.setup_module(model)
-        return cls(fabric, model, net, optimizer, data, training, validation, run, recipe, done)
+        return trainer
 
     @property
     def steps(self) -> int:
         """Steps of one epoch; the last one may have fewer slices."""
-        return -(-len(self.training) // self.recipe.batch_size)
+        return -(-self.shown // self.recipe.batch_size)
+
+    @cached_property
+    def shown(self) -> int:
+        """Slices that one epoch shows."""
+        return len(self.choose(0))
+
+    def choose(self, epoch: int) -> np.ndarray:
+        """Return the positions of the training slices that an epoch shows."""
+        if not self.recipe.balance:
+            return self.training
+        return balanced(self.training, self.data.tumour[self.training], self.recipe.seed, epoch)
 
     def step(self) -> float:
         """Adjust the weights once; return the loss before that."""
         recipe, done = self.recipe, self.done
         if self.order is None:
-            self.order = shuffled(self.training, recipe.seed, done.epoch)
+            self.order = shuffled(self.choose(done.epoch), recipe.seed, done.epoch)
         batch = self.order[done.step * recipe.batch_size : (done.step + 1) * recipe.batch_size]
-        images, masks = self.fabric.to_device(self.data.batch(batch))
-        if recipe.augment:
-            images, masks = augment(images, masks, recipe.seed, done.epoch, done.step)
+        images, masks = self._change(*self.fabric.to_device(self.data.batch(batch, recipe.neighbours)))
+        number = done.epoch * self.steps + done.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, number, recipe.epochs * self.steps)
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         logits = gather(self.fabric, self.net(share(self.fabric, images)), len(images))
@@ -190,19 +211,31 @@ class Trainer:
                 f"{recipe.learning_rate}."
             )
         self.optimizer.step()
+        if self.average is not None:
+            move_average(self.average, self.model, recipe.average, number)
         done.loss_sum += value * len(batch)
         done.step += 1
         return value
+
+    def _change(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a batch with the random changes of this step."""
+        recipe, place = self.recipe, (self.recipe.seed, self.done.epoch, self.done.step)
+        if recipe.augment:
+            images, masks = augment(images, masks, *place, recipe.upright)
+        if recipe.warp:
+            images, masks = warp(images, masks, *place)
+        return (change_intensity(images, *place) if recipe.intensity else images), masks
 
     def finish_epoch(self) -> dict[str, float]:
         """Validate, keep the best model, write checkpoint and history; return the epoch's row."""
         done = self.done
         val_loss, val_dice = self.validate()
-        row = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / len(self.training)}
+        row = {"epoch": done.epoch + 1, "train_loss": done.loss_sum / self.shown}
         done.history.append({**row, "val_loss": val_loss, "val_dice": val_dice})
         if val_dice > done.best_dice:
             done.best_dice = val_dice
-            self._write(BEST, {"epoch": done.epoch + 1, "val_dice": val_dice})
+            best = self.model if self.average is None else self.average
+            self._write(BEST, {"model": best.state_dict(), "epoch": done.epoch + 1, "val_dice": val_dice})
         done.epoch, done.step, done.loss_sum, self.order = done.epoch + 1, 0, 0.0, None
         self.save()
         if first_process():
@@ -212,11 +245,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
         """Return the mean loss and the pooled Dice over the validation slices."""
-        self.net.eval()
+        net = self.net.eval() if self.average is None else self._average_net.eval()
         loss_sum, counts, loss = 0.0, [], get_loss(self.recipe.loss)
         for start in range(0, len(self.validation), VALIDATION_BATCH):
-            images, masks = self.fabric.to_device(self.data.batch(self.validation[start : start + VALIDATION_BATCH]))
-            logits = gather(self.fabric, self.net(share(self.fabric, images)), len(images))
+            batch = self.validation[start : start + VALIDATION_BATCH]
+            images, masks = self.fabric.to_device(self.data.batch(batch, self.recipe.neighbours))
+            logits = gather(self.fabric, net(share(self.fabric, images)), len(images))
             loss_sum += loss(logits, masks).item() * len(images)
             prediction = torch.sigmoid(logits) >= self.recipe.threshold
             counts.append(metrics.count(prediction.cpu().numpy(), masks.bool().cpu().numpy()))
@@ -226,12 +260,20 @@ class Trainer:
         """Write `latest_checkpoint.pth`: all that the next step depends on."""
         now = time.monotonic()
         self.done.seconds, self.clock = self.done.seconds + now - self.clock, now
-        self._write(LATEST, {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)})
+        state = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        self._write(LATEST, {"model": self.model.state_dict(), **state})
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         if first_process():
-            about = {"recipe": self.recipe.as_dict(), "prepared": self.data.identity}
-            save_checkpoint(self.run / name, {"model": self.model.state_dict(), **about, **state})
+            about = {"recipe": self.recipe.as_dict(), "prepared": self.data.identity, "start_from": self.start_from}
+            save_checkpoint(self.run / name, {**about, **state})
+
+    @cached_property
+    def _average_net(self) -> nn.Module:
+        assert self.average is not None
+        return self.fabric.setup_module(self.average)
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -250,10 +292,10 @@ def _slices_of(data: Prepared, part: str) -> np.ndarray:
 
 
 def _start_or_resume(
-    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe
-) -> tuple[nn.Module, torch.optim.Optimizer, Progress]:
-    """Return network, optimizer and progress: fresh ones, or those of the run's latest checkpoint."""
-    path = run / LATEST
+    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None
+) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None]:
+    """Return network, average, optimizer and progress, fresh or resumed, and the hash of the first weights."""
+    path, first = run / LATEST, sha256(start_from / BEST) if start_from and (start_from / BEST).exists() else None
     for damaged in (path, run / BEST):
         if damaged.exists() and first_process():
             restore(damaged)
@@ -262,9 +304,13 @@ def _start_or_resume(
     if content is None and first_process() and not (run / "recipe.json").exists():
         require_empty(run, "a run folder")
     if content is not None:
-        _refuse_changes(content, data, run, recipe)
+        _refuse_changes(content, data, run, recipe, first)
         require_weights(recipe, content, path)
+        first = content.get("start_from")
     model = build_model(recipe).to(fabric.device)
+    if content is None and start_from is not None:
+        load_weights(model, load_model(start_from)[2], start_from / BEST)
+    average = copy.deepcopy(model).requires_grad_(False) if recipe.average else None
     if fabric.world_size > 1:
         share_statistics(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
@@ -272,18 +318,20 @@ def _start_or_resume(
     if content is not None:
         load_weights(model, content, path)
         load_optimizer(optimizer, content, path)
+        if average is not None:
+            load_weights(average, {"model": content.get("average")}, path)
         done = _progress(content["progress"], path)
         where = f"epoch {done.epoch + 1}, step {done.step}"
         say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
     if not first_process():
-        return model, optimizer, done
+        return model, average, optimizer, done, first
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
-    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "data": str(data.data)}
+    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
     write_json(run / "recipe.json", about)
     data.split.save(run / "split.json")
     write_provenance(run, data, recipe.as_dict(), fabric.device)
-    return model, optimizer, done
+    return model, average, optimizer, done, first
 
 
 def _progress(fields: Any, path: Path) -> Progress:
@@ -298,7 +346,7 @@ def _progress(fields: Any, path: Path) -> Progress:
         ) from error
 
 
-def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe) -> None:
+def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe, first: str | None) -> None:
     """Raise `UnetlibError` unless a run goes on with the recipe and the slices that it was started with."""
     if missing := {"optimizer", "progress", "prepared"} - content.keys():
         raise UnetlibError(
@@ -310,11 +358,14 @@ def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: 
         raise UnetlibError(
             f"{run / LATEST} does not say what it was trained on. Restore it, or delete it to start over."
         )
-    if differences := changed(content["prepared"], data.identity):
+    if differences := changed({**Recipe.published.stage(PREPARE), **content["prepared"]}, data.identity):
         raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
     before, now = read_recipe(content["recipe"], run / LATEST).as_dict(), recipe.as_dict()
-    if differences := changed({**before, "epochs": 0}, {**now, "epochs": 0}):
+    longer = {"epochs": 0} if recipe.schedule == "constant" else {}  # a cosine has to know its end
+    if differences := changed({**before, **longer}, {**now, **longer}):
         raise UnetlibError(f"{run} was started with another recipe ({differences}). {advice}")
+    if first and content.get("start_from") != first:
+        raise UnetlibError(f"{run} was started from other weights. {advice}")
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
             if case is None:
                 raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
             volume, truth, _ = read_case(case)
-            prediction = predictor.volume(volume.voxels) >= predictor.recipe.threshold
+            prediction = predictor.decision.mask(predictor.volume(volume.voxels), volume.spacing)
             found.append(Ranked(rank, dice, case, volume, truth, prediction))
             bar.update()
     return found

@@ -1,0 +1,186 @@
+"""What the quality study shares: its folds, one cell of it (a recipe trained and scored on one split), and its figures.
+
+A cell is trained below --work, where it can be stopped and goes on; its result, figures of every scored patient, is a
+small JSON file in `benchmarks/measured/`, which is committed. A cell that has its result is never computed again.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import machine
+from unetlib.chance import generator
+from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.evaluation import evaluate
+from unetlib.files import digest, read_csv, read_json, write_json
+from unetlib.jobs import say
+from unetlib.metrics import bootstrap_interval
+from unetlib.patients import find_cases, read_case
+from unetlib.prepare import prepare
+from unetlib.recipe import PREPARE, Recipe
+from unetlib.split import Split
+from unetlib.training import train
+from unetlib.tuning import tune
+
+MEASURED = Path(__file__).with_name("measured")
+FOLDS, VALIDATION = 5, 8
+MAIN = "dice"  # volumetric, all slices, native grid
+FIGURES = (MAIN, "precision", "recall", "hd95_mm", "false_ml", "dice_slices", "tp", "fp", "fn")
+
+
+def shuffled_patients(data: Path) -> list[str]:
+    """Return the patients of a folder, sorted by name, then in the protocol's one random order."""
+    names = sorted({case.patient for case in find_cases(data).cases})
+    return [str(name) for name in generator(0, 0).permutation(names)]
+
+
+def make_folds(patients: Sequence[str]) -> list[Split]:
+    """Return five splits of the shuffled patients: each tests a fifth, and validates on 8 of the next fifth."""
+    fifths = [patients[fold::FOLDS] for fold in range(FOLDS)]
+    return [make_fold(patients, fifths[fold], fifths[(fold + 1) % FOLDS][:VALIDATION]) for fold in range(FOLDS)]
+
+
+def make_fold(patients: Sequence[str], test: Sequence[str], val: Sequence[str]) -> Split:
+    """Return a split: these patients to test and to validate on, all others to train on."""
+    others = set(patients) - set(test) - set(val)
+    return Split(tuple(sorted(others)), tuple(sorted(val)), tuple(sorted(test)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe, trained on one split, scored on one part of it."""
+
+    name: str
+    recipe: Recipe
+    split: Split
+    part: str  # "val" or "test"
+    trained_as: "Cell | None" = None  # another whose training is the same: only the way to predict differs
+
+    @property
+    def result(self) -> Path:
+        """Where its figures lie when it is done."""
+        return MEASURED / f"{self.name}.json"
+
+    def run(self, work: Path) -> Path:
+        """Return the folder of its training run."""
+        return work / "runs" / self.name
+
+    def progress(self, work: Path) -> str:
+        """Say how far it is."""
+        if self.result.exists():
+            return f"done, mean Dice {mean(read_json(self.result)):.3f}"
+        if not (self.run(work) / LATEST).exists():
+            return "not begun"
+        done = load_checkpoint(self.run(work) / LATEST)["progress"]
+        return f"epoch {done['epoch'] + 1} of {self.recipe.epochs}" if done["epoch"] < self.recipe.epochs else "trained"
+
+    def fit(self, data: Path, work: Path, start_from: Path | None = None) -> Path:
+        """Prepare, train and tune, or go on with it; return the run."""
+        key = digest([self.recipe.stage(PREPARE), self.split.hash])[:12]
+        prepared, run = work / f"prepared-{key}", self.run(work)
+        if not (prepared / "split.json").exists():
+            self.split.save(prepared / "split.json")
+        prepare(data, prepared, self.recipe, workers=1)
+        if self.trained_as and not run.exists():
+            copy_training(self.trained_as.fit(data, work), run, self.recipe)
+        train(prepared, run, self.recipe, start_from=start_from)
+        tune(run)
+        return run
+
+    def measure(self, data: Path, work: Path, start_from: Path | None = None) -> dict[str, Any]:
+        """Return the figures of its patients; computed once, and then read."""
+        if self.result.exists():
+            return read_json(self.result)
+        run = self.fit(data, work, start_from)
+        begun = time.monotonic()
+        evaluate(run, split=self.part)
+        predicting = time.monotonic() - begun
+        folder = run / "evaluation" / ("" if self.part == "test" else self.part)
+        trained = load_checkpoint(run / LATEST)
+        result = {
+            "recipe": trained["recipe"],
+            "split": self.split.hash,
+            "part": self.part,
+            "epoch": load_checkpoint(run / BEST)["epoch"],
+            "decision": read_json(run / "decision.json") if self.recipe.tune else None,
+            "seconds": round(trained["progress"]["seconds"], 1),
+            "threads": torch.get_num_threads(),
+            "seconds_to_predict": round(predicting, 1),
+            "machine": machine(("torch",)),
+            "patients": figures_of(folder, data),
+        }
+        write_json(self.result, result)
+        say(f"{self.name}: mean Dice {mean(result):.4f} in {result['seconds']:.0f} s")
+        return result
+
+
+def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
+    """Make `run` of another run whose recipe differs in nothing that training depends on."""
+    fields, temporary = recipe.as_dict(), run.with_name(f".tmp-{run.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name in (LATEST, BEST):
+        content = load_checkpoint(other / name)
+        save_checkpoint(
+            temporary / name, {**content, "recipe": {**fields, "precision": content["recipe"]["precision"]}}
+        )
+    temporary.rename(run)
+
+
+def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
+    """Return the figures of every patient of an evaluation, by name."""
+    volumes = voxel_millilitres(data)
+    found: dict[str, dict[str, float | None]] = {}
+    for row in read_csv(folder / "patients.csv"):
+        if (row["grid"], row["slices"]) == ("native", "all"):
+            found[row["patient"]] = {name: float(row[name]) if row[name] else None for name in FIGURES if name in row}
+    by_slice: dict[str, list[float]] = {name: [] for name in found}
+    false = dict.fromkeys(found, 0.0)
+    for row in read_csv(folder / "slices.csv"):
+        tp, fp, fn = (int(row[f"native_{name}"]) for name in ("tp", "fp", "fn"))
+        if row["tumour"] == "1":
+            by_slice[row["patient"]].append(2 * tp / (2 * tp + fp + fn))
+        else:
+            false[row["patient"]] += fp * volumes[row["case"]]
+    for name, row in found.items():
+        row["dice_slices"], row["false_ml"] = float(np.mean(by_slice[name])), false[name]
+    return found
+
+
+def voxel_millilitres(data: Path) -> dict[str, float]:
+    """Return the volume of a voxel of every case."""
+    return {case.id: float(np.prod(read_case(case)[0].spacing)) / 1000 for case in find_cases(data).cases}
+
+
+def values(result: dict[str, Any], figure: str = MAIN) -> dict[str, float]:
+    """Return one figure of every patient of a result, by name, where it is defined."""
+    return {name: row[figure] for name, row in result["patients"].items() if row[figure] is not None}
+
+
+def mean(result: dict[str, Any], figure: str = MAIN) -> float:
+    """Return the mean of a figure over the patients of a result."""
+    return float(np.mean(list(values(result, figure).values())))
+
+
+def pooled_dice(result: dict[str, Any]) -> float:
+    """Return the Dice of all voxels of all patients together."""
+    tp, fp, fn = (sum(values(result, name).values()) for name in ("tp", "fp", "fn"))
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def gain(before: dict[str, Any], after: dict[str, Any], figure: str = MAIN) -> tuple[float, tuple[float, float] | None]:
+    """Return the mean paired difference of a figure over the patients, and its bootstrapped 95 % interval."""
+    one, other = values(before, figure), values(after, figure)
+    differences = np.array([other[name] - one[name] for name in sorted(one.keys() & other.keys())])
+    return float(differences.mean()), bootstrap_interval(differences)
+
+
+def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the patients of several folds as one result."""
+    return {"patients": {name: row for result in results for name, row in result["patients"].items()}}

@@ -1,0 +1,61 @@
+"""Choose how probabilities become masks, on the validation patients of a run."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from unetlib.checkpoint import BEST, read_run
+from unetlib.decision import Decision, choose, dice_table, read_decision, write_decision
+from unetlib.errors import UnetlibError
+from unetlib.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, write_json
+from unetlib.inference import Predictor
+from unetlib.jobs import progress, say
+from unetlib.patients import find_cases, read_case
+from unetlib.recipe import Recipe
+from unetlib.split import Split
+
+
+def tune(run: Path, device: str = "auto") -> Decision:
+    """Choose threshold and smallest component for `best_model.pth` of a run, and keep them in `decision.json`.
+
+    The pair with the highest mean Dice over the validation patients (all slices, native grid) wins; a test patient
+    is never read. A run whose recipe does not `tune` keeps its threshold. Stopped, it goes on where it was; done,
+    it is reused. Raises `UnetlibError` when the run or its validation patients cannot be read.
+    """
+    recipe = Recipe(**read_run(run)["recipe"])
+    if (known := read_decision(run, recipe)) is not None:
+        return known
+    predictor, root = Predictor.open(run, device, decision=Decision(recipe.threshold)), Path(read_run(run)["data"])
+    patients = set(Split.load(run / "split.json").val)
+    cohort = find_cases(root)
+    cases = [case for case in cohort.cases if case.patient in patients]
+    if missing := sorted(patients - {case.patient for case in cases}):
+        raise UnetlibError(
+            f"{root} lacks the validation patients {', '.join(missing)}, on whom threshold and smallest component are "
+            f"chosen. Put them back; if the data moved, change `data` in {run / 'recipe.json'}."
+        )
+    with locked(run):
+        weights = sha256(run / BEST)
+        refuse_link(run / PARTIAL)
+        parts = {
+            case.id: run / PARTIAL / f"{case.id}-{digest([weights, case.stamp(cohort.root)])[:16]}.json"
+            for case in cases
+        }
+        todo = [case for case in cases if not parts[case.id].exists()]
+        with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
+            for case in todo:
+                volume, truth, _ = read_case(case)
+                table = dice_table(predictor.volume(volume.voxels), truth, volume.spacing)
+                write_json(parts[case.id], {"dice": table})
+                bar.update()
+        tables = [read_json(parts[case.id])["dice"] for case in cases]
+        decision = choose(tables)
+        mean = float(np.max(np.mean(tables, axis=0)))
+        write_decision(run, decision, mean, len(patients))
+        shutil.rmtree(run / PARTIAL)
+    say(
+        f"{run}: threshold {decision.threshold:g} and components from {decision.smallest_ml:g} ml on, chosen on "
+        f"{len(patients)} validation patients: mean Dice {mean:.4f}."
+    )
+    return decision
