@@ -21,6 +21,7 @@ from scipy.special import expit
 
 from unetlib.errors import UnetlibError
 from unetlib.files import atomic, locked, read_json, write_json
+from unetlib.head import draw_head
 from unetlib.jobs import run_jobs
 
 Rng = np.random.Generator
@@ -29,6 +30,7 @@ GENERATOR = 1  # raised whenever the voxels of a given seed change
 GRID = (240, 240, 155)  # the grid of BraTS, 1 mm
 BOX = (169, 205, 155)  # the part of it that a head fills
 CORNER = (35, 17, 0)  # where the box begins
+THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
 COARSE = (57, 69, 52)
 STEP = 3.0  # mm between two coarse points
 ATLAS_CENTRE = (98.0, 115.0, 77.0)  # middle of the brain, in voxels of the atlas
@@ -96,13 +98,15 @@ def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | Non
             pass
 
 
-def make_patient(seed: int, index: int) -> Phantom:
-    """Return patient number `index` of the cohort `seed`, a pure function of the two numbers.
+def make_patient(seed: int, index: int, varied: bool = False) -> Phantom:
+    """Return patient number `index` of the cohort `seed`, a pure function of the numbers and of `varied`.
 
     The tumour grows by reaction and diffusion along the white matter (Swanson et al. 2000, Cell
     Proliferation 33) and pushes the tissue aside; lesions, bright rims, artefacts of flow, a bias
     field and Rician noise (Gudbjartsson & Patz 1995, MRM 34) are there to mislead a threshold.
     """
+    if varied:
+        return _varied(np.random.default_rng([seed, index, 1]))
     rng = np.random.default_rng([seed, index])
     atrophy = rng.uniform(1.0, 2.2)
     volume = min(max(float(rng.lognormal(np.log(50e3), 0.75)), 5e3), 150e3)  # mm3
@@ -131,9 +135,9 @@ def _field(rng: Rng, width: float) -> np.ndarray:
     return noise / noise.std()
 
 
-def _fine(coarse: np.ndarray) -> np.ndarray:
-    """Return one or several maps of the coarse grid, interpolated on the box."""
-    for axis, (fine, few) in enumerate(zip(BOX, COARSE, strict=True), start=coarse.ndim - 3):
+def _fine(coarse: np.ndarray, shape: tuple[int, ...] = BOX) -> np.ndarray:
+    """Return one or several maps of the coarse grid, interpolated on the box, or stretched to another `shape`."""
+    for axis, (fine, few) in enumerate(zip(shape, COARSE, strict=True), start=coarse.ndim - 3):
         place = np.linspace(0, few - 1, fine)
         below = np.minimum(place.astype(int), few - 2)
         share = np.expand_dims(place - below, tuple(range(1, coarse.ndim - axis))).astype(np.float32)
@@ -179,14 +183,14 @@ def _push(
     return (coords - share * away).astype(np.float32)
 
 
-def _tissue(coords: np.ndarray, atrophy: float) -> tuple[np.ndarray, np.ndarray]:
+def _tissue(coords: np.ndarray, atrophy: float, crisp: float = 2) -> tuple[np.ndarray, np.ndarray]:
     """Return the shares of CSF, grey and white matter at atlas voxels `coords`, and the brain mask.
 
-    The template is an average of many heads; squaring the shares makes its tissues crisp again,
-    and `atrophy` > 1 widens the furrows and ventricles.
+    The template is an average of many heads; the power `crisp` of the shares makes its tissues
+    crisp again, and `atrophy` > 1 widens the furrows and ventricles.
     """
     grey, white, brain = (ndimage.map_coordinates(one, coords, order=1) for one in _atlas())
-    shares = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** 2
+    shares = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** crisp
     return shares / shares.sum(axis=0), brain > 0.5
 
 
@@ -252,11 +256,11 @@ def _distractors(rng: Rng, csf: np.ndarray, fluid: np.ndarray, depth: np.ndarray
     near = np.exp(-ventricle / 6)
     blobs = _field(rng, 4) + _field(rng, 9) + 2.2 * near - rng.uniform(1.6, 2.8)
     caps = near * (1 + 0.6 * _field(rng, 12)) * rng.uniform(0.3, 1.3)
-    lesion = np.maximum(expit(5 * _fine(blobs)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9)))
+    lesion = np.maximum(expit(5 * _fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9), csf.shape))
     low = np.linspace(1, 0.2, COARSE[2], dtype=np.float32)
     rim = np.exp(-depth / 7) * low * np.clip(_field(rng, 14) + 0.3, 0, 2) * rng.uniform(0.15, 0.6)
-    pulsation = _fine(np.clip(_field(rng, 9) - 0.5, 0, 2)) * rng.uniform(0, 1.8) * csf
-    return lesion * (1 - csf), 1 + _fine(rim) + pulsation
+    pulsation = _fine(np.clip(_field(rng, 9) - 0.5, 0, 2), csf.shape) * rng.uniform(0, 1.8) * csf
+    return lesion * (1 - csf), 1 + _fine(rim, csf.shape) + pulsation
 
 
 def _signal(rng: Rng, name: str, tissue: np.ndarray, layers: tuple[np.ndarray, ...], contrast: float) -> np.ndarray:
@@ -284,6 +288,118 @@ def _acquire(rng: Rng, signal: np.ndarray, brain: np.ndarray, scale: float) -> n
         scan.flat[rng.choice(np.flatnonzero(brain), rng.integers(1, 12))] = scan.max() * rng.uniform(1.1, 1.8)
     units = np.clip(np.rint(scan / scan[brain].max() * scale), 1, None)
     return _embed(np.where(brain, units, 0).astype(np.int16))
+
+
+def _varied(rng: Rng) -> Phantom:
+    """Return a patient of the varied cohort: FLAIR alone, in the many looks that scans of low-grade glioma have."""
+    atrophy, volume = rng.uniform(1.0, 2.2), float(np.clip(rng.lognormal(np.log(40e3), 0.9), 2e3, 150e3))
+    coords = _deformation(rng)
+    coarse, brain = _tissue(coords, atrophy)
+    depth = ndimage.distance_transform_edt(brain).astype(np.float32) * STEP
+    start = _start(rng, coords, coarse, depth)
+    coords = _push(coords, start, rng.uniform(0, 0.5), 0.8 * volume ** (1 / 3), np.clip(depth / 20, 0, 1))
+    coarse, outline = _tissue(coords, atrophy)
+    tissue, brain = _tissue(_fine(coords, THICK), atrophy, rng.uniform(2, 4))
+    tissue = _furrowed(rng, tissue, outline)
+    wander = rng.uniform(0, 1) * coarse[1]  # a tumour that grey matter stops less is rounder
+    density, age = _grow(rng, coarse + np.stack([0 * wander, -wander, wander]), start, volume)
+    lesion, artefact = _distractors(rng, tissue[0], coarse[0], depth)
+
+    fluid, white = rng.uniform(0.05, 0.45), rng.uniform(0.72, 1.06)  # relative to grey matter
+    signal = fluid * tissue[0] + tissue[1] + white * tissue[2]
+    signal += rng.uniform(0, 0.7) * lesion * (rng.uniform(1.1, 1.7) - signal)
+    signal, share = _glioma(rng, signal, tissue[0], density, age, fluid)
+    signal *= artefact * (1 + _fine(0.03 * _field(rng, 3) + 0.03 * _field(rng, 12), THICK))
+    return _scan(rng, signal, share, brain, outline, fluid)
+
+
+def _furrowed(rng: Rng, tissue: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Return `tissue` with furrows, which an average of many heads lacks; `brain` is the mask on the coarse grid."""
+    depth, nearest = ndimage.distance_transform_edt(brain, return_indices=True)
+    lines = _field(rng, rng.uniform(6, 10))[tuple(nearest)]  # the same from the surface inwards
+    lines = _fine(ndimage.gaussian_filter(lines, 0.7), THICK)
+    near = np.clip(rng.uniform(1, 1.6) - _fine((depth * STEP).astype(np.float32), THICK) / rng.uniform(12, 22), 0, 1)
+    furrow = near * np.exp(-((lines / rng.uniform(0.08, 0.25)) ** 2))
+    ribbon = near * np.exp(-((lines / 0.5) ** 2))
+    tissue = tissue + np.stack([2 * furrow, ribbon, 0 * ribbon])
+    return tissue / tissue.sum(axis=0)
+
+
+def _glioma(
+    rng: Rng, signal: np.ndarray, csf: np.ndarray, density: np.ndarray, age: np.ndarray, fluid: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `signal` with a low-grade tumour painted over it, and the share (0..1, soft) of tumour.
+
+    It is homogeneous or patchy; one in three has a core that is darker, down to a cyst.
+    """
+    share = expit((_fine(density + 0.06 * _field(rng, 4), THICK) - EDGE) / rng.uniform(0.03, 0.12))
+    level = np.exp(rng.uniform(np.log(1.15), np.log(2.4)))
+    patchy = rng.uniform(0.02, 0.12) * _field(rng, 5) + rng.uniform(0.02, 0.12) * _field(rng, 14)
+    paint = level * (1 + _fine(patchy, THICK))
+    if rng.random() < 0.35:
+        age = age + 0.08 * _field(rng, 5) + 0.1 * _field(rng, 12)
+        limit = np.quantile(age[density > EDGE], rng.uniform(0.5, 0.9))
+        core = expit((_fine(age, THICK) - limit) / rng.uniform(0.01, 0.05))
+        paint += core * (rng.uniform(fluid, level) - paint)
+    return signal + share * (1 - rng.uniform(0.4, 1) * csf) * (paint - signal), share
+
+
+def _scan(
+    rng: Rng, signal: np.ndarray, share: np.ndarray, brain: np.ndarray, outline: np.ndarray, fluid: float
+) -> Phantom:
+    """Return the scan of a brain in thick slices, with or without its head, somewhere in a square field of view."""
+    pixel, thick = rng.uniform(0.85, 1.1), rng.uniform(3, 7)
+    low, high = rng.uniform(-80, -55), rng.uniform(76, 96)
+    shape = (*GRID[:2], int(np.clip((high - low) / thick, 20, 60)))
+    spacing = np.array([pixel, pixel, thick])
+    turn = Rotation.from_euler("xyz", rng.uniform([-10, -4, -8], [10, 4, 8]), degrees=True).as_matrix()
+    corner = turn @ np.array([*rng.uniform(-8, 8, 2) - pixel * (GRID[0] - 1) / 2, low])
+    middle = (np.array(BOX) - 1) / 2
+
+    def sample(volume: np.ndarray, step: np.ndarray, margin: float, mode: str) -> np.ndarray:
+        """Return a volume with voxels of `step` mm, that begins `margin` mm outside the box, on the scan's grid."""
+        matrix, offset = turn * spacing / step[:, None], (corner + middle + margin) / step
+        return ndimage.affine_transform(volume, matrix, offset, shape, order=1, mode=mode)
+
+    box_step = middle * 2 / (np.array(THICK) - 1)
+    averaged = max(1, round(rng.uniform(0.7, 1) * thick / box_step[2]))
+    inside, scan, tumour = (
+        sample(ndimage.uniform_filter1d(one, averaged, axis=2), box_step, 0, "constant")
+        for one in (brain.astype(np.float32), signal * brain, share * brain)
+    )
+    smooth = lambda width: _fine(_field(rng, width), shape)
+    stripped = rng.random() < 0.3
+    if not stripped:
+        pad = 12
+        hull = _distance(np.pad(outline, pad))
+        distance = sample(hull, 2 * middle / (np.array(COARSE) - 1), pad * STEP, "nearest")
+        points = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in shape), indexing="ij"))
+        points = np.einsum("ij,jxyz->ixyz", (turn * spacing).astype(np.float32), points)
+        points += corner.reshape(3, 1, 1, 1).astype(np.float32)
+        scan += (1 - inside) * draw_head(rng, points, distance, fluid, smooth)
+    scan *= np.exp(rng.uniform(0.03, 0.2) * smooth(50))
+    scan = ndimage.gaussian_filter(scan, rng.uniform(0, 0.8), axes=(0, 1))
+    axis = rng.integers(0, 2)
+    scan += rng.uniform(0, 0.04) * np.roll(scan, rng.integers(60, 180), axis)  # the patient moved
+    noise = rng.uniform(0.005, 0.06)
+    real, imaginary = (noise * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
+    scan = ndimage.gaussian_filter(np.hypot(scan + real, imaginary), 0.4, axes=(0, 1))
+    if stripped:
+        scan *= inside > 0.5
+    elif rng.random() < 0.4:  # what lay outside the field of view is filled with 0
+        edge = rng.integers(4, 24)
+        scan[:edge] = scan[-edge:] = 0
+    units = np.clip(scan / np.quantile(scan[inside > 0.5], 0.99), 0, 4) * np.exp(rng.uniform(np.log(100), np.log(1500)))
+    seg = np.where((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5), OEDEMA, 0)
+    affine = np.diag([-pixel, -pixel, thick, 1])
+    return Phantom({"flair": np.rint(units).astype(np.int16)}, seg.astype(np.uint8), affine)
+
+
+def _distance(brain: np.ndarray) -> np.ndarray:
+    """Return the mm to the brain, negative inside; folds narrower than 3 cm count as inside."""
+    edt = ndimage.distance_transform_edt
+    closed = edt(edt(~brain) < 5) > 5
+    return ndimage.gaussian_filter((edt(~closed) - edt(closed)).astype(np.float32), 0.8) * STEP
 
 
 def _embed(box: np.ndarray) -> np.ndarray:
