@@ -16,11 +16,12 @@ Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]  # cen
 
 # Paired ones lie on both sides: at x and at -x.
 OUTLINE: tuple[Ellipsoid, ...] = (  # what the skin covers besides the skull
+    ((0, -6, -58), (73, 84, 58)),  # base of the head
     ((0, -48, -72), (60, 52, 62)),  # face
     ((0, -97, -66), (13, 26, 22)),  # nose
-    ((42, -42, -84), (34, 42, 44)),  # cheeks
+    ((44, -42, -84), (34, 42, 44)),  # cheeks
     ((0, 30, -98), (60, 62, 52)),  # neck
-    ((80, 8, -52), (7, 12, 20)),  # ears
+    ((75, 8, -52), (7, 12, 20)),  # ears
 )
 BONES: tuple[Ellipsoid, ...] = (
     ((0, -38, -52), (40, 34, 12)),  # base of the skull
@@ -49,27 +50,23 @@ def draw_head(
     `distance` is that to the brain, `fluid` the signal of CSF, and `smooth(width)` a new smooth
     random field of that width, mean 0 and deviation 1.
     """
-    gap, skull, scalp = (
-        rng.uniform(*limits) * np.exp(0.3 * smooth(25)) for limits in ((1, 4), (4, 8), (3, 9))
-    )
+    gap, skull, scalp = (rng.uniform(*limits) * np.exp(0.2 * smooth(40)) for limits in ((1, 4), (4, 8), (3, 9)))
     # A slice is thick: where a surface lies slanted in it, several tissues share a voxel.
     blur = (0.5 + 0.2 * np.abs(np.gradient(distance, axis=2))).astype(np.float32)
     move = rng.normal(0, 2.5, 3)
     stretch = rng.uniform(0.92, 1.08)
+    lower = int((points[2].min(axis=(0, 1)) < 10).sum())  # slices that can meet one of the bodies
 
     def inside(bodies: tuple[Ellipsoid, ...]) -> np.ndarray:
         """Return roughly how deep each point lies within one of the bodies."""
         deep = np.full(distance.shape, -99, dtype=np.float32)
         for centre, radii in bodies:
-            grown = stretch * np.array(radii) * rng.uniform(0.88, 1.12, 3)
-            middle = stretch * np.array(centre) + move + rng.normal(0, 1.5, 3)
-            for side in (1, -1) if centre[0] else (1,):
-                away = [
-                    (points[axis] - (side * middle[axis] if axis == 0 else middle[axis])) / grown[axis]
-                    for axis in range(3)
-                ]
-                radius = np.sqrt(away[0] ** 2 + away[1] ** 2 + away[2] ** 2)
-                deep = np.maximum(deep, (grown.min() * (1 - radius)).astype(np.float32))
+            grown = (stretch * np.array(radii) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
+            middle = (stretch * np.array(centre) + move + rng.normal(0, 1.5, 3)).astype(np.float32)
+            for side in ((1, 1, 1), (-1, 1, 1)) if centre[0] else ((1, 1, 1),):
+                x, y, z = ((points[axis, :, :, :lower] - side[axis] * middle[axis]) / grown[axis] for axis in range(3))
+                here = grown.min() * (1 - np.sqrt(x * x + y * y + z * z))
+                np.maximum(deep[:, :, :lower], here, out=deep[:, :, :lower])
         return deep
 
     def level(low: float, high: float, patchy: float) -> np.ndarray:
@@ -77,7 +74,7 @@ def draw_head(
 
     wave = 1.5 * smooth(9)  # bodies are no ellipsoids
     skin = np.maximum(gap + skull + scalp - distance, inside(OUTLINE) + wave)
-    bright = np.exp(rng.uniform(np.log(0.9), np.log(3)))
+    bright = float(np.exp(rng.uniform(np.log(0.9), np.log(3))))
     fat = level(bright, bright, 0.15)
     marrow = rng.uniform(0, 0.45) * np.exp(-(((distance - gap - skull / 2) / (0.22 * skull)) ** 2))
 

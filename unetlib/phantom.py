@@ -21,7 +21,6 @@ from scipy.special import expit
 
 from unetlib.errors import UnetlibError
 from unetlib.files import atomic, locked, read_json, write_json
-from unetlib.head import draw_head
 from unetlib.jobs import run_jobs
 
 Rng = np.random.Generator
@@ -30,7 +29,6 @@ GENERATOR = 1  # raised whenever the voxels of a given seed change
 GRID = (240, 240, 155)  # the grid of BraTS, 1 mm
 BOX = (169, 205, 155)  # the part of it that a head fills
 CORNER = (35, 17, 0)  # where the box begins
-THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
 COARSE = (57, 69, 52)
 STEP = 3.0  # mm between two coarse points
 ATLAS_CENTRE = (98.0, 115.0, 77.0)  # middle of the brain, in voxels of the atlas
@@ -70,6 +68,7 @@ class Phantom:
     `images`: flair, t1, t1ce and t2, each (240, 240, 155) int16 in LPS order, skull-stripped, 0
     outside the brain and at least 1 inside, in arbitrary scanner units. `seg`: the same shape,
     uint8: 1 necrotic core, 2 oedema, 4 enhancing rim, 0 else. `affine`: (4, 4), voxel to mm.
+    A varied patient has flair alone, (240, 240, 20 to 60), and 2 for the whole tumour.
     """
 
     images: dict[str, np.ndarray]
@@ -77,23 +76,24 @@ class Phantom:
     affine: np.ndarray
 
 
-def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None) -> None:
+def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None, varied: bool = False) -> None:
     """Write `patients` synthetic patients as `out/Phantom_00000/Phantom_00000_flair.nii.gz` and so on.
 
     A patient depends on `seed` and its number alone, and is written whole or not at all: the same
     call again makes only what is missing, and a larger `patients` extends the cohort. `workers` is
-    the number of processes, by default one per processor.
+    the number of processes, by default one per processor. `varied` makes the cohort to pre-train on
+    for real MRI: FLAIR and mask only, most with their heads, in thick slices, with many contrasts.
 
     Raises `UnetlibError` when `patients` < 1 or `seed` < 0, when `out` holds anything but a cohort of
-    this seed and generator, when another process is writing it, and when it cannot be written.
+    this seed, generator and kind, when another process is writing it, and when it cannot be written.
     """
     if patients < 1 or seed < 0:
         raise UnetlibError(
             f"{patients} patients of seed {seed} were asked for; give at least 1 patient and a seed >= 0."
         )
     with locked(out):
-        _claim(out, patients, seed)
-        missing = [(out, seed, index) for index in range(patients) if not (out / _case(index)).exists()]
+        _claim(out, patients, seed, varied)
+        missing = [(out, seed, index, varied) for index in range(patients) if not (out / _case(index)).exists()]
         for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
             pass
 
@@ -106,7 +106,9 @@ def make_patient(seed: int, index: int, varied: bool = False) -> Phantom:
     field and Rician noise (Gudbjartsson & Patz 1995, MRM 34) are there to mislead a threshold.
     """
     if varied:
-        return _varied(np.random.default_rng([seed, index, 1]))
+        from unetlib.varied import varied_patient  # which builds on this module
+
+        return varied_patient(np.random.default_rng([seed, index, 1]))
     rng = np.random.default_rng([seed, index])
     atrophy = rng.uniform(1.0, 2.2)
     volume = min(max(float(rng.lognormal(np.log(50e3), 0.75)), 5e3), 150e3)  # mm3
@@ -256,7 +258,9 @@ def _distractors(rng: Rng, csf: np.ndarray, fluid: np.ndarray, depth: np.ndarray
     near = np.exp(-ventricle / 6)
     blobs = _field(rng, 4) + _field(rng, 9) + 2.2 * near - rng.uniform(1.6, 2.8)
     caps = near * (1 + 0.6 * _field(rng, 12)) * rng.uniform(0.3, 1.3)
-    lesion = np.maximum(expit(5 * _fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9), csf.shape))
+    lesion = np.maximum(
+        expit(5 * _fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9), csf.shape)
+    )
     low = np.linspace(1, 0.2, COARSE[2], dtype=np.float32)
     rim = np.exp(-depth / 7) * low * np.clip(_field(rng, 14) + 0.3, 0, 2) * rng.uniform(0.15, 0.6)
     pulsation = _fine(np.clip(_field(rng, 9) - 0.5, 0, 2), csf.shape) * rng.uniform(0, 1.8) * csf
@@ -290,118 +294,6 @@ def _acquire(rng: Rng, signal: np.ndarray, brain: np.ndarray, scale: float) -> n
     return _embed(np.where(brain, units, 0).astype(np.int16))
 
 
-def _varied(rng: Rng) -> Phantom:
-    """Return a patient of the varied cohort: FLAIR alone, in the many looks that scans of low-grade glioma have."""
-    atrophy, volume = rng.uniform(1.0, 2.2), float(np.clip(rng.lognormal(np.log(40e3), 0.9), 2e3, 150e3))
-    coords = _deformation(rng)
-    coarse, brain = _tissue(coords, atrophy)
-    depth = ndimage.distance_transform_edt(brain).astype(np.float32) * STEP
-    start = _start(rng, coords, coarse, depth)
-    coords = _push(coords, start, rng.uniform(0, 0.5), 0.8 * volume ** (1 / 3), np.clip(depth / 20, 0, 1))
-    coarse, outline = _tissue(coords, atrophy)
-    tissue, brain = _tissue(_fine(coords, THICK), atrophy, rng.uniform(2, 4))
-    tissue = _furrowed(rng, tissue, outline)
-    wander = rng.uniform(0, 1) * coarse[1]  # a tumour that grey matter stops less is rounder
-    density, age = _grow(rng, coarse + np.stack([0 * wander, -wander, wander]), start, volume)
-    lesion, artefact = _distractors(rng, tissue[0], coarse[0], depth)
-
-    fluid, white = rng.uniform(0.05, 0.45), rng.uniform(0.72, 1.06)  # relative to grey matter
-    signal = fluid * tissue[0] + tissue[1] + white * tissue[2]
-    signal += rng.uniform(0, 0.7) * lesion * (rng.uniform(1.1, 1.7) - signal)
-    signal, share = _glioma(rng, signal, tissue[0], density, age, fluid)
-    signal *= artefact * (1 + _fine(0.03 * _field(rng, 3) + 0.03 * _field(rng, 12), THICK))
-    return _scan(rng, signal, share, brain, outline, fluid)
-
-
-def _furrowed(rng: Rng, tissue: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Return `tissue` with furrows, which an average of many heads lacks; `brain` is the mask on the coarse grid."""
-    depth, nearest = ndimage.distance_transform_edt(brain, return_indices=True)
-    lines = _field(rng, rng.uniform(6, 10))[tuple(nearest)]  # the same from the surface inwards
-    lines = _fine(ndimage.gaussian_filter(lines, 0.7), THICK)
-    near = np.clip(rng.uniform(1, 1.6) - _fine((depth * STEP).astype(np.float32), THICK) / rng.uniform(12, 22), 0, 1)
-    furrow = near * np.exp(-((lines / rng.uniform(0.08, 0.25)) ** 2))
-    ribbon = near * np.exp(-((lines / 0.5) ** 2))
-    tissue = tissue + np.stack([2 * furrow, ribbon, 0 * ribbon])
-    return tissue / tissue.sum(axis=0)
-
-
-def _glioma(
-    rng: Rng, signal: np.ndarray, csf: np.ndarray, density: np.ndarray, age: np.ndarray, fluid: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `signal` with a low-grade tumour painted over it, and the share (0..1, soft) of tumour.
-
-    It is homogeneous or patchy; one in three has a core that is darker, down to a cyst.
-    """
-    share = expit((_fine(density + 0.06 * _field(rng, 4), THICK) - EDGE) / rng.uniform(0.03, 0.12))
-    level = np.exp(rng.uniform(np.log(1.15), np.log(2.4)))
-    patchy = rng.uniform(0.02, 0.12) * _field(rng, 5) + rng.uniform(0.02, 0.12) * _field(rng, 14)
-    paint = level * (1 + _fine(patchy, THICK))
-    if rng.random() < 0.35:
-        age = age + 0.08 * _field(rng, 5) + 0.1 * _field(rng, 12)
-        limit = np.quantile(age[density > EDGE], rng.uniform(0.5, 0.9))
-        core = expit((_fine(age, THICK) - limit) / rng.uniform(0.01, 0.05))
-        paint += core * (rng.uniform(fluid, level) - paint)
-    return signal + share * (1 - rng.uniform(0.4, 1) * csf) * (paint - signal), share
-
-
-def _scan(
-    rng: Rng, signal: np.ndarray, share: np.ndarray, brain: np.ndarray, outline: np.ndarray, fluid: float
-) -> Phantom:
-    """Return the scan of a brain in thick slices, with or without its head, somewhere in a square field of view."""
-    pixel, thick = rng.uniform(0.85, 1.1), rng.uniform(3, 7)
-    low, high = rng.uniform(-80, -55), rng.uniform(76, 96)
-    shape = (*GRID[:2], int(np.clip((high - low) / thick, 20, 60)))
-    spacing = np.array([pixel, pixel, thick])
-    turn = Rotation.from_euler("xyz", rng.uniform([-10, -4, -8], [10, 4, 8]), degrees=True).as_matrix()
-    corner = turn @ np.array([*rng.uniform(-8, 8, 2) - pixel * (GRID[0] - 1) / 2, low])
-    middle = (np.array(BOX) - 1) / 2
-
-    def sample(volume: np.ndarray, step: np.ndarray, margin: float, mode: str) -> np.ndarray:
-        """Return a volume with voxels of `step` mm, that begins `margin` mm outside the box, on the scan's grid."""
-        matrix, offset = turn * spacing / step[:, None], (corner + middle + margin) / step
-        return ndimage.affine_transform(volume, matrix, offset, shape, order=1, mode=mode)
-
-    box_step = middle * 2 / (np.array(THICK) - 1)
-    averaged = max(1, round(rng.uniform(0.7, 1) * thick / box_step[2]))
-    inside, scan, tumour = (
-        sample(ndimage.uniform_filter1d(one, averaged, axis=2), box_step, 0, "constant")
-        for one in (brain.astype(np.float32), signal * brain, share * brain)
-    )
-    smooth = lambda width: _fine(_field(rng, width), shape)
-    stripped = rng.random() < 0.3
-    if not stripped:
-        pad = 12
-        hull = _distance(np.pad(outline, pad))
-        distance = sample(hull, 2 * middle / (np.array(COARSE) - 1), pad * STEP, "nearest")
-        points = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in shape), indexing="ij"))
-        points = np.einsum("ij,jxyz->ixyz", (turn * spacing).astype(np.float32), points)
-        points += corner.reshape(3, 1, 1, 1).astype(np.float32)
-        scan += (1 - inside) * draw_head(rng, points, distance, fluid, smooth)
-    scan *= np.exp(rng.uniform(0.03, 0.2) * smooth(50))
-    scan = ndimage.gaussian_filter(scan, rng.uniform(0, 0.8), axes=(0, 1))
-    axis = rng.integers(0, 2)
-    scan += rng.uniform(0, 0.04) * np.roll(scan, rng.integers(60, 180), axis)  # the patient moved
-    noise = rng.uniform(0.005, 0.06)
-    real, imaginary = (noise * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
-    scan = ndimage.gaussian_filter(np.hypot(scan + real, imaginary), 0.4, axes=(0, 1))
-    if stripped:
-        scan *= inside > 0.5
-    elif rng.random() < 0.4:  # what lay outside the field of view is filled with 0
-        edge = rng.integers(4, 24)
-        scan[:edge] = scan[-edge:] = 0
-    units = np.clip(scan / np.quantile(scan[inside > 0.5], 0.99), 0, 4) * np.exp(rng.uniform(np.log(100), np.log(1500)))
-    seg = np.where((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5), OEDEMA, 0)
-    affine = np.diag([-pixel, -pixel, thick, 1])
-    return Phantom({"flair": np.rint(units).astype(np.int16)}, seg.astype(np.uint8), affine)
-
-
-def _distance(brain: np.ndarray) -> np.ndarray:
-    """Return the mm to the brain, negative inside; folds narrower than 3 cm count as inside."""
-    edt = ndimage.distance_transform_edt
-    closed = edt(edt(~brain) < 5) > 5
-    return ndimage.gaussian_filter((edt(~closed) - edt(closed)).astype(np.float32), 0.8) * STEP
-
-
 def _embed(box: np.ndarray) -> np.ndarray:
     """Return the whole BraTS grid with `box` in its place and 0 around it."""
     whole = np.zeros(GRID, dtype=box.dtype)
@@ -413,11 +305,11 @@ def _case(index: int) -> str:
     return f"Phantom_{index:05d}"
 
 
-def _claim(out: Path, patients: int, seed: int) -> None:
+def _claim(out: Path, patients: int, seed: int, varied: bool) -> None:
     """Make `out` the folder of this cohort, or go on with it; refuse any other folder."""
     record = out / "phantom.json"
-    identity = {"generator": GENERATOR, "seed": seed}
-    known = read_json(record) if record.exists() else {}
+    identity = {"generator": GENERATOR, "seed": seed, "varied": varied}
+    known = {"varied": False, **read_json(record)} if record.exists() else {}  # older records lack it
     found = {key: known.get(key) for key in identity}
     if known and found != identity:
         raise UnetlibError(
@@ -433,12 +325,12 @@ def _claim(out: Path, patients: int, seed: int) -> None:
         temporary.write_text(NOTICE, encoding="utf-8")
 
 
-def _write_patient(job: tuple[Path, int, int]) -> None:
+def _write_patient(job: tuple[Path, int, int, bool]) -> None:
     """Write one patient's folder, whole or not at all."""
-    out, seed, index = job
+    out, seed, index, varied = job
     case = _case(index)
     temporary = out / f".tmp-{getpid()}-{case}"
-    phantom = make_patient(seed, index)
+    phantom = make_patient(seed, index, varied)
     try:
         for name, voxels in {**phantom.images, "seg": phantom.seg}.items():
             image = nib.Nifti1Image(voxels, phantom.affine)
