@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from itertools import pairwise
 
 import nibabel as nib
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nilearn.datasets import load_mni152_brain_mask
+from scipy import ndimage
 
 from unetlib.errors import UnetlibError
 from unetlib.files import sha256
+from unetlib.patients import find_cases, read_case
 from unetlib.phantom import AFFINE, GRID, Phantom, _atlas, make_cohort, make_patient
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -44,7 +47,12 @@ def test_layout_is_that_of_brats(cohort):
     ]
     assert list(hashes(cohort)) == expected
     assert not list(cohort.glob(".tmp-*"))
-    assert json.loads((cohort / "phantom.json").read_text()) == {"generator": 1, "seed": 0, "patients": PATIENTS}
+    assert json.loads((cohort / "phantom.json").read_text()) == {
+        "generator": 1,
+        "seed": 0,
+        "varied": False,
+        "patients": PATIENTS,
+    }
     notice = (cohort / "SYNTHETIC.txt").read_text()
     assert "SYNTHETIC" in notice
     assert "Copyright (C) 1993-2009 Louis Collins, McConnell Brain Imaging Centre" in notice
@@ -120,7 +128,7 @@ def test_an_interrupted_patient_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         path.write_bytes(b"voxels")
 
-    monkeypatch.setattr("unetlib.phantom.make_patient", lambda seed, index: empty)
+    monkeypatch.setattr("unetlib.phantom.make_patient", lambda seed, index, varied: empty)
     monkeypatch.setattr("unetlib.phantom.nib.save", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path / "cut", patients=1, workers=1)
@@ -141,6 +149,24 @@ def test_refuses_another_cohort(tmp_path, key):
     with pytest.raises(UnetlibError, match=rf"'{key}': 7.* was asked for\. Choose an empty folder"):
         make_cohort(tmp_path, patients=1, workers=1)
     assert json.loads((tmp_path / "phantom.json").read_text()) == record
+
+
+@pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)])
+def test_refuses_to_mix_plain_and_varied_patients(tmp_path, monkeypatch, first, then):
+    monkeypatch.setattr("unetlib.phantom.run_jobs", lambda *_: iter(()))
+    make_cohort(tmp_path / "cohort", patients=1, varied=first)
+    with pytest.raises(UnetlibError, match=rf"'varied': {first}.*'varied': {then}.* was asked for\. Choose an empty"):
+        make_cohort(tmp_path / "cohort", patients=1, varied=then)
+
+
+def test_a_record_without_the_key_is_that_of_plain_patients(tmp_path, monkeypatch):
+    monkeypatch.setattr("unetlib.phantom.run_jobs", lambda *_: iter(()))
+    (tmp_path / "phantom.json").write_text(json.dumps({"generator": 1, "seed": 0, "patients": 3}))
+    with pytest.raises(UnetlibError, match=r"'varied': True.* was asked for"):
+        make_cohort(tmp_path, patients=1, varied=True)
+    make_cohort(tmp_path, patients=1)
+    record = json.loads((tmp_path / "phantom.json").read_text())
+    assert record == {"generator": 1, "seed": 0, "varied": False, "patients": 3}
 
 
 def test_refuses_a_folder_or_file_of_something_else(tmp_path):
@@ -221,3 +247,85 @@ def test_contrast_is_that_of_each_sequence(scans):
                 np.median(scan[n][scan["seg"] == 4]) / np.median(scan[n][scan["seg"] == 2]) for n in ("t1", "t1ce")
             )
             assert t1ce > 1.2 * t1
+
+
+VARIED = 6
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    out = tmp_path_factory.mktemp("phantoms") / "varied"
+    make_cohort(out, VARIED, seed=0, workers=1, varied=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def varied_scans(varied):
+    """Of each varied patient the volume (FLAIR) and the mask of the whole tumour, as `prepare` reads them."""
+    return [read_case(case)[:2] for case in find_cases(varied).cases]
+
+
+def test_varied_cohort_is_flair_and_mask_and_says_synthetic(varied):
+    names = [f"Phantom_{i:05d}/Phantom_{i:05d}_{n}.nii.gz" for i in range(VARIED) for n in ("flair", "seg")]
+    assert list(hashes(varied)) == names
+    assert [case.patient for case in find_cases(varied).cases] == [f"Phantom_{i:05d}" for i in range(VARIED)]
+    assert json.loads((varied / "phantom.json").read_text())["varied"] is True
+    assert "SYNTHETIC" in (varied / "SYNTHETIC.txt").read_text()
+    for name in names:
+        header = nib.load(varied / name).header
+        assert header["descrip"].item().startswith(b"SYNTHETIC")
+        assert header["intent_name"].item() == b"SYNTHETIC"
+
+
+def test_varied_patients_are_a_pure_function_of_seed_and_number(varied_scans):
+    """The same again, after others were made and in memory; another number or seed is another patient."""
+    again = make_patient(0, 2, varied=True)
+    np.testing.assert_array_equal(again.images["flair"], varied_scans[2][0].voxels)
+    np.testing.assert_array_equal(again.seg > 0, varied_scans[2][1])
+    assert not np.array_equal(make_patient(1, 2, varied=True).images["flair"], again.images["flair"])
+    for (one, mask), (two, mask_two) in pairwise(varied_scans):
+        assert one.voxels.shape != two.voxels.shape or (one.voxels != two.voxels).mean() > 0.1
+        assert mask.shape != mask_two.shape or (mask != mask_two).any()
+
+
+def test_plain_patients_know_nothing_of_the_varied_ones(scans, monkeypatch):
+    """A plain patient is drawn from its own two numbers, and no code of the varied kind runs for it."""
+    drawn = []
+    default_rng = np.random.default_rng
+    monkeypatch.setattr("numpy.random.default_rng", lambda key: drawn.append(key) or default_rng(key))
+    monkeypatch.setitem(sys.modules, "unetlib.varied", None)  # importing it fails
+    plain = make_patient(0, 0)
+    assert drawn == [[0, 0]]
+    assert set(plain.images) == set(MODALITIES)
+    for name, voxels in {**plain.images, "seg": plain.seg}.items():
+        np.testing.assert_array_equal(voxels, scans[0][name])
+    with pytest.raises(ImportError):
+        make_patient(0, 0, varied=True)
+
+
+def test_varied_scans_have_thick_slices(varied_scans):
+    for volume, mask in varied_scans:
+        assert volume.voxels.shape[:2] == (240, 240)
+        assert 20 <= volume.voxels.shape[2] <= 60
+        assert 3 <= volume.affine[2, 2] <= 7
+        assert nib.aff2axcodes(volume.affine) == ("L", "P", "S")
+        assert 500 < np.count_nonzero(mask) * abs(np.linalg.det(volume.affine[:3, :3])) < 200e3  # mm3
+
+
+def test_varied_tumours_lie_in_the_head_and_stand_out(varied_scans):
+    """Brighter than the tissue around them, in most patients; by little in some, for that is what is hard."""
+    ratios = []
+    for volume, mask in varied_scans:
+        flair, square = volume.voxels, np.ones((15, 15, 1))
+        head = flair > 0.1 * np.quantile(flair, 0.99)
+        assert head[mask].mean() > 0.95
+        around = ndimage.binary_dilation(mask, square) & ~ndimage.binary_dilation(mask, square[5:10, 5:10]) & head
+        ratios.append(np.median(flair[mask]) / np.median(flair[around]))
+    assert np.mean(np.array(ratios) > 1.1) > 0.7
+    assert np.ptp(ratios) > 0.2
+
+
+def test_most_varied_patients_have_their_heads(varied_scans):
+    """Where the skull is on, the air around it has noise; of a stripped brain all else is 0."""
+    heads = [np.mean(volume.voxels > 0) > 0.5 for volume, _ in varied_scans]
+    assert 0.5 <= np.mean(heads) < 1

@@ -37,7 +37,7 @@ def phantom(args: argparse.Namespace) -> None:
     """Write a synthetic cohort."""
     from unetlib.phantom import make_cohort
 
-    make_cohort(args.out, args.patients, args.seed, args.workers)
+    make_cohort(args.out, args.patients, args.seed, args.workers, args.varied)
     say(f"{args.out} holds synthetic patients. Look at what is there with: unetlib check {args.out}")
 
 
@@ -132,6 +132,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
+    sub.add_argument(
+        "--varied", action="store_true", help="FLAIR as scanners vary it: heads, thick slices, other contrasts"
+    )
     _workers(sub)
 
     sub = command(prepare, "turn volumes into slices on disk, split by patient")

@@ -68,6 +68,7 @@ class Phantom:
     `images`: flair, t1, t1ce and t2, each (240, 240, 155) int16 in LPS order, skull-stripped, 0
     outside the brain and at least 1 inside, in arbitrary scanner units. `seg`: the same shape,
     uint8: 1 necrotic core, 2 oedema, 4 enhancing rim, 0 else. `affine`: (4, 4), voxel to mm.
+    A varied patient has flair alone, (240, 240, 20 to 60), and 2 for the whole tumour.
     """
 
     images: dict[str, np.ndarray]
@@ -75,34 +76,39 @@ class Phantom:
     affine: np.ndarray
 
 
-def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None) -> None:
+def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None, varied: bool = False) -> None:
     """Write `patients` synthetic patients as `out/Phantom_00000/Phantom_00000_flair.nii.gz` and so on.
 
     A patient depends on `seed` and its number alone, and is written whole or not at all: the same
     call again makes only what is missing, and a larger `patients` extends the cohort. `workers` is
-    the number of processes, by default one per processor.
+    the number of processes, by default one per processor. `varied` makes the cohort to pre-train on
+    for real MRI: FLAIR and mask only, most with their heads, in thick slices, with many contrasts.
 
     Raises `UnetlibError` when `patients` < 1 or `seed` < 0, when `out` holds anything but a cohort of
-    this seed and generator, when another process is writing it, and when it cannot be written.
+    this seed, generator and kind, when another process is writing it, and when it cannot be written.
     """
     if patients < 1 or seed < 0:
         raise UnetlibError(
             f"{patients} patients of seed {seed} were asked for; give at least 1 patient and a seed >= 0."
         )
     with locked(out):
-        _claim(out, patients, seed)
-        missing = [(out, seed, index) for index in range(patients) if not (out / _case(index)).exists()]
+        _claim(out, patients, seed, varied)
+        missing = [(out, seed, index, varied) for index in range(patients) if not (out / _case(index)).exists()]
         for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
             pass
 
 
-def make_patient(seed: int, index: int) -> Phantom:
-    """Return patient number `index` of the cohort `seed`, a pure function of the two numbers.
+def make_patient(seed: int, index: int, varied: bool = False) -> Phantom:
+    """Return patient number `index` of the cohort `seed`, a pure function of the numbers and of `varied`.
 
     The tumour grows by reaction and diffusion along the white matter (Swanson et al. 2000, Cell
     Proliferation 33) and pushes the tissue aside; lesions, bright rims, artefacts of flow, a bias
     field and Rician noise (Gudbjartsson & Patz 1995, MRM 34) are there to mislead a threshold.
     """
+    if varied:
+        from unetlib.varied import varied_patient  # which builds on this module
+
+        return varied_patient(np.random.default_rng([seed, index, 1]))
     rng = np.random.default_rng([seed, index])
     atrophy = rng.uniform(1.0, 2.2)
     volume = min(max(float(rng.lognormal(np.log(50e3), 0.75)), 5e3), 150e3)  # mm3
@@ -131,9 +137,9 @@ def _field(rng: Rng, width: float) -> np.ndarray:
     return noise / noise.std()
 
 
-def _fine(coarse: np.ndarray) -> np.ndarray:
-    """Return one or several maps of the coarse grid, interpolated on the box."""
-    for axis, (fine, few) in enumerate(zip(BOX, COARSE, strict=True), start=coarse.ndim - 3):
+def _fine(coarse: np.ndarray, shape: tuple[int, ...] = BOX) -> np.ndarray:
+    """Return one or several maps of the coarse grid, interpolated on the box, or stretched to another `shape`."""
+    for axis, (fine, few) in enumerate(zip(shape, COARSE, strict=True), start=coarse.ndim - 3):
         place = np.linspace(0, few - 1, fine)
         below = np.minimum(place.astype(int), few - 2)
         share = np.expand_dims(place - below, tuple(range(1, coarse.ndim - axis))).astype(np.float32)
@@ -179,14 +185,14 @@ def _push(
     return (coords - share * away).astype(np.float32)
 
 
-def _tissue(coords: np.ndarray, atrophy: float) -> tuple[np.ndarray, np.ndarray]:
+def _tissue(coords: np.ndarray, atrophy: float, crisp: float = 2) -> tuple[np.ndarray, np.ndarray]:
     """Return the shares of CSF, grey and white matter at atlas voxels `coords`, and the brain mask.
 
-    The template is an average of many heads; squaring the shares makes its tissues crisp again,
-    and `atrophy` > 1 widens the furrows and ventricles.
+    The template is an average of many heads; the power `crisp` of the shares makes its tissues
+    crisp again, and `atrophy` > 1 widens the furrows and ventricles.
     """
     grey, white, brain = (ndimage.map_coordinates(one, coords, order=1) for one in _atlas())
-    shares = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** 2
+    shares = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** crisp
     return shares / shares.sum(axis=0), brain > 0.5
 
 
@@ -252,11 +258,13 @@ def _distractors(rng: Rng, csf: np.ndarray, fluid: np.ndarray, depth: np.ndarray
     near = np.exp(-ventricle / 6)
     blobs = _field(rng, 4) + _field(rng, 9) + 2.2 * near - rng.uniform(1.6, 2.8)
     caps = near * (1 + 0.6 * _field(rng, 12)) * rng.uniform(0.3, 1.3)
-    lesion = np.maximum(expit(5 * _fine(blobs)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9)))
+    lesion = np.maximum(
+        expit(5 * _fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), _fine(np.clip(caps, 0, 0.9), csf.shape)
+    )
     low = np.linspace(1, 0.2, COARSE[2], dtype=np.float32)
     rim = np.exp(-depth / 7) * low * np.clip(_field(rng, 14) + 0.3, 0, 2) * rng.uniform(0.15, 0.6)
-    pulsation = _fine(np.clip(_field(rng, 9) - 0.5, 0, 2)) * rng.uniform(0, 1.8) * csf
-    return lesion * (1 - csf), 1 + _fine(rim) + pulsation
+    pulsation = _fine(np.clip(_field(rng, 9) - 0.5, 0, 2), csf.shape) * rng.uniform(0, 1.8) * csf
+    return lesion * (1 - csf), 1 + _fine(rim, csf.shape) + pulsation
 
 
 def _signal(rng: Rng, name: str, tissue: np.ndarray, layers: tuple[np.ndarray, ...], contrast: float) -> np.ndarray:
@@ -297,11 +305,11 @@ def _case(index: int) -> str:
     return f"Phantom_{index:05d}"
 
 
-def _claim(out: Path, patients: int, seed: int) -> None:
+def _claim(out: Path, patients: int, seed: int, varied: bool) -> None:
     """Make `out` the folder of this cohort, or go on with it; refuse any other folder."""
     record = out / "phantom.json"
-    identity = {"generator": GENERATOR, "seed": seed}
-    known = read_json(record) if record.exists() else {}
+    identity = {"generator": GENERATOR, "seed": seed, "varied": varied}
+    known = {"varied": False, **read_json(record)} if record.exists() else {}  # older records lack it
     found = {key: known.get(key) for key in identity}
     if known and found != identity:
         raise UnetlibError(
@@ -317,12 +325,12 @@ def _claim(out: Path, patients: int, seed: int) -> None:
         temporary.write_text(NOTICE, encoding="utf-8")
 
 
-def _write_patient(job: tuple[Path, int, int]) -> None:
+def _write_patient(job: tuple[Path, int, int, bool]) -> None:
     """Write one patient's folder, whole or not at all."""
-    out, seed, index = job
+    out, seed, index, varied = job
     case = _case(index)
     temporary = out / f".tmp-{getpid()}-{case}"
-    phantom = make_patient(seed, index)
+    phantom = make_patient(seed, index, varied)
     try:
         for name, voxels in {**phantom.images, "seg": phantom.seg}.items():
             image = nib.Nifti1Image(voxels, phantom.affine)
