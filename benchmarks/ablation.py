@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from benchmarks.folds import VALIDATION, Cell, gain, make_fold, make_folds, mean, pooled_dice, shuffled_patients
+from benchmarks.folds import (
+    VALIDATION,
+    Cell,
+    gain,
+    make_fold,
+    make_folds,
+    mean,
+    pooled_dice,
+    pretrained,
+    shuffled_patients,
+)
 from unetlib.files import atomic, read_json
 from unetlib.plots import save, staircase_figure
 from unetlib.recipe import Recipe
 from unetlib.split import Split
 
+PHANTOMS_FIRST = "begun on phantoms"
 STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("published", {}),
     ("half the width", {"width": 16}),
@@ -33,8 +44,9 @@ STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gamma, bias field, noise", {"intensity": True}),
     ("predict the mirror image, too", {"mirror": True}),
     ("threshold and components tuned", {"tune": True}),
+    ("20 epochs", {"epochs": 20}),
+    (PHANTOMS_FIRST, {}),
     ("128 x 128 pixels", {"image_size": 128}),
-    ("30 epochs", {"epochs": 30}),
 )
 PAGE = Path(__file__).with_name("ABLATION.md")
 TEXT = """\
@@ -122,10 +134,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=list(range(len(STEPS))))
     parser.add_argument("--status", action="store_true", help="only say how far it is")
     arguments = parser.parse_args()
-    steps = cells(arguments.data)
+    steps, names = cells(arguments.data), [name for name, _ in STEPS]
     for number in arguments.steps:
         if not arguments.status:
-            steps[number].measure(arguments.data, arguments.work)
+            first = pretrained(arguments.work) if number >= names.index(PHANTOMS_FIRST) else None
+            steps[number].measure(arguments.data, arguments.work, first)
         print(f"{number:2} {STEPS[number][0]:34} {steps[number].progress(arguments.work)}", flush=True)
     if not arguments.status:
         write(arguments.data, steps)

@@ -22,14 +22,17 @@ from unetlib.files import digest, read_csv, read_json, write_json
 from unetlib.jobs import say
 from unetlib.metrics import bootstrap_interval
 from unetlib.patients import find_cases, read_case
+from unetlib.phantom import make_cohort
 from unetlib.prepare import prepare
 from unetlib.recipe import PREPARE, Recipe
-from unetlib.split import Split
+from unetlib.split import Split, make_split
 from unetlib.training import train
 from unetlib.tuning import tune
 
 MEASURED = Path(__file__).with_name("measured")
 FOLDS, VALIDATION = 5, 8
+PHANTOMS = 115
+PRETRAINING = Recipe.strong.but(epochs=10)
 MAIN = "dice"  # volumetric, all slices, native grid
 FIGURES = (MAIN, "precision", "recall", "hd95_mm", "false_ml", "dice_slices", "tp", "fp", "fn")
 
@@ -131,6 +134,18 @@ def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
             temporary / name, {**content, "recipe": {**fields, "precision": content["recipe"]["precision"]}}
         )
     temporary.rename(run)
+
+
+def pretraining(work: Path) -> Cell:
+    """Return the training on phantoms, which are made where they are missing."""
+    make_cohort(work / "phantoms", PHANTOMS, varied=True)
+    split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
+    return Cell("phantoms", PRETRAINING, split, "val")
+
+
+def pretrained(work: Path) -> Path:
+    """Return the run that was trained on phantoms alone, after training what is missing."""
+    return pretraining(work).fit(work / "phantoms", work)
 
 
 def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:

@@ -12,32 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import machine, record
-from benchmarks.folds import MEASURED, Cell, figures_of, gain, make_folds, mean, pooled_dice, shuffled_patients
+from benchmarks.folds import (
+    MEASURED,
+    PRETRAINING,
+    Cell,
+    figures_of,
+    gain,
+    make_folds,
+    mean,
+    pooled_dice,
+    pretrained,
+    shuffled_patients,
+)
 from unetlib.evaluation import evaluate
 from unetlib.files import read_json, write_json
 from unetlib.metrics import bootstrap_interval
 from unetlib.patients import find_cases
-from unetlib.phantom import make_cohort
 from unetlib.recipe import Recipe
-from unetlib.split import Split, make_split
+from unetlib.split import Split
 
-PHANTOMS = 200
-PRETRAINING = Recipe.strong.but(epochs=5)
 LOOKED_AT = 20
 SIZES = (5, 10, 20, 40)
 SHOWN = 6000  # slices that each training of a learning curve shows, about
-
-
-def pretraining(work: Path) -> Cell:
-    """Return the training on phantoms, which are made where they are missing."""
-    make_cohort(work / "phantoms", PHANTOMS, varied=True)
-    split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    return Cell("phantoms", PRETRAINING, split, "val")
-
-
-def pretrained(work: Path) -> Path:
-    """Return the run that was trained on phantoms alone, after training what is missing."""
-    return pretraining(work).fit(work / "phantoms", work)
 
 
 def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> dict:
