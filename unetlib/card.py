@@ -207,7 +207,8 @@ def _model(facts: _Facts) -> str:
     return (
         f"## The model\n\nA 2D U-Net of width {recipe.width} and depth {recipe.depth} with "
         f"{sum(weight.numel() for weight in net.parameters()):,} parameters. It takes slices of {recipe.image_size} x "
-        f"{recipe.image_size} pixels with {counted(inputs, 'channel')} (FLAIR, unless the table below names another image), and gives the probability of tumour of every "
+        f"{recipe.image_size} pixels with {counted(inputs, 'channel')} (FLAIR, unless the table below names another "
+        "image), and gives the probability of tumour of every "
         f"pixel, which counts as tumour from {recipe.threshold:g}.\n\n{text}"
     )
 
