@@ -5,6 +5,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections import Counter
 from importlib.metadata import version
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from tests.conftest import SMALL
 from unetlib import provenance
-from unetlib.files import read_json
+from unetlib.files import read_csv, read_json
 from unetlib.prepare import Prepared
 from unetlib.provenance import NAME, read_provenance
 from unetlib.training import train
@@ -28,6 +29,9 @@ def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, pre
         assert case["sha256"] == hashlib.sha256(data).hexdigest()
         assert case["patient"] in split[case["part"]]
     assert about["contents"] == Prepared.open(prepared).identity["data"]
+    rows = [row["case"] for row in read_csv(prepared / "slices.csv")]
+    assert {name: case["slices"] for name, case in about["cases"].items()} == Counter(rows)
+    assert about["left_out"] == []
     assert about["split"] == split["hash"]
     assert about["data"] == str(cohort)
 

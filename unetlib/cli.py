@@ -13,7 +13,7 @@ from typing import Any
 from unetlib import __version__
 from unetlib.errors import UnetlibError, counted, printable
 from unetlib.jobs import first_process, say
-from unetlib.recipe import PREPARE, PRESETS, TRAIN, TYPES, Recipe
+from unetlib.recipe import PREPARE, PRESETS, TRAIN, TYPES, Recipe, flag
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
 
@@ -102,6 +102,13 @@ def figures(args: argparse.Namespace) -> None:
         say(str(path))
 
 
+def card(args: argparse.Namespace) -> None:
+    """Write the model card of a run."""
+    from unetlib.card import write_card
+
+    say(str(write_card(args.run, args.out, args.device)))
+
+
 def course(args: argparse.Namespace) -> None:
     """Run the notebooks."""
     from unetlib.course import refresh_notebooks, run_course
@@ -175,6 +182,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository")
     _device(sub)
 
+    sub = command(card, "write a model card: what a run was trained on, its figures, its failures and its limits")
+    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`; evaluated where it is not")
+    sub.add_argument("--out", type=Path, metavar="DIR", help="folder of README.md and pictures (default: RUN/card)")
+    _device(sub)
+
     sub = command(course, "run all notebooks, and leave each as a page that opens without a network")
     sub.add_argument("--data", type=Path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
     sub.add_argument("--out", type=Path, default=Path("course"), metavar="DIR", help="default: %(default)s")
@@ -188,14 +200,13 @@ def _recipe_flags(parser: argparse.ArgumentParser, stage: str) -> None:
     for spec in fields(Recipe):
         if spec.metadata["stage"] != stage:
             continue
-        flag = "--" + spec.name.removeprefix("split_").replace("_", "-")
         text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
         if TYPES[spec.name] == (bool,):
-            group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
+            group.add_argument(flag(spec.name), dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
             continue
         choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
         metavar = None if choices else kind.__name__.upper()
-        group.add_argument(flag, dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
+        group.add_argument(flag(spec.name), dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
 
 
 def _given(args: argparse.Namespace, stage: str) -> dict[str, Any]:

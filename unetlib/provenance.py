@@ -23,7 +23,8 @@ def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: 
     when this session's software, machine, device or number of threads differ from those of the last.
 
     `files` and `contents` are SHA-256 of the list of file names and of the files' bytes; every case
-    has its files as (name, size, time of change in ns), the SHA-256 of their bytes, and its part.
+    has its files as (name, size, time of change in ns), the SHA-256 of their bytes, its part and number of
+    prepared slices. `left_out` names the cases that could not be used.
     """
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     cases = {
@@ -32,6 +33,7 @@ def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: 
             "part": part_of[case["patient"]],
             "files": case["stamp"],
             "sha256": case["sha256"],
+            "slices": case["slices"],
         }
         for name, case in data.about["cases"].items()
     }
@@ -42,6 +44,7 @@ def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: 
         "split": data.split.hash,
         "recipe": recipe,
         "cases": cases,
+        "left_out": sorted(data.about["left_out"]),
     }
     sessions = read_provenance(run).get("sessions", [])
     if sessions[-1:] != [now := _session(recipe, device)]:

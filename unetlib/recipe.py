@@ -169,6 +169,11 @@ def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
     return {**known, **fields}
 
 
+def flag(name: str) -> str:
+    """Return a field's flag on the command line."""
+    return "--" + name.removeprefix("split_").replace("_", "-")
+
+
 def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Name the keys whose values differ, as `width: 32 -> 16`; empty when nothing does."""
     keys = sorted(before.keys() | after.keys())

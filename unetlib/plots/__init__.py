@@ -27,8 +27,10 @@ from unetlib.plots.evaluation import (
     make_figures,
     metrics_figure,
     overlay_figure,
+    patients_figure,
     scroll_animation,
     threshold_figure,
+    worst,
 )
 from unetlib.plots.exploration import (
     Portrait,
@@ -97,6 +99,7 @@ __all__ = [
     "metrics_figure",
     "outlier_figure",
     "overlay_figure",
+    "patients_figure",
     "pictures_figure",
     "portray",
     "positions_figure",
@@ -110,4 +113,5 @@ __all__ = [
     "threshold_figure",
     "to_png",
     "voxels_figure",
+    "worst",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from unetlib import metrics
@@ -58,7 +59,8 @@ class Overlay:
 class Ranked:
     """A test patient with a place in the ranking: `truth` and `prediction` are boolean (X, Y, Z), as the volume.
 
-    `rank` is "best", "median" or "worst"; `dice` is the patient's, native grid, all slices.
+    `rank` is "best", "median" or "worst", or a place such as "4 of 4"; `dice` is the patient's, native grid, all
+    slices.
     """
 
     rank: str
@@ -68,9 +70,9 @@ class Ranked:
     truth: np.ndarray
     prediction: np.ndarray
 
-    def overlay(self) -> Overlay:
-        """Return the slice with most tumour as a row of an overlay figure."""
-        z = largest_slice(self.truth)
+    def overlay(self, z: int | None = None) -> Overlay:
+        """Return an axial slice, by default the one with most tumour, as a row of an overlay figure."""
+        z = largest_slice(self.truth) if z is None else z
         truth, prediction = self.truth[:, :, z].T, self.prediction[:, :, z].T
         here = float(metrics.dice(metrics.count(prediction[None], truth[None]))[0])
         title = f"{self.rank}\n{self.case.id}\nDice {self.dice:.2f} over all slices\n{here:.2f} in this slice"
@@ -86,9 +88,24 @@ def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
     ranked = _ranking(run)
     chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
     ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
+    return _predicted(run, dict(reversed(ranks.items())), device)
+
+
+def worst(run: Path, number: int, device: str = "auto") -> list[Ranked]:
+    """Return the `number` worst test patients of an evaluated run (all where there are fewer), the worst one first.
+
+    Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
+    """
+    ranked = _ranking(run)
+    places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
+    return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
+
+
+def _predicted(run: Path, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
+    """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
     cohort, predictor, found = find_cases(Path(read_run(run)["data"])), Predictor.open(run, device), []
     with progress(len(ranks), "overlays", "patient") as bar:
-        for patient, (rank, dice) in reversed(ranks.items()):
+        for patient, (rank, dice) in ranks.items():
             case = next((case for case in cohort.cases if case.patient == patient), None)
             if case is None:
                 raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
@@ -203,6 +220,24 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+
+
+def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, note: str = "") -> Figure:
+    """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one."""
+    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=8 if len(dices) <= 50 else 3, label="patient"
+    )
+    axes.axhline(float(np.mean(dices)), color=ORANGE, lw=1.5, label=f"mean {np.mean(dices):.3f}")
+    if interval:
+        axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label="95 % interval of the mean (bootstrap)")
+    axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    _sign(figure, note)
+    return figure
 
 
 def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], note: str = "") -> Figure:

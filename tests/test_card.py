@@ -1,0 +1,237 @@
+"""The model card: its figures are those of the run, its pictures are there, and it is whole or absent."""
+
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import SMALL
+from unetlib import card as module
+from unetlib.card import SOURCES, write_card
+from unetlib.checkpoint import BEST, load_checkpoint
+from unetlib.cli import main
+from unetlib.errors import UnetlibError
+from unetlib.files import read_csv, read_json
+from unetlib.metrics import bootstrap_interval
+from unetlib.provenance import read_provenance
+
+ROOT = Path(__file__).parents[1]
+MILLILITRE = 0.001  # of a voxel of 1 mm, as `write_patient` has them
+
+
+@pytest.fixture(scope="module")
+def carded(trained, tmp_path_factory):
+    """A run with its card, and the text of the card; do not change it."""
+    folder = tmp_path_factory.mktemp("card") / "run"
+    shutil.copytree(trained, folder)
+    return folder, write_card(folder, device="cpu").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def copy(carded, tmp_path):
+    """The run of `carded`, evaluated, without its card."""
+    shutil.copytree(carded[0], tmp_path / "run", ignore=shutil.ignore_patterns("card"))
+    return tmp_path / "run"
+
+
+def cell(text, name):
+    """Return the second cell of the one row of a table that begins with `name`."""
+    (line,) = [line for line in text.splitlines() if line.strip("| *").startswith(name)]
+    return line.split(" | ")[1].removesuffix(" |")
+
+
+def numbers(text):
+    return [float(one) for one in re.findall(r"\d+(?:\.\d+)?", text)]
+
+
+def by_patient(run):
+    """Return, for each test patient, the sums of tp, fp, fn over all slices, and of fp over those without tumour."""
+    sums = defaultdict(lambda: np.zeros(4))
+    for row in read_csv(run / "evaluation" / "slices.csv"):
+        tp, fp, fn = (int(row[f"native_{name}"]) for name in ("tp", "fp", "fn"))
+        sums[row["patient"]] += (tp, fp, fn, fp * (row["tumour"] == "0"))
+    return {name: sums[name] for name in sorted(sums)}
+
+
+def dice(tp, fp, fn):
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def test_the_figures_are_those_of_the_slices(carded):
+    run, text = carded
+    sums, rows = by_patient(run), read_csv(run / "evaluation" / "slices.csv")
+    dices = np.array([dice(*one[:3]) for one in sums.values()])
+    main = [float(dices.mean()), 95, *bootstrap_interval(dices)]
+    assert numbers(cell(text, "Dice, per patient")) == pytest.approx(main, abs=0.0006)
+    tumour = [row for row in rows if row["tumour"] == "1"]
+    pooled = dice(*(sum(int(row[f"model_{name}"]) for row in tumour) for name in ("tp", "fp", "fn")))
+    assert numbers(cell(text, "Dice, pooled")) == pytest.approx([pooled], abs=0.0006)
+    counts = [[int(row[f"native_{name}"]) for name in ("tp", "fp", "fn")] for row in rows]
+    slices = [dice(*one) if any(one) else 1.0 for one in counts]
+    assert numbers(cell(text, "Dice, per slice")) == pytest.approx([np.mean(slices)], abs=0.0006)
+    empty = sum(not any(one) for one in counts)
+    assert f"Of {len(rows)} slices, {empty} hold no tumour and got none" in text
+    for name, place in (("precision", 1), ("recall", 2)):
+        values = [one[0] / (one[0] + one[place]) for one in sums.values()]
+        assert numbers(cell(text, f"{name}, per")) == pytest.approx([np.mean(values)], abs=0.0006)
+    alarms = [one[3] * MILLILITRE for one in sums.values()]
+    assert numbers(cell(text, "false alarms")) == pytest.approx([np.mean(alarms), max(alarms)], abs=0.006)
+    spread = f"ranges from {dices.min():.3f} to {dices.max():.3f} (standard deviation {dices.std(ddof=1):.3f})"
+    assert spread in text
+
+
+def test_surface_training_and_data_are_those_of_the_run(carded):
+    run, text = carded
+    surface = read_json(run / "evaluation" / "summary.json")["surface"]
+    assert cell(text, "HD95").startswith(f"{surface['hd95_mm']:.1f} mm")
+    assert cell(text, "HD95").endswith(f"for {surface['hd95_undefined']})")
+    history = read_csv(run / "history.csv")
+    best = max(history, key=lambda row: float(row["val_dice"]))
+    assert f"epoch {best['epoch']}, with a validation Dice" in text
+    assert f"of {float(best['val_dice']):.3f}." in text
+    assert f"{len(history)} of {len(history)} epochs in " in text
+    about, split = read_provenance(run), read_json(run / "split.json")
+    for part in ("train", "val", "test"):
+        slices = sum(case["slices"] for case in about["cases"].values() if case["part"] == part)
+        assert f"| {part} | {len(split[part])} | {len(split[part])} | {slices} |" in text
+    for sha in (about["contents"], split["hash"]):
+        assert sha in text
+    weights = load_checkpoint(run / BEST)["model"]
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    expected = sum(weight.numel() for name, weight in weights.items() if not name.endswith(buffers))
+    assert f"{expected:,} parameters" in text
+
+
+def test_the_worst_patients_are_told_from_their_slices(carded):
+    run, text = carded
+    sums = by_patient(run)
+    worst = sorted(sums, key=lambda name: dice(*sums[name][:3]))[:3]
+    assert re.findall(r"^### (\S+),", text, re.MULTILINE) == worst
+    for name in worst:
+        tp, fp, fn, outside = sums[name]
+        told = text.split(f"### {name}")[1].split("![")[0]
+        assert f"Dice {dice(tp, fp, fn):.3f}" in told
+        assert f"has {(tp + fn) * MILLILITRE:.1f} ml; {(tp + fp) * MILLILITRE:.1f} ml were marked" in told
+        assert f"Precision {tp / (tp + fp):.3f}, recall {tp / (tp + fn):.3f}" in told
+        assert f"{100 * outside / (fp + fn):.0f} % of the wrong voxels lie in slices without tumour" in told
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ((5, 0, 0), "no error"),
+        ((0, 5, 0), "no tumour"),
+        ((0, 0, 5), "Nothing was marked"),
+        ((4, 1, 6), "recall 0.400: most of the tumour was missed."),
+        ((4, 6, 1), "recall 0.800: most of what was marked is false alarm."),
+        ((1, 9, 9), "missed and most of what was marked is false"),
+        ((5, 1, 1), "more than half was found"),
+    ],
+)
+def test_the_kind_of_failure_is_named(counts, words):
+    assert words in module._kind(*counts)
+
+
+def test_every_linked_picture_is_a_png_beside_the_page(carded):
+    run, text = carded
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    shown = min(3, len(by_patient(run)))
+    assert sorted(linked) == sorted(["patients.png", "metrics.png", *(f"failure-{n}.png" for n in range(1, shown + 1))])
+    for name in linked:
+        assert (run / "card" / name).read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (run / "card").iterdir()) == sorted([*linked, "README.md"])
+
+
+def test_nothing_of_the_machines_folders_is_told(carded, cohort):
+    run, text = carded
+    assert f"The folder `{cohort.name}`" in text
+    assert str(cohort) not in text
+    assert str(run) not in text
+    assert not re.findall(r"(?<![\w.])/\w+/|[A-Z]:\\", text)
+
+
+def test_what_differs_from_the_published_recipe_is_named_and_can_be_given_again(carded):
+    _, text = carded
+    published, own = type(SMALL).published.as_dict(), SMALL.but(epochs=12, learning_rate=1e-2).as_dict()
+    differing = {name for name in own if own[name] != published[name]} - {"precision"}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == differing
+    for name in differing:
+        assert f"| `{name}` | {own[name]} | {published[name]} |" in text
+    assert "unetlib prepare DATA PREPARED --image-size 32\n" in text
+    assert "RUN --width 4 --depth 2 --learning-rate 0.01 --epochs 12 --precision fp32\n" in text
+    assert module._flag("augment", False) == "--no-augment"
+
+
+def test_real_images_are_not_called_synthetic_and_synthetic_ones_are(copy, carded, monkeypatch):
+    assert "synthetic" not in carded[1]
+    monkeypatch.setattr("unetlib.plots.is_synthetic", lambda volume: True)
+    text = write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert "No figure on this page is one on MRI" in text
+    assert SOURCES["synthetic"] in text
+
+
+def test_sources_are_cited_as_in_the_readme():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for word, text in SOURCES.items():
+        assert word == "Decathlon" or text in readme
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_interrupted_anywhere_and_given_again_it_has_the_same_bytes(copy, carded, monkeypatch, at):
+    write, calls = module._save, []
+
+    def stops(path, content):
+        calls.append(path)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    (copy / "card").mkdir()
+    (copy / "card" / "failure-9.png").touch()  # of a card with more patients
+    (copy / "card" / "README.md").write_text(module.TITLE)
+    monkeypatch.setattr(module, "_save", stops)
+    if at < len(list((carded[0] / "card").iterdir())):
+        with pytest.raises(KeyboardInterrupt):
+            write_card(copy, device="cpu")
+        assert not (copy / "card" / "README.md").exists()
+    monkeypatch.undo()
+    write_card(copy, device="cpu")
+    bytes_of = [{p.name: p.read_bytes() for p in (run / "card").iterdir()} for run in (copy, carded[0])]
+    assert bytes_of[0] == bytes_of[1]
+
+
+def test_a_card_that_is_there_is_not_written_again(copy):
+    page = write_card(copy, device="cpu")
+    before = {path: path.stat().st_mtime_ns for path in page.parent.iterdir()}
+    write_card(copy, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in page.parent.iterdir()} == before
+
+
+def test_what_cannot_be_had_is_a_sentence(copy, tmp_path):
+    with pytest.raises(UnetlibError, match="not a run folder"):
+        write_card(tmp_path / "nothing", device="cpu")
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(UnetlibError, match="is not a model card"):
+        write_card(copy, tmp_path, "cpu")
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    for path in copy.glob("*best_model.pth"):
+        path.unlink()
+    with pytest.raises(UnetlibError, match="Train first"):
+        write_card(copy, device="cpu")
+    assert not (copy / "card").exists()
+
+
+def test_a_changed_summary_is_a_sentence(copy):
+    path = copy / "evaluation" / "summary.json"
+    path.write_text(path.read_text().replace('"hd95_undefined"', '"something"'))
+    with pytest.raises(UnetlibError, match="not one that unetlib wrote"):
+        write_card(copy, device="cpu")
+
+
+def test_the_command_names_the_page(copy, tmp_path, capsys):
+    main(["card", str(copy), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "README.md")
+    assert (tmp_path / "out" / "README.md").exists()
