@@ -44,8 +44,8 @@ STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gamma, bias field, noise", {"intensity": True}),
     ("predict the mirror image, too", {"mirror": True}),
     ("threshold and components tuned", {"tune": True}),
-    ("20 epochs", {"epochs": 20}),
     (PHANTOMS_FIRST, {}),
+    ("20 epochs", {"epochs": 20}),
     ("128 x 128 pixels", {"image_size": 128}),
 )
 PAGE = Path(__file__).with_name("ABLATION.md")

@@ -406,7 +406,8 @@ def _reproduce(facts: _Facts) -> str:
     first = " --start-from OTHER" if _first_weights(facts) else ""
     return (
         f"## To reproduce it\n\nWith DATA for the folder of patients:\n\n```\nunetlib prepare DATA PREPARED"
-        f"{flags[PREPARE]}\nunetlib train PREPARED RUN{flags[TRAIN]}{first}\nunetlib evaluate RUN\nunetlib card RUN\n```\n\n"
+        f"{flags[PREPARE]}\nunetlib train PREPARED RUN{flags[TRAIN]}{first}\n"
+        "unetlib evaluate RUN\nunetlib card RUN\n```\n\n"
         "The same split is certain when this run's `split.json` is copied into PREPARED first. `recipe.json` and "
         "`provenance.json` of the run hold the recipe, every file of the data with its SHA-256, and all versions."
     )
