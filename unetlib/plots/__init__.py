@@ -27,6 +27,7 @@ from unetlib.plots.evaluation import (
     make_figures,
     metrics_figure,
     overlay_figure,
+    paired_figure,
     scroll_animation,
     threshold_figure,
 )
@@ -50,6 +51,12 @@ from unetlib.plots.preprocessing import (
     leak_figure,
     outlier_figure,
     sheet_figure,
+)
+from unetlib.plots.stronger import (
+    decision_figure,
+    rates_figure,
+    staircase_figure,
+    window_figure,
 )
 from unetlib.plots.training import (
     LiveCurves,
@@ -81,6 +88,7 @@ __all__ = [
     "case_figure",
     "ceiling_figure",
     "curves_figure",
+    "decision_figure",
     "draw_errors",
     "draw_outline",
     "errors_figure",
@@ -97,17 +105,21 @@ __all__ = [
     "metrics_figure",
     "outlier_figure",
     "overlay_figure",
+    "paired_figure",
     "pictures_figure",
     "portray",
     "positions_figure",
     "probability_figure",
     "profiles_figure",
+    "rates_figure",
     "save",
     "scroll_animation",
     "sheet_figure",
     "show_slice",
     "sizes_figure",
+    "staircase_figure",
     "threshold_figure",
     "to_png",
     "voxels_figure",
+    "window_figure",
 ]
