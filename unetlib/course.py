@@ -104,10 +104,11 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
 
 @dataclass(frozen=True)
 class Stair:
-    """A recipe that was trained and validated: its folder, and the Dice of each validation patient, by name."""
+    """A recipe that was trained and validated: on what, where, and the Dice of each validation patient, by name."""
 
     name: str
     recipe: Recipe
+    data: Prepared
     run: Path
     dices: dict[str, float]
 
@@ -140,7 +141,7 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Stair 
         tune(run)
         evaluate(run, split="val")
     rows = read_patients(run / "evaluation" / "val")
-    stair = Stair(name, recipe, run, {row["patient"]: float(row["dice"]) for row in rows})
+    stair = Stair(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows})
     what = changed(before.recipe.as_dict(), recipe.as_dict()) if before else ""
     gain = f" ({stair.dice - before.dice:+.3f})" if before else ""
     print(f"{name}: {what or 'nothing changed'}" if before else name)

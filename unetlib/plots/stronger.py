@@ -75,7 +75,8 @@ def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure
     axes = figure.subplots()
     for (name, values), colour in zip(rates.items(), (GREY, BLUE, ORANGE), strict=False):
         axes.plot(values, color=colour, label=name)
-    axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None), xlim=(0, None))
+    top = max(max(values) for values in rates.values())
+    axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     figure.supxlabel(note, fontsize=8)
