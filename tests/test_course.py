@@ -3,13 +3,18 @@ import re
 from io import BytesIO
 
 import nbformat
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import write_patient
+from tests.conftest import SMALL, write_patient
 from unetlib import course
 from unetlib.errors import UnetlibError
+from unetlib.evaluation import read_patients
 from unetlib.phantom import make_cohort
+from unetlib.prepare import prepare
+from unetlib.split import Split, make_split
+from unetlib.training import Trainer
 
 
 @pytest.fixture
@@ -94,6 +99,71 @@ def test_what_is_shown_stands_on_top(data, tmp_path, capsys):
     assert "synthetic images**, 3 patients" in told[1]
     assert all("never for clinical use" in text for text in told)
     assert not any(str(tmp_path) in text for text in told)
+
+
+@pytest.fixture
+def climber(data, tmp_path):
+    """A course of six small patients and the recipe to begin with."""
+    for index in range(3, 6):
+        write_patient(data, index)
+    opened = course.start(data, tmp_path / "work")
+    prepare(opened.data, opened.prepared, SMALL.but(split_seed=3), workers=1)
+    return opened, SMALL.but(learning_rate=1e-2)
+
+
+def test_a_stair_is_trained_and_validated_on_the_split_of_the_course(climber, capsys):
+    opened, recipe = climber
+    stair = course.climb(opened, "published", recipe, slices=200)
+    split = Split.load(opened.prepared / "split.json")
+    assert split != make_split(split.patients()), "or the test shows nothing"
+    assert Split.load(stair.run / "split.json") == split
+    rows = {row["patient"]: float(row["dice"]) for row in read_patients(stair.run / "evaluation" / "val")}
+    assert stair.dices == rows
+    assert stair.dices.keys() == set(split.val)
+    assert stair.dice == pytest.approx(np.mean(list(rows.values())))
+    assert not (stair.run / "evaluation" / "summary.json").exists(), "test patients are not scored"
+    assert f"validation Dice {stair.dice:.3f}" in capsys.readouterr().out
+
+
+def test_every_stair_shows_the_same_number_of_slices(climber, capsys):
+    opened, recipe = climber
+    first = course.climb(opened, "first", recipe, slices=64)
+    second = course.climb(opened, "all", recipe.but(slices="all", balance=True), 64, first)
+    shown = [
+        stair.recipe.epochs * len(Trainer.open(stair.data, stair.run, stair.recipe, "cpu").choose(0))
+        for stair in (first, second)
+    ]
+    assert shown == [64, 72]  # 4 patients: 16 slices with tumour, 8 without
+    told = capsys.readouterr().out
+    assert "all: balance: False -> True, epochs: 4 -> 3, slices: tumour -> all" in told
+    assert f"({second.dice - first.dice:+.3f})" in told
+    np.testing.assert_allclose(second.gains(first).mean(), second.dice - first.dice)
+
+
+def test_a_stair_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(climber, monkeypatch, capsys):
+    opened, recipe = climber
+    first = course.climb(opened, "first", recipe, slices=1)
+    assert first.recipe.epochs == 1, "one at least"
+    before = (first.run / "best_model.pth").stat().st_mtime_ns
+    again = course.climb(opened, "again", recipe, 1, first)
+    assert again.run == first.run
+    assert (first.run / "best_model.pth").stat().st_mtime_ns == before
+    assert "again: nothing changed" in capsys.readouterr().out
+    assert course.climb(opened, "other", recipe.but(seed=1), 1, first).run != first.run
+
+
+def test_the_study_is_shown_without_its_link_or_missed_in_a_sentence(tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(course, "display", shown.append)
+    course.show_study(tmp_path)
+    assert "make study" in capsys.readouterr().out
+    assert not shown
+    (tmp_path / "ABLATION.md").write_text("# Study\n\n![stairs](ablation.png)\n\nA table.\n")
+    course.show_study(tmp_path)
+    assert [one.data for one in shown] == ["# Study\n\n\nA table."]
+    Image.new("RGB", (30, 20)).save(tmp_path / "ablation.png")
+    course.show_study(tmp_path)
+    assert shown[-1].size == (30, 20)
 
 
 def test_a_folder_without_usable_patients_is_a_sentence(tmp_path):

@@ -111,6 +111,30 @@ def test_found_missed_and_false_alarm_of_every_slice_are_stacked():
     assert (band.get_x(), band.get_width()) == (0.5, 1)
 
 
+def test_pairs_of_one_patient_are_joined_and_the_means_are_those_of_all():
+    figure = plots.paired_figure(["a", "b", "c"], [0.2, 0.8, 0.5], [0.6, 0.7, 0.5], ("old", "new"), "a note")
+    (axes,) = figure.axes
+    lines = {line.get_gid(): line for line in axes.lines if line.get_gid()}
+    drawn = {name: list(line.get_ydata()) for name, line in lines.items()}
+    assert drawn == {"a": [0.2, 0.6], "b": [0.8, 0.7], "c": [0.5, 0.5], "mean": pytest.approx([0.5, 0.6])}
+    colours = {name: line.get_color() for name, line in lines.items()}
+    assert colours == {"a": plots.BLUE, "b": plots.ORANGE, "c": plots.ORANGE, "mean": "black"}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["old", "new"]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[:2] == ["0.500", "0.600"]
+    assert sorted(texts[2:]) == ["a", "b", "c"]
+    assert "a note" in figure.get_supxlabel()
+    assert plots.DISCLAIMER in figure.get_supxlabel()
+
+
+def test_names_of_patients_do_not_cover_each_other_and_many_are_left_out():
+    few = plots.paired_figure(["a", "b"], [0.1, 0.9], [0.5, 0.501])
+    heights = sorted(text.xy[1] for text in few.axes[0].texts if text.get_text() in "ab")
+    assert heights[1] - heights[0] > 0.05
+    many = [str(number) for number in range(30)]
+    assert len(plots.paired_figure(many, [0.5] * 30, [0.6] * 30).axes[0].texts) == 2
+
+
 def test_the_threshold_is_chosen_on_the_left_and_shown_on_the_right():
     thresholds = np.array([0.25, 0.5, 0.75])
     val = [counts((6, 6, 0, 9)).sum(), counts((5, 1, 1, 14)).sum(), counts((2, 0, 4, 15)).sum()]

@@ -240,6 +240,47 @@ def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, no
     return figure
 
 
+def paired_figure(
+    names: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    labels: tuple[str, str] = ("before", "after"),
+    note: str = "",
+) -> Figure:
+    """Return the Dice of the same patients under two recipes: a line a patient, up or down, and the means beside it.
+
+    `before`, `after`: in 0..1, in the order of `names`.
+    """
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, *pair in zip(names, before, after, strict=True):
+        axes.plot([0, 1], pair, "o-", color=BLUE if pair[1] > pair[0] else ORANGE, lw=1.2, ms=5, gid=name)
+    means = [float(np.mean(before)), float(np.mean(after))]
+    axes.plot([0, 1], means, "s-", color="black", lw=2.5, ms=8, gid="mean")
+    for x, mean, side in ((0, means[0], "right"), (1, means[1], "left")):
+        where = (-12 if side == "right" else 12, 0)
+        axes.annotate(f"{mean:.3f}", (x, mean), xytext=where, textcoords="offset points", ha=side, va="center")
+    if len(names) <= 12:
+        for y, name in _apart([(value, name) for value, name in zip(after, names, strict=True)], gap=0.055):
+            axes.annotate(name, (1, y), xytext=(58, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_xticks([0, 1], labels)
+    axes.set(xlim=(-0.35, 1.9 if len(names) <= 12 else 1.35), ylim=(-0.03, 1.03), ylabel="Dice of a patient")
+    for colour, text in ((BLUE, "better"), (ORANGE, "not better"), ("black", "mean")):
+        axes.plot([], [], "-", color=colour, label=text)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    _sign(figure, note)
+    return figure
+
+
+def _apart(labels: Sequence[tuple[float, str]], gap: float) -> list[tuple[float, str]]:
+    """Return labels from low to high, moved up where they would stand closer than `gap`."""
+    placed: list[tuple[float, str]] = []
+    for y, text in sorted(labels):
+        placed.append((max(y, placed[-1][0] + gap) if placed else y, text))
+    return placed
+
+
 def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], note: str = "") -> Figure:
     """Return, for each case, what was found, missed and falsely marked in every slice, from the rows of `slices.csv`.
 

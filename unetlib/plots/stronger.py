@@ -1,0 +1,104 @@
+"""Figures of chapter 5: what each step from one recipe to a stronger one does, and what it gains."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from unetlib.decision import SIZES_ML, THRESHOLDS, Decision
+from unetlib.plots.common import BLUE, DISCLAIMER, GREY, ORANGE, show_slice
+from unetlib.slices import Window
+
+
+def staircase_figure(
+    names: Sequence[str],
+    dices: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    note: str = "",
+) -> Figure:
+    """Return the mean Dice after each step, and beside it what the step gained.
+
+    `dices` in 0..1, one a step. `intervals`: that of the gain over the step before, or `None`; the first step has
+    nothing before it.
+    """
+    figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
+    stairs, gains = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    height, changes = np.arange(len(names)), np.diff(dices)
+    stairs.step([dices[0], *dices], [-0.5, *(height + 0.5)], where="post", color=GREY, lw=1)
+    stairs.plot(dices, height, "o", ms=7, color=BLUE)
+    span = max(max(dices) - min(dices), 0.02)
+    for y, dice in enumerate(dices):
+        stairs.annotate(f"{dice:.3f}", (dice, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+    stairs.set(xlim=(min(dices) - 0.08 * span, max(dices) + 0.2 * span), ylim=(len(names) - 0.5, -0.5))
+    stairs.set(xlabel="mean Dice of a patient, after the step")
+    stairs.set_yticks(height, names)
+    for y, (change, interval) in enumerate(zip(changes, intervals[1:], strict=True), start=1):
+        colour = BLUE if change > 0 else ORANGE
+        if interval is not None:
+            gains.plot(interval, [y, y], "-", color=colour, lw=1.5)
+        gains.plot(change, y, "o", ms=7, color=colour, gid=names[y])
+    gains.axvline(0, color="0.6", lw=1, zorder=0)
+    gains.set(xlabel="its gain" + (", 95 % interval over patients" if any(intervals) else ""))
+    for axes in (stairs, gains):
+        axes.grid(axis="y", color="0.93")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    figure.supxlabel("\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER])), fontsize=8)
+    return figure
+
+
+def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.ndarray], note: str = "") -> Figure:
+    """Return a slice with the window that a recipe sees of it, and beside it what arrives on the model's grid.
+
+    `image`: (H, W), the slice as scanned. `pictures`: a title for each (S, S), 0..1, shown with 0 as black and 1 as
+    white.
+    """
+    figure = Figure(figsize=(2.6 * (len(pictures) + 1), 3), layout="constrained")
+    native, *others = figure.subplots(1, len(pictures) + 1)
+    show_slice(native, image)
+    corner = (window.left - 0.5, window.top - 0.5)
+    native.add_patch(Rectangle(corner, window.side, window.side, fill=False, edgecolor=ORANGE, lw=1.5, clip_on=False))
+    native.set_title(f"as scanned, {image.shape[0]} x {image.shape[1]}", fontsize=9)
+    for axes, (title, picture) in zip(others, pictures.items(), strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f"{title}, {picture.shape[0]} x {picture.shape[1]}", fontsize=9)
+    figure.supxlabel(note or DISCLAIMER, fontsize=8)
+    return figure
+
+
+def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure:
+    """Return the learning rate of every step of a training, a curve a schedule: `rates` maps its name to the rates."""
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, values), colour in zip(rates.items(), (GREY, BLUE, ORANGE), strict=False):
+        axes.plot(values, color=colour, label=name)
+    top = max(max(values) for values in rates.values())
+    axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.supxlabel(note, fontsize=8)
+    return figure
+
+
+def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figure:
+    """Return the mean Dice for every threshold and every smallest component kept, with the pair that was chosen.
+
+    `dices`: (thresholds, sizes) as in `unetlib.decision.dice_table`.
+    """
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    shades = [str(0.75 - 0.6 * place / (len(SIZES_ML) - 1)) for place in range(len(SIZES_ML))]
+    for column, size, shade in zip(dices.T, SIZES_ML, shades, strict=True):
+        name = f"pieces from {size:g} ml on" if size else "all pieces"
+        axes.plot(THRESHOLDS, column, "o-", ms=3, color=shade, label=name)
+    if chosen.threshold in THRESHOLDS and chosen.smallest_ml in SIZES_ML:
+        best = dices[THRESHOLDS.index(chosen.threshold), SIZES_ML.index(chosen.smallest_ml)]
+        axes.plot(chosen.threshold, best, "o", ms=13, mfc="none", mec=ORANGE, mew=2, ls="", label="chosen")
+    axes.set(xlabel="threshold", ylabel="mean Dice, validation", xlim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.supxlabel(note, fontsize=8)
+    return figure
