@@ -310,7 +310,7 @@ def _start_or_resume(
     model = build_model(recipe).to(fabric.device)
     if content is None and start_from is not None:
         load_weights(model, load_model(start_from)[2], start_from / BEST)
-    average = copy.deepcopy(model).requires_grad_(False) if recipe.average else None
+    average = copy.deepcopy(model) if recipe.average else None
     if fabric.world_size > 1:
         share_statistics(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
