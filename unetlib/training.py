@@ -170,6 +170,11 @@ class Trainer:
             raise UnetlibError(
                 f"{run / LATEST} is at step {brief(done.step)}, which no epoch has. Delete it to start over."
             )
+        if not trainer.shown:
+            raise UnetlibError(
+                f"{data.folder}: the train part of the split has no slice with tumour, which balance needs. Prepare "
+                "again with another seed or more patients, or train without balance."
+            )
         return trainer
 
     @property
