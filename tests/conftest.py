@@ -18,6 +18,7 @@ STRONG = SMALL.but(  # every part of Recipe.strong, in small
     slices="all",
     normalise="median-volume",
     crop=True,
+    train_fraction=0.6,
     neighbours=1,
     balance=True,
     loss="dice+bce",

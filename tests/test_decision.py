@@ -133,8 +133,10 @@ def test_without_a_file_or_for_other_weights_nothing_has_been_decided(run):
 
 @pytest.mark.parametrize(
     "change",
-    [{"threshold": 0.31}, {"threshold": None}, {"threshold": [0.5]}, {"threshold": "0.5"}, {"smallest_ml": -1.0}]
-    + [{"smallest_ml": 1e9}, {"smallest_ml": {}}, {"threshold": 0}],
+    [
+        *({"threshold": wrong} for wrong in (0.31, 0, None, "0.5", [0.5])),
+        *({"smallest_ml": wrong} for wrong in (-1.0, 1e9, {})),
+    ],
 )
 def test_an_edited_decision_is_a_sentence(run, change):
     (run / FILE).write_text(json.dumps(read_json(run / FILE) | change))
