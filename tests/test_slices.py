@@ -258,9 +258,9 @@ def test_a_constant_volume_has_no_head_and_becomes_zero(normalise):
 
 
 def volume(seed=0, shape=(32, 32, 3)):
-    """A head of many intensities in dark, noisy air."""
+    """A head of many intensities in dark, noisy air that is not 0."""
     rng = np.random.default_rng(seed)
-    voxels = rng.uniform(0, 20, shape)
+    voxels = rng.uniform(30, 50, shape).astype(np.float32)
     voxels[6:26, 6:26] = rng.gamma(4, 60, (20, 20, shape[2])) + 100
     return voxels
 
