@@ -14,6 +14,23 @@ from unetlib.recipe import Recipe
 from unetlib.training import train
 
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
+STRONG = SMALL.but(  # every part of Recipe.strong, in small
+    slices="all",
+    normalise="median-volume",
+    crop=True,
+    train_fraction=0.6,
+    neighbours=1,
+    balance=True,
+    loss="dice+bce",
+    learning_rate=1e-2,
+    schedule="cosine",
+    average=0.9,
+    upright=True,
+    warp=True,
+    intensity=True,
+    mirror=True,
+    tune=True,
+)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # Properties are tried on the same examples each time; `pytest --hypothesis-profile=long` looks for new ones.
@@ -87,4 +104,29 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned to find the boxes; do not change it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(prepared, folder, SMALL.but(epochs=12, learning_rate=1e-2), device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tall_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small patients with 9, 10 or 11 slices, most of them without tumour; do not change them."""
+    folder = tmp_path_factory.mktemp("tall") / "cohort"
+    for index in range(10):
+        write_patient(folder, index, (40, 48, 9 + index % 3))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def strong_prepared(tall_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The taller patients, prepared for the small strong recipe; do not change it."""
+    folder = tmp_path_factory.mktemp("strong-prepared") / "prepared"
+    prepare(tall_cohort, folder, STRONG, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untuned(strong_prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small strong recipe, without its decision; do not change it."""
+    folder = tmp_path_factory.mktemp("untuned") / "run"
+    train(strong_prepared, folder, STRONG.but(epochs=4), device="cpu")
     return folder

@@ -11,7 +11,11 @@ import pytest
 from tests.conftest import LPS, write_patient
 from unetlib.checkpoint import BEST, LATEST
 from unetlib.cli import main
-from unetlib.files import read_json
+from unetlib.files import read_json, sha256
+from unetlib.prepare import Prepared
+from unetlib.recipe import PREPARE as PREPARE_STAGE
+from unetlib.recipe import TRAIN as TRAIN_STAGE
+from unetlib.recipe import Recipe
 
 PREPARE = ["--image-size", "32", "--workers", "1"]
 TRAIN = ["--width", "4", "--depth", "2", "--epochs", "2", "--device", "cpu", "--precision", "fp32"]
@@ -221,3 +225,73 @@ def test_every_field_of_the_recipe_is_a_flag(capsys):
     for stage in ("prepare", "train"):
         for name in Recipe.published.stage(stage):
             assert f"--{name.removeprefix('split_').replace('_', '-')}" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"),
+    [
+        ([], {}),
+        (["--recipe", "strong"], Recipe.strong.stage(PREPARE_STAGE)),
+        (["--recipe", "published"], {}),
+        (["--recipe", "strong", "--no-crop"], {**Recipe.strong.stage(PREPARE_STAGE), "crop": False}),
+        (["--slices", "brain", "--recipe", "strong"], {**Recipe.strong.stage(PREPARE_STAGE), "slices": "brain"}),
+    ],
+)
+def test_prepare_takes_a_recipe_by_name_and_single_flags_over_it(cohort, tmp_path, flags, changes):
+    run_cli("prepare", cohort, tmp_path / "p", *PREPARE, *flags)
+    expected = {**Recipe.published.stage(PREPARE_STAGE), **changes, "image_size": 32}
+    assert Prepared.open(tmp_path / "p").about["recipe"] == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "base", "changes"),
+    [
+        (["--recipe", "strong"], Recipe.strong, {}),
+        (["--recipe", "strong", "--no-warp", "--average", "0.5"], Recipe.strong, {"warp": False, "average": 0.5}),
+        (["--recipe", "published"], Recipe.published, {}),
+        (["--neighbours", "1", "--balance"], Recipe.published, {"neighbours": 1, "balance": True}),
+    ],
+)
+def test_train_takes_a_recipe_by_name_and_single_flags_over_it(strong_prepared, tmp_path, flags, base, changes):
+    with pytest.raises(SystemExit) as stop:
+        run_cli("train", strong_prepared, tmp_path / "r", *TRAIN, *flags, "--max-steps", 1)
+    assert stop.value.code == 130
+    small = {"width": 4, "depth": 2, "epochs": 2, "precision": "fp32"}
+    found = read_json(tmp_path / "r" / "recipe.json")["recipe"]
+    assert {name: found[name] for name in base.stage(TRAIN_STAGE)} == {**base.stage(TRAIN_STAGE), **small, **changes}
+    assert {name: found[name] for name in base.stage(PREPARE_STAGE)} == Prepared.open(strong_prepared).about["recipe"]
+
+
+def test_the_strong_recipe_on_slices_of_the_published_one_is_a_sentence(prepared, tmp_path, capsys):
+    told = fails(capsys, "train", prepared, tmp_path / "r", "--recipe", "strong", *TRAIN)
+    assert "only the slices with tumour are kept" in told
+    assert "--slices all" in told
+
+
+def test_train_with_the_strong_recipe_ends_with_a_decision_that_evaluate_and_predict_use(
+    strong_prepared, tall_cohort, tmp_path, capsys
+):
+    strong = [*TRAIN, "--recipe", "strong", "--epochs", 1]
+    with pytest.raises(SystemExit):
+        run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 3)
+    assert "have not been chosen" in fails(capsys, "evaluate", tmp_path / "r") or not (tmp_path / "r" / BEST).exists()
+    run_cli("train", strong_prepared, tmp_path / "r", "--device", "cpu")  # resumed, it needs no flags again
+    told = capsys.readouterr().out
+    assert "chosen on" in told
+    assert "trained for 1 epoch" in told
+    before = (tmp_path / "r" / "decision.json").read_bytes()
+    run_cli("train", strong_prepared, tmp_path / "r", *strong)
+    assert (tmp_path / "r" / "decision.json").read_bytes() == before
+    run_cli("evaluate", tmp_path / "r", "--device", "cpu")
+    assert "<- the published figure" in capsys.readouterr().out
+    image = sorted(tall_cohort.glob("*/*_flair.nii.gz"))[0]
+    run_cli("predict", tmp_path / "r", image, "--out", tmp_path / "masks", "--device", "cpu")
+    assert len(list((tmp_path / "masks").iterdir())) == 1
+
+
+def test_train_starts_from_the_weights_of_another_run(prepared, trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_cli("train", prepared, tmp_path / "r", *TRAIN, "--start-from", trained, "--max-steps", 1)
+    assert read_json(tmp_path / "r" / "recipe.json")["start_from"] == sha256(trained / BEST)
+    told = fails(capsys, "train", prepared, tmp_path / "q", *TRAIN, "--start-from", tmp_path / "nothing")
+    assert "does not exist" in told

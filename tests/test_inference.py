@@ -7,9 +7,11 @@ import torch
 
 from tests.conftest import write_patient
 from unetlib import inference
-from unetlib.checkpoint import BEST
+from unetlib.checkpoint import BEST, load_model
+from unetlib.decision import Decision
 from unetlib.errors import UnetlibError
 from unetlib.inference import Predictor, predict
+from unetlib.slices import Window, image_to_slices, slices_to_volume
 from unetlib.volumes import Source, Volume, read_volume
 
 OBLIQUE = nib.affines.from_matvec(
@@ -197,3 +199,42 @@ def test_missing_and_truncated_files_are_sentences(trained, image, tmp_path):
 
 def test_an_empty_array_has_no_volume():
     assert Volume(np.ones((1, 1, 1)), OBLIQUE, OBLIQUE, nib.Nifti1Header()).spacing == pytest.approx((0.9, 1.1, 3.0))
+
+
+def test_with_mirror_neighbours_and_crop_a_volume_is_predicted_as_by_hand(untuned):
+    voxels = np.random.default_rng(0).normal(100, 10, (40, 48, 5))
+    model, recipe, _ = load_model(untuned)
+    assert recipe.mirror
+    assert recipe.crop
+    small, found = image_to_slices(voxels, recipe), []
+    for z in range(5):
+        three = torch.stack([small[max(z - 1, 0), 0], small[z, 0], small[min(z + 1, 4), 0]])[None]
+        with torch.no_grad():
+            straight = model.probabilities(three)[0, 0].numpy()
+            mirrored = model.probabilities(torch.from_numpy(np.ascontiguousarray(three.numpy()[..., ::-1])))[0, 0]
+        found.append((straight + mirrored.numpy()[:, ::-1]) / 2)
+        assert np.abs(straight - found[-1]).max() > 1e-3  # the mirror matters
+    by_hand = torch.from_numpy(np.stack(found))[:, None]
+    predictor = Predictor.open(untuned, "cpu", decision=Decision(0.5))
+    torch.testing.assert_close(predictor.all_slices(voxels), by_hand, rtol=1e-4, atol=1e-5)
+    window = Window.of(voxels, recipe)
+    assert window != Window.whole(voxels.shape)
+    expected = slices_to_volume(by_hand, voxels.shape, window)
+    np.testing.assert_allclose(predictor.volume(voxels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_with_mirror_a_mirrored_slice_is_predicted_as_the_mirror_image(untuned):
+    predictor = Predictor.open(untuned, "cpu", decision=Decision(0.5))
+    slices = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found, mirrored = predictor.slices(slices), predictor.slices(slices.flip(-1))
+    torch.testing.assert_close(mirrored, found.flip(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_cut_to_the_head_it_does_not_matter_where_in_the_picture_the_head_is(untuned):
+    head = np.zeros((70, 80, 4), np.int16)
+    head[10:40, 15:45] = np.random.default_rng(0).integers(80, 120, (30, 30, 4))
+    predictor = Predictor.open(untuned, "cpu", decision=Decision(0.5))
+    moved = predictor.volume(np.roll(head, (20, 25), (0, 1)))
+    np.testing.assert_allclose(moved, np.roll(predictor.volume(head), (20, 25), (0, 1)), atol=1e-6)
+    assert moved.max() > 0
+    assert not moved[:25].any()  # there the window does not reach

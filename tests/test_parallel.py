@@ -175,3 +175,19 @@ def test_gathered_rows_stand_where_they_were(alone, size):
     batch = torch.randn(5, 2)
     rows = [parallel.gather(Team(size, rank), parallel.share(Team(size, rank), batch), 5) for rank in range(size)]
     assert torch.equal(torch.stack(rows).sum(0), batch)
+
+
+def test_an_average_of_the_weights_and_neighbours_are_those_of_one_process(strong_prepared, tmp_path):
+    """And the decision is chosen by one of them, on the averaged weights."""
+    flags = [*FLAGS, "--recipe", "strong", "--epochs", 1, "--average", 0.9, "--no-warp", "--no-intensity"]
+    for name, processes in (("one", 1), ("two", 2)):
+        done = command(processes, "train", strong_prepared, tmp_path / name, *flags)
+        assert done.returncode == 0, done.stderr
+    ours, alone = (load_checkpoint(tmp_path / name / LATEST) for name in ("two", "one"))
+    for part in ("model", "average"):
+        for key, value in alone[part].items():
+            torch.testing.assert_close(ours[part][key], value, rtol=2e-2, atol=2e-2)
+    two, one = (tmp_path / name for name in ("two", "one"))
+    assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
+    best = load_checkpoint(two / BEST)["model"]
+    assert all(torch.equal(best[key], value) for key, value in ours["average"].items())

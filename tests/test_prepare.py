@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import LPS, SMALL, write_patient
+from tests.conftest import LPS, SMALL, STRONG, write_patient
 from unetlib import prepare as preparing
 from unetlib.errors import UnetlibError
 from unetlib.files import PARTIAL, locked, read_csv
+from unetlib.patients import find_cases, read_case
 from unetlib.prepare import Prepared, prepare, prepare_shard
-from unetlib.slices import image_to_slices, mask_to_slices
+from unetlib.slices import Window, image_to_slices, mask_to_slices, with_neighbours
 from unetlib.split import Split
 
 
@@ -279,3 +280,73 @@ def test_a_shard_that_does_not_exist_is_refused(cohort, tmp_path, shard):
     with pytest.raises(UnetlibError, match="two numbers such as 1/8"):
         prepare_shard(cohort, tmp_path / "p", shard, SMALL, workers=1)
     assert not (tmp_path / "p").exists()
+
+
+def positions(data):
+    """The positions of the slices of every case, by its name."""
+    found = {}
+    for row in read_csv(data.folder / "slices.csv"):
+        found.setdefault(row["case"], []).append(int(row["index"]))
+    return found
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 3, 8])
+def test_a_batch_shows_neighbours_of_the_same_case_only(strong_prepared, neighbours):
+    data = Prepared.open(strong_prepared)
+    expected = {}
+    for own in positions(data).values():
+        shown = with_neighbours(torch.from_numpy(data.images[own].astype(np.float32)), neighbours)
+        expected |= dict(zip(own, shown, strict=True))
+    order = np.random.default_rng(0).permutation(len(data.images))
+    images, masks = data.batch(order, neighbours)
+    assert images.dtype == masks.dtype == torch.float32
+    assert images.shape == (len(order), 2 * neighbours + 1, 32, 32)
+    for index, image, mask in zip(order, images, masks, strict=True):
+        assert torch.equal(image, expected[index])
+        np.testing.assert_array_equal(mask, data.masks[index])
+
+
+def test_bounds_and_tumour_of_every_slice_are_those_of_its_case_and_its_mask(strong_prepared):
+    data = Prepared.open(strong_prepared)
+    for own in positions(data).values():
+        for index in own:
+            assert data.bounds[index].tolist() == [min(own), max(own)]
+    assert len(data.bounds) == len(data.tumour) == len(data.images)
+    assert data.tumour.tolist() == [bool(mask.any()) for mask in data.masks]
+    assert 0 < data.tumour.sum() < len(data.tumour) / 2
+
+
+def test_slices_are_cut_to_the_window_of_their_volume(strong_prepared, tall_cohort):
+    data, recipe = Prepared.open(strong_prepared), STRONG
+    for case in find_cases(tall_cohort).cases[:3]:
+        volume, truth, _ = read_case(case)
+        own = positions(data)[case.id]
+        window = Window.of(volume.voxels, recipe)
+        assert window != Window.whole(truth.shape)
+        np.testing.assert_allclose(data.images[own], image_to_slices(volume.voxels, recipe), atol=5e-4)
+        np.testing.assert_array_equal(data.masks[own], mask_to_slices(truth, recipe, window=window))
+
+
+def test_a_table_of_slices_that_lacks_rows_is_a_sentence(strong_prepared, tmp_path):
+    shutil.copytree(strong_prepared, tmp_path / "p")
+    table = tmp_path / "p" / "slices.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UnetlibError, match=r"slices\.csv has \d+ rows; \d+ were expected.*--rebuild"):
+        _ = Prepared.open(tmp_path / "p").tumour
+
+
+def without_crop(folder):
+    """Write a prepared folder's description as versions did that knew no `crop`."""
+    about = json.loads((folder / "prepared.json").read_text())
+    del about["recipe"]["crop"]
+    (folder / "prepared.json").write_text(json.dumps(about))
+
+
+def test_a_folder_from_before_crop_opens_as_one_without_it_and_is_reused(cohort, prepared, tmp_path, capsys):
+    shutil.copytree(prepared, tmp_path / "p")
+    without_crop(tmp_path / "p")
+    assert Prepared.open(tmp_path / "p").identity == Prepared.open(prepared).identity
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(UnetlibError, match=r"another recipe \(crop: False -> True\)"):
+        prepare(cohort, tmp_path / "p", SMALL.but(crop=True), workers=1)

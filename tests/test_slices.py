@@ -1,11 +1,24 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import ndimage
 
+from unetlib.errors import UnetlibError
 from unetlib.metrics import count, dice
 from unetlib.recipe import Recipe
-from unetlib.slices import choose_slices, image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.slices import (
+    Window,
+    choose_slices,
+    image_to_slices,
+    mask_to_slices,
+    slices_to_volume,
+    with_neighbours,
+)
+
+CROP = Recipe(crop=True, depth=1)
+MEDIAN = Recipe(image_size=32, normalise="median-volume")
 
 
 def disc(side, radius, planes=1):
@@ -117,7 +130,7 @@ def test_slice_policies_keep_what_they_say():
     assert choose_slices(voxels, mask, "all").tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("normalise", ["minmax-slice", "minmax-volume"])
+@pytest.mark.parametrize("normalise", ["minmax-slice", "minmax-volume", "median-volume"])
 def test_the_volume_itself_is_never_changed(normalise: str) -> None:
     voxels = np.asfortranarray(np.random.default_rng(0).random((8, 8, 3), np.float32))
     before = voxels.copy()
@@ -130,3 +143,171 @@ def test_of_no_slice_there_are_no_slices(dtype: type) -> None:
     voxels = np.arange(8 * 8 * 3, dtype=dtype).reshape(8, 8, 3)
     found = image_to_slices(voxels, Recipe(image_size=32), np.empty(0, int))
     assert found.shape == (0, 1, 32, 32)
+
+
+@st.composite
+def heads(draw):
+    """A volume with a bright box in air, and where it lies: ((x, x), (y, y)); it may touch the borders."""
+    shape, spans = [draw(st.integers(8, 40)), draw(st.integers(8, 40)), draw(st.integers(2, 6))], []
+    for side in shape[:2]:
+        begin = draw(st.integers(0, side - 4))
+        spans.append((begin, draw(st.integers(begin + 4, side))))
+    voxels = np.zeros(shape, np.int16)
+    voxels[slice(*spans[0]), slice(*spans[1]), 1:] = 100
+    return voxels, spans
+
+
+@given(heads())
+def test_the_window_holds_the_head_with_its_margin_in_the_middle(head):
+    voxels, spans = head
+    window = Window.of(voxels, CROP)
+    longest = max(end - begin for begin, end in spans)
+    assert window.side == longest + 2 * round(0.04 * longest)
+    for corner, (begin, end) in zip((window.left, window.top), spans, strict=True):
+        assert corner <= begin
+        assert corner + window.side >= end
+        assert abs((begin - corner) - (corner + window.side - end)) <= 1
+
+
+def test_columns_with_fewer_than_one_percent_of_head_are_no_head():
+    voxels = np.zeros((100, 100, 4))
+    voxels[20:60, 30:80] = 100
+    voxels[90, :3, 0] = 100  # 3 of 400 voxels: a speck
+    assert Window.of(voxels, CROP) == Window(left=13, top=28, side=54)
+    voxels[90, :4, 0] = 100  # 4 of 400: 1 %
+    assert Window.of(voxels, CROP).side == 71 + 2 * 3
+
+
+@given(heads(), st.integers(0, 2))
+def test_the_window_of_a_mirrored_volume_is_the_mirrored_window_but_for_half_a_pixel(head, axis):
+    voxels, _ = head
+    window, mirrored = Window.of(voxels, CROP), Window.of(np.flip(voxels, axis), CROP)
+    expected = [window.left, window.top, 0]
+    expected[axis] = (*voxels.shape[:2], window.side)[axis] - window.side - expected[axis]
+    assert mirrored.side == window.side
+    assert abs(mirrored.left - expected[0]) <= (axis == 0)
+    assert abs(mirrored.top - expected[1]) <= (axis == 1)
+
+
+@given(heads(), st.integers(0, 2))
+def test_how_a_volume_lies_in_memory_changes_nothing(head, axis):
+    flipped = np.flip(head[0], axis)
+    recipe = CROP.but(image_size=16, normalise="median-volume")
+    assert torch.equal(image_to_slices(flipped, recipe), image_to_slices(flipped.copy(), recipe))
+    assert Window.of(flipped, recipe) == Window.of(np.asfortranarray(flipped), recipe)
+
+
+@given(heads(), st.booleans(), st.integers(0, 1000))
+def test_slices_cut_to_the_window_go_back_to_their_place(head, crop, seed):
+    """On a grid of the window's own size nothing is resampled: what the window shows comes back to the voxel."""
+    voxels, _ = head
+    window = Window.of(voxels, CROP.but(crop=crop))
+    recipe = CROP.but(crop=crop, image_size=window.side, normalise="minmax-volume")
+    seen = np.zeros(voxels.shape, bool)
+    for x in range(window.left, window.left + window.side):
+        for y in range(window.top, window.top + window.side):
+            if 0 <= x < voxels.shape[0] and 0 <= y < voxels.shape[1]:
+                seen[x, y] = True
+    mask = np.random.default_rng(seed).random(voxels.shape) < 0.5
+    back = slices_to_volume(mask_to_slices(mask, recipe, window=window), voxels.shape, window)
+    np.testing.assert_array_equal(back >= 0.5, mask & seen)
+    back = slices_to_volume(image_to_slices(voxels, recipe), voxels.shape, window)
+    np.testing.assert_allclose(back, voxels / 100 * seen, atol=1e-5)
+
+
+def test_without_crop_the_window_is_the_centred_square_padded_by_numpy():
+    for shape in ((240, 240, 2), (50, 31, 3), (31, 50, 3), (7, 20, 1)):
+        voxels = np.random.default_rng(0).random(shape)
+        side = max(shape[:2])
+        before = [(side - width) // 2 for width in shape[:2]]
+        pads = [(low, side - width - low) for low, width in zip(before, shape[:2], strict=True)]
+        padded = np.pad(voxels, [*pads, (0, 0)])
+        assert Window.of(voxels, Recipe()) == Window.whole(shape) == Window(-before[0], -before[1], side)
+        found = image_to_slices(voxels, Recipe(image_size=side, depth=1, normalise="minmax-volume"))[:, 0].numpy()
+        inner = (padded - voxels.min()) / np.ptp(voxels) * np.pad(np.ones(shape), [*pads, (0, 0)])
+        np.testing.assert_allclose(found, inner.transpose(2, 1, 0), atol=1e-5)
+
+
+def test_image_and_mask_cut_to_the_head_stay_aligned():
+    truth = np.zeros((120, 100, 3))
+    truth[10:70, 40:95] = disc(60, 25)[:, :55]
+    recipe = Recipe(crop=True, normalise="minmax-volume")
+    image = image_to_slices(truth, recipe).numpy()
+    mask = mask_to_slices(truth > 0, recipe, window=Window.of(truth, recipe)).numpy()
+    assert mask.any()
+    assert (mask == (image >= 0.5)).all()
+
+
+def test_cut_to_the_head_a_smaller_head_fills_the_slice():
+    truth = np.zeros((100, 100, 2))
+    truth[10:50, 20:60] = 1
+    assert image_to_slices(truth, Recipe(crop=True)).mean() > 0.8
+    assert image_to_slices(truth, Recipe()).mean() < 0.2
+
+
+def test_a_mask_without_the_window_of_its_image_is_refused_where_slices_are_cut():
+    with pytest.raises(UnetlibError, match=r"needs the window of the image"):
+        mask_to_slices(np.ones((8, 8, 1), bool), CROP)
+
+
+@pytest.mark.parametrize("normalise", ["minmax-slice", "minmax-volume", "median-volume"])
+def test_a_constant_volume_has_no_head_and_becomes_zero(normalise):
+    voxels, recipe = np.full((9, 12, 3), 7, np.int16), Recipe(image_size=32, crop=True, normalise=normalise)
+    assert Window.of(voxels, recipe) == Window.whole(voxels.shape)
+    assert not image_to_slices(voxels, recipe).any()
+
+
+def volume(seed=0, shape=(32, 32, 3)):
+    """A head of many intensities in dark, noisy air that is not 0."""
+    rng = np.random.default_rng(seed)
+    voxels = rng.uniform(30, 50, shape).astype(np.float32)
+    voxels[6:26, 6:26] = rng.gamma(4, 60, (20, 20, shape[2])) + 100
+    return voxels
+
+
+def test_the_median_of_the_head_becomes_a_third():
+    voxels = volume()
+    bright = np.sort(voxels[voxels > voxels.mean()])
+    low, median = voxels.min(), bright[(len(bright) - 1) // 2]
+    expected = ((voxels - low) / (3 * (median - low))).clip(0, 1)
+    np.testing.assert_allclose(image_to_slices(voxels, MEDIAN)[:, 0], expected.transpose(2, 1, 0), atol=1e-5)
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_the_scale_of_a_scanner_is_taken_out(seed, factor, shift):
+    voxels = volume(seed)
+    found = image_to_slices(factor * voxels + shift, MEDIAN)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    torch.testing.assert_close(found, image_to_slices(voxels, MEDIAN), atol=1e-3, rtol=0)
+
+
+def test_a_spike_moves_the_least_and_greatest_value_but_not_the_median():
+    voxels = volume()
+    spoiled = voxels.copy()
+    spoiled[16, 16, 1] = 10 * voxels.max()
+    apart = {}
+    for normalise in ("minmax-volume", "median-volume"):
+        recipe = MEDIAN.but(normalise=normalise)
+        before, after = (image_to_slices(one, recipe)[:, 0] for one in (voxels, spoiled))
+        apart[normalise] = (before - after).abs().mean().item()
+    assert apart["median-volume"] < 0.01 < 0.1 < apart["minmax-volume"]
+
+
+@pytest.mark.parametrize("normalise", ["minmax-slice", "minmax-volume", "median-volume"])
+@pytest.mark.parametrize("z", [[2, 0], [1], []])
+def test_some_slices_are_those_of_all(normalise, z):
+    recipe = Recipe(image_size=24, crop=True, depth=2, normalise=normalise)
+    found = image_to_slices(volume(), recipe, np.array(z, int))
+    torch.testing.assert_close(found, image_to_slices(volume(), recipe)[z], rtol=0, atol=1e-6)
+
+
+@given(st.integers(1, 7), st.integers(0, 8))
+def test_every_slice_stands_between_its_neighbours(number, neighbours):
+    slices = torch.arange(number * 4.0).reshape(number, 1, 2, 2)
+    found = with_neighbours(slices, neighbours)
+    assert found.shape == (number, 2 * neighbours + 1, 2, 2)
+    for z in range(number):
+        for channel in range(2 * neighbours + 1):
+            near = min(max(z + channel - neighbours, 0), number - 1)
+            assert torch.equal(found[z, channel], slices[near, 0])

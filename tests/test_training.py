@@ -1,3 +1,5 @@
+import copy
+import json
 import math
 import os
 import shutil
@@ -10,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, STRONG
 from unetlib import training
-from unetlib.augment import augment
-from unetlib.chance import shuffled
+from unetlib.augment import augment, change_intensity, warp
+from unetlib.chance import balanced, shuffled
 from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
 from unetlib.errors import UnetlibError
-from unetlib.files import read_csv, read_json
+from unetlib.files import read_csv, read_json, sha256
 from unetlib.metrics import count, dice
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
+from unetlib.schedule import learning_rate, move_average
 from unetlib.split import Split
 from unetlib.training import Trainer, recipe_of, train
 
@@ -321,3 +324,173 @@ def test_seconds_are_counted_over_all_calls(prepared, tmp_path, monkeypatch):
     first = load_checkpoint(tmp_path / "run" / LATEST)["progress"]["seconds"]
     assert first > 0
     assert train(prepared, tmp_path / "run", SMALL, device="cpu").seconds > first
+
+
+@pytest.fixture(scope="module")
+def strong(strong_prepared, tmp_path_factory):
+    """A finished run of two epochs of the small strong recipe."""
+    folder = tmp_path_factory.mktemp("strong") / "run"
+    train(strong_prepared, folder, STRONG, device="cpu")
+    return folder
+
+
+def test_the_loop_with_all_its_parts_equals_the_recipe_written_out_in_plain_torch(strong_prepared, tmp_path):
+    """An independent loop: torch's own Adam and clipping, BCE and Dice written out, an average by hand."""
+    recipe, run = STRONG.but(learning_rate=1e-3), tmp_path / "run"  # small steps: rounding must not grow
+    train(strong_prepared, run, recipe, device="cpu")
+    data, model = Prepared.open(strong_prepared), build_model(STRONG)
+    average, adam = copy.deepcopy(model), torch.optim.Adam(model.parameters(), lr=1.0)
+    indices = data.indices("train")
+    order = balanced(indices, data.tumour[indices], 0, 0)
+    assert len(order) < len(indices)
+    steps, number = math.ceil(len(order) / 4), 0
+    for epoch in range(2):
+        order, losses = shuffled(balanced(indices, data.tumour[indices], 0, epoch), 0, epoch), []
+        for step in range(steps):
+            images, masks = data.batch(order[4 * step : 4 * step + 4], 1)
+            assert images.shape[1] == 3
+            images, masks = augment(images, masks, 0, epoch, step, upright=True)
+            images, masks = warp(images, masks, 0, epoch, step)
+            images = change_intensity(images, 0, epoch, step)
+            p = torch.sigmoid(model(images))
+            dice_loss = 1 - (2 * (p * masks).sum() + 1) / (p.sum() + masks.sum() + 1)
+            loss = torch.nn.BCELoss()(p, masks) + dice_loss
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.param_groups[0]["lr"] = learning_rate(recipe, number, 2 * steps)
+            adam.step()
+            move_average(average, model, 0.9, number)
+            number += 1
+            losses += [loss.item()] * len(images)
+        assert float(read_csv(run / "history.csv")[epoch]["train_loss"]) == pytest.approx(np.mean(losses), rel=2e-4)
+    left = load_checkpoint(run / LATEST)
+    for name in model.state_dict():
+        torch.testing.assert_close(left["model"][name], model.state_dict()[name], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(left["average"][name], average.state_dict()[name], rtol=1e-2, atol=1e-3)
+
+
+def test_the_best_model_holds_the_averaged_weights_and_their_validation_dice(strong_prepared, tmp_path):
+    train(strong_prepared, run := tmp_path / "run", STRONG.but(epochs=1), device="cpu")
+    best, latest = load_checkpoint(run / BEST), load_checkpoint(run / LATEST)
+    assert same(best["model"], latest["average"])
+    assert not same(best["model"], latest["model"])
+    data, model = Prepared.open(strong_prepared), build_model(STRONG)
+    model.load_state_dict(best["model"])
+    images, masks = data.batch(data.indices("val"), 1)
+    with torch.no_grad():
+        found = torch.sigmoid(model.eval()(images)) >= 0.5
+    expected = float(dice(count(found.numpy(), masks.bool().numpy()).sum()))
+    assert best["val_dice"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("stop", [1, 9, 14, 15, 20])
+def test_with_all_parts_it_ends_with_the_same_bits_wherever_it_is_stopped(strong_prepared, strong, tmp_path, stop):
+    device = os.environ.get("UNETLIB_DEVICE", "cpu")
+    whole = strong
+    if device != "cpu":
+        train(strong_prepared, whole := tmp_path / "whole", STRONG, device)
+    with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
+        train(strong_prepared, tmp_path / "run", STRONG, device, max_steps=stop)
+    train(strong_prepared, tmp_path / "run", STRONG, device)
+    assert_same_runs(whole, tmp_path / "run")
+
+
+def test_a_cosine_refuses_another_end(strong_prepared, strong):
+    with pytest.raises(UnetlibError, match=r"another recipe \(epochs: 2 -> 3\)"):
+        train(strong_prepared, strong, STRONG.but(epochs=3), device="cpu")
+
+
+@pytest.mark.parametrize("change", [{"neighbours": 0}, {"warp": False}, {"average": 0.5}, {"mirror": False}])
+def test_a_run_refuses_to_go_on_with_other_parts(strong_prepared, strong, change):
+    with pytest.raises(UnetlibError, match=rf"another recipe \({next(iter(change))}: "):
+        train(strong_prepared, strong, STRONG.but(**change), device="cpu")
+
+
+def test_a_checkpoint_without_its_average_is_a_sentence(strong_prepared, strong, tmp_path):
+    shutil.copytree(strong, tmp_path / "run")
+    content = torch.load(strong / LATEST, weights_only=True)
+    del content["average"]
+    torch.save(content, tmp_path / "run" / LATEST)
+    with pytest.raises(UnetlibError, match=rf"{LATEST} holds the weights of another architecture"):
+        train(strong_prepared, tmp_path / "run", STRONG, device="cpu")
+
+
+def test_what_needs_all_slices_refuses_a_folder_that_lacks_some(prepared, tmp_path):
+    with pytest.raises(UnetlibError, match="only the slices with tumour are kept"):
+        train(prepared, tmp_path / "run", STRONG, device="cpu")
+    assert not (tmp_path / "run" / LATEST).exists()
+
+
+def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, tmp_path):
+    shutil.copytree(strong_prepared, tmp_path / "p")
+    rows = read_csv(tmp_path / "p" / "slices.csv")
+    table = [",".join(rows[0]), *(",".join([*list(row.values())[:-1], "0"]) for row in rows)]
+    (tmp_path / "p" / "slices.csv").write_text("\n".join(table) + "\n")
+    with pytest.raises(UnetlibError, match="no slice with tumour"):
+        train(tmp_path / "p", tmp_path / "run", STRONG, device="cpu")
+
+
+NEW = ("crop", "neighbours", "balance", "schedule", "average", "upright", "warp", "intensity", "mirror", "tune")
+
+
+def test_a_run_from_before_the_strong_recipe_goes_on_as_if_nothing_had_changed(prepared, run, tmp_path):
+    shutil.copytree(run, tmp_path / "old")
+    for name in (LATEST, BEST):
+        content = torch.load(run / name, weights_only=True)
+        content["recipe"] = {key: value for key, value in content["recipe"].items() if key not in NEW}
+        content["prepared"].pop("crop")
+        content.pop("start_from")
+        torch.save(content, tmp_path / "old" / name)
+    about = read_json(run / "recipe.json")
+    about["recipe"] = {key: value for key, value in about["recipe"].items() if key not in NEW}
+    about["prepared"].pop("crop")
+    about.pop("start_from")
+    (tmp_path / "old" / "recipe.json").write_text(json.dumps(about))
+    assert recipe_of(tmp_path / "old") == SMALL
+    train(prepared, tmp_path / "old", SMALL.but(epochs=3), device="cpu")
+    train(prepared, tmp_path / "new", SMALL.but(epochs=3), device="cpu")
+    one, other = (load_checkpoint(tmp_path / folder / LATEST) for folder in ("old", "new"))
+    assert same(one, other)
+    assert (tmp_path / "old" / "history.csv").read_bytes() == (tmp_path / "new" / "history.csv").read_bytes()
+
+
+def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp_path, monkeypatch):
+    first, step = [], Trainer.step
+
+    def spy(trainer):
+        first.append(copy.deepcopy((trainer.model.state_dict(), trainer.average.state_dict())))
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    recipe = SMALL.but(average=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "run", recipe, device="cpu", max_steps=1, start_from=trained)
+    other = load_checkpoint(trained / BEST)["model"]
+    assert same(dict(first[0][0]), other)
+    assert same(dict(first[0][1]), other)
+    assert read_json(tmp_path / "run" / "recipe.json")["start_from"] == sha256(trained / BEST)
+    train(prepared, tmp_path / "run", recipe, device="cpu")  # resumed, it needs not be told again
+    train(prepared, tmp_path / "whole", recipe, device="cpu", start_from=trained)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_refuses_to_go_on_from_other_first_weights(prepared, run, trained, tmp_path):
+    with pytest.raises(UnetlibError, match="was started from other weights"):
+        train(prepared, run, SMALL, device="cpu", start_from=trained)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=1, start_from=trained)
+    with pytest.raises(UnetlibError, match="was started from other weights"):
+        train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=run)
+    train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=trained)
+
+
+@pytest.mark.parametrize("change", [{"width": 3}, {"depth": 1}])
+def test_first_weights_of_another_architecture_are_a_sentence(prepared, trained, tmp_path, change):
+    with pytest.raises(UnetlibError, match=rf"{BEST} holds the weights of another architecture"):
+        train(prepared, tmp_path / "r", SMALL.but(**change), device="cpu", start_from=trained)
+
+
+def test_first_weights_that_are_not_there_are_a_sentence(prepared, tmp_path):
+    with pytest.raises(UnetlibError, match=rf"{BEST} does not exist"):
+        train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=tmp_path / "nothing")

@@ -45,7 +45,8 @@ def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
     from unetlib.prepare import prepare, prepare_shard
 
-    recipe = PRESETS[args.recipe or "published"].but(**_given(args, PREPARE))
+    chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
+    recipe = Recipe.published.but(**{**chosen, **_given(args, PREPARE)})  # how it will be trained does not matter yet
     if args.shard:
         cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers)
         say(
@@ -58,10 +59,12 @@ def prepare(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
+    from unetlib.prepare import Prepared
     from unetlib.training import recipe_of, train
     from unetlib.tuning import tune
 
-    recipe = (PRESETS[args.recipe] if args.recipe else recipe_of(args.run)).but(**_given(args, TRAIN))
+    slices = Prepared.open(args.prepared).about["recipe"]  # all at once: a flag may need what the slices are
+    recipe = (PRESETS[args.recipe] if args.recipe else recipe_of(args.run)).but(**slices, **_given(args, TRAIN))
     done = train(
         args.prepared,
         args.run,

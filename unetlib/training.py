@@ -170,6 +170,11 @@ class Trainer:
             raise UnetlibError(
                 f"{run / LATEST} is at step {brief(done.step)}, which no epoch has. Delete it to start over."
             )
+        if not trainer.shown:
+            raise UnetlibError(
+                f"{data.folder}: the train part of the split has no slice with tumour, which balance needs. Prepare "
+                "again with another seed or more patients, or train without balance."
+            )
         return trainer
 
     @property
@@ -310,7 +315,7 @@ def _start_or_resume(
     model = build_model(recipe).to(fabric.device)
     if content is None and start_from is not None:
         load_weights(model, load_model(start_from)[2], start_from / BEST)
-    average = copy.deepcopy(model).requires_grad_(False) if recipe.average else None
+    average = copy.deepcopy(model) if recipe.average else None
     if fabric.world_size > 1:
         share_statistics(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)

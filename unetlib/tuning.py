@@ -25,6 +25,9 @@ def tune(run: Path, device: str = "auto") -> Decision:
     """
     recipe = Recipe(**read_run(run)["recipe"])
     if (known := read_decision(run, recipe)) is not None:
+        if (run / PARTIAL).is_dir():  # where a kill came before the last line below
+            with locked(run):
+                shutil.rmtree(run / PARTIAL, ignore_errors=True)
         return known
     predictor, root = Predictor.open(run, device, decision=Decision(recipe.threshold)), Path(read_run(run)["data"])
     patients = set(Split.load(run / "split.json").val)

@@ -67,7 +67,7 @@ def table(trials: dict[str, list[Trial]], args: argparse.Namespace) -> str:
             own = [trial for trial in row if trial.command == command]
             lost, different = sum(trial.again.code != 0 for trial in own), sum(bool(trial.different) for trial in own)
             other = sum(bool(trial.problems) for trial in own if trial.again.code == 0 and not trial.different)
-            steps = max(trial.lost for trial in own) if command == "train" else ""
+            steps = max(trial.lost for trial in own) if command.startswith("train") else ""
             lines.append(f"| {title} | {command} | {len(own)} | {lost} | {different} | {other} | {steps} |")
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,8 @@ from unetlib.checkpoint import LATEST, load_checkpoint
 EVERY = 3  # steps from one checkpoint to the next
 PREPARE = ["--image-size", SMALL.image_size]
 TRAIN = ["--width", SMALL.width, "--depth", SMALL.depth, "--epochs", SMALL.epochs, "--precision", SMALL.precision]
-COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", "evaluate", "predict")
+STRONG = "train --recipe strong"  # and the choice of threshold and smallest component after it
+COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict")
 KILLS = (
     ANY_CALL,
     *(f"{when} {what}" for what in ("write", "fsync", "replace", "link") for when in ("before", "after")),
@@ -85,6 +86,7 @@ class Matrix:
         self._make("prepare", folder / "prepared")
         self._make("train", folder / "run")
         self._make("prepare", folder / "older", "--slices", "all")
+        self._make("prepare", folder / "prepared-strong", "--recipe", "strong", "--train-fraction", 0.5)
 
     def _make(self, command: str, out: Path, *flags: str) -> Outcome:
         outcome = run([*self.words(command, out), *flags], self.folder / "log")
@@ -93,12 +95,17 @@ class Matrix:
 
     def words(self, command: str, out: Path) -> list[Any]:
         """Return the words of a command that writes to `out`."""
-        data, prepared, trained = (self.folder / name for name in ("data", "prepared", "run"))
+        folder = self.folder
+        data, prepared, trained = (folder / name for name in ("data", "prepared", "run"))
         return {
             "prepare": ["prepare", data, out, *PREPARE, "--workers", 1],
             "prepare, 2 workers": ["prepare", data, out, *PREPARE, "--workers", 2],
             "prepare --rebuild": ["prepare", data, out, *PREPARE, "--workers", 1, "--rebuild"],
             "train": ["train", prepared, out, *TRAIN, "--device", "cpu", "--checkpoint-every", EVERY],
+            STRONG: [
+                *("train", folder / "prepared-strong", out, "--recipe", "strong", *TRAIN),
+                *("--device", "cpu", "--checkpoint-every", EVERY),
+            ],
             "evaluate": ["evaluate", out, "--device", "cpu"],
             "predict": ["predict", trained, *self.images, "--out", out, "--probabilities", "--device", "cpu"],
         }[command]
@@ -134,7 +141,7 @@ class Matrix:
         self.start(command, out)
         words = [*self.words(command, out), *(flags or [])]
         first = run(words, log, fault)
-        lost = first.steps - self._steps_kept(out) if command == "train" else 0
+        lost = first.steps - self._steps_kept(command, out) if command.startswith("train") else 0
         again = run(words, log)
         expected, found = self.undisturbed(command)[0], content(out)
         names = sorted(expected.keys() | found.keys())
@@ -142,9 +149,9 @@ class Matrix:
         shutil.rmtree(out, ignore_errors=True)
         return Trial(command, fault, first, again, different, lost)
 
-    def _steps_kept(self, run: Path) -> int:
+    def _steps_kept(self, command: str, run: Path) -> int:
         """Return how many steps the latest checkpoint of this trial holds."""
         if not (run / LATEST).exists():
             return 0
-        done, total = load_checkpoint(run / LATEST)["progress"], self.undisturbed("train")[1].steps
+        done, total = load_checkpoint(run / LATEST)["progress"], self.undisturbed(command)[1].steps
         return int(done["epoch"] * total / SMALL.epochs + done["step"])
