@@ -2,8 +2,9 @@
 
 `python -m benchmarks.protocol DATA [--arms published strong] [--folds 0 1] [--status] [--train-only]`. Everything that
 is missing is trained and then scored, or goes on where it was stopped; `--status` says how far it is. `--train-only`
-leaves the test patients alone. They are scored when `unetlib/recipe.py` is committed, and never again: a result in
-`benchmarks/measured/` is read, not computed. Several processes may do some arms or folds each.
+leaves the test patients alone. The strong recipe begins with weights trained on phantoms, but for the arm from scratch.
+Test patients are scored when `unetlib/recipe.py` is committed, and never again: a result in `benchmarks/measured/` is
+read, not computed. Several processes may do some arms or folds each.
 """
 
 import argparse
@@ -12,15 +13,27 @@ import sys
 from pathlib import Path
 
 from benchmarks.common import machine, record
-from benchmarks.folds import FOLDS, Cell, gain, joined, make_folds, mean, pooled_dice, shuffled_patients, values
+from benchmarks.folds import (
+    FOLDS,
+    Cell,
+    gain,
+    joined,
+    make_folds,
+    mean,
+    pooled_dice,
+    pretrained,
+    shuffled_patients,
+    values,
+)
 from unetlib.files import read_json
 from unetlib.recipe import Recipe
 
-LONG = 20  # epochs of the published recipe in the time of the strong one
+LONG = 15  # epochs of the published recipe in the time of the strong one with its share of the pre-training
 ARMS = {
     "published": Recipe.published,
     "published-long": Recipe.published.but(epochs=LONG),
     "strong": Recipe.strong,
+    "strong-scratch": Recipe.strong,
     "strong-seed-1": Recipe.strong.but(seed=1),
     "strong-seed-2": Recipe.strong.but(seed=2),
 }
@@ -105,7 +118,8 @@ def main() -> None:
     for arm in arguments.arms:
         for fold, cell in enumerate(cells(arguments.data, arm)):
             if fold in arguments.folds and not arguments.status:
-                (cell.fit if arguments.train_only else cell.measure)(arguments.data, arguments.work)
+                first = pretrained(arguments.work) if "strong" in arm and "scratch" not in arm else None
+                (cell.fit if arguments.train_only else cell.measure)(arguments.data, arguments.work, first)
             print(f"{cell.name:24} {cell.progress(arguments.work)}", flush=True)
     if not (arguments.status or arguments.train_only):
         record(

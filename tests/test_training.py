@@ -455,6 +455,15 @@ def test_a_run_from_before_the_strong_recipe_goes_on_as_if_nothing_had_changed(p
     assert (tmp_path / "old" / "history.csv").read_bytes() == (tmp_path / "new" / "history.csv").read_bytes()
 
 
+def test_a_run_does_not_start_from_one_that_has_learned_from_its_test_patients(cohort, trained, tmp_path):
+    other = prepare(cohort, tmp_path / "p", SMALL.but(split_seed=1), workers=1)
+    learned = set(Split.load(trained / "split.json").patients("train", "val"))
+    assert learned & set(other.split.patients("val", "test"))
+    with pytest.raises(UnetlibError, match=r"was trained or validated on \d+ cases that .* keeps for"):
+        train(tmp_path / "p", tmp_path / "run", SMALL, device="cpu", start_from=trained)
+    assert not (tmp_path / "run" / LATEST).exists()
+
+
 def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp_path, monkeypatch):
     first, step = [], Trainer.step
 

@@ -22,7 +22,7 @@ from unetlib.errors import UnetlibError
 from unetlib.recipe import Recipe
 
 ALL = slice(None)
-MEDIANS = 3  # a tumour is up to 2 medians of the head bright on FLAIR; what is brighter than 3 counts as 1
+MEDIANS = 3  # a tumour is some 1 to 2 medians of the head bright on FLAIR; 3 of them become 1, and more is cut off
 
 
 @dataclass(frozen=True)

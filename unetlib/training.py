@@ -35,13 +35,13 @@ from unetlib.checkpoint import (
     save_checkpoint,
 )
 from unetlib.engine import process_count, resolve_precision, start_engine
-from unetlib.errors import UnetlibError, brief
+from unetlib.errors import UnetlibError, brief, counted, first_of
 from unetlib.files import locked, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
 from unetlib.parallel import any_of, gather, share, share_statistics
 from unetlib.prepare import Prepared
-from unetlib.provenance import write_provenance
+from unetlib.provenance import read_provenance, write_provenance
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.schedule import learning_rate, move_average
 
@@ -314,6 +314,7 @@ def _start_or_resume(
         first = content.get("start_from")
     model = build_model(recipe).to(fabric.device)
     if content is None and start_from is not None:
+        _refuse_leak(start_from, data)
         load_weights(model, load_model(start_from)[2], start_from / BEST)
     average = copy.deepcopy(model) if recipe.average else None
     if fabric.world_size > 1:
@@ -337,6 +338,20 @@ def _start_or_resume(
     data.split.save(run / "split.json")
     write_provenance(run, data, recipe.as_dict(), fabric.device)
     return model, average, optimizer, done, first
+
+
+def _refuse_leak(other: Path, data: Prepared) -> None:
+    """Raise `UnetlibError` when another run has learned from a case that this one validates on or tests with."""
+    seen = {case["sha256"] for case in read_provenance(other).get("cases", {}).values() if case["part"] != "test"}
+    training = set(data.split.train)
+    leaked = [
+        name for name, case in data.about["cases"].items() if case["patient"] not in training and case["sha256"] in seen
+    ]
+    if leaked:
+        raise UnetlibError(
+            f"{other} was trained or validated on {counted(len(leaked), 'case')} that {data.folder} keeps for "
+            f"validation and test ({first_of(leaked, 5)}): the figures would flatter. Start from another run."
+        )
 
 
 def _progress(fields: Any, path: Path) -> Progress:
