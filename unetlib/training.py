@@ -44,6 +44,7 @@ from unetlib.prepare import Prepared
 from unetlib.provenance import read_provenance, write_provenance
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.schedule import learning_rate, move_average
+from unetlib.split import PARTS
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 VALIDATION_BATCH = 32
@@ -341,16 +342,17 @@ def _start_or_resume(
 
 
 def _refuse_leak(other: Path, data: Prepared) -> None:
-    """Raise `UnetlibError` when another run has learned from a case that this one validates on or tests with."""
-    seen = {case["sha256"] for case in read_provenance(other).get("cases", {}).values() if case["part"] != "test"}
-    training = set(data.split.train)
+    """Raise `UnetlibError` when another run has learned from a case that this one keeps to validate or to test."""
+    rank = {case["sha256"]: PARTS.index(case["part"]) for case in read_provenance(other).get("cases", {}).values()}
     leaked = [
-        name for name, case in data.about["cases"].items() if case["patient"] not in training and case["sha256"] in seen
+        name
+        for name, case in data.about["cases"].items()
+        if rank.get(case["sha256"], len(PARTS)) < PARTS.index(data.split.part_of(case["patient"]))  # type: ignore[arg-type]
     ]
     if leaked:
         raise UnetlibError(
             f"{other} was trained or validated on {counted(len(leaked), 'case')} that {data.folder} keeps for "
-            f"validation and test ({first_of(leaked, 5)}): the figures would flatter. Start from another run."
+            f"validation or test ({first_of(leaked, 5)}): the figures would flatter. Start from another run."
         )
 
 
