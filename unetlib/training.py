@@ -347,7 +347,7 @@ def _refuse_leak(other: Path, data: Prepared) -> None:
     leaked = [
         name
         for name, case in data.about["cases"].items()
-        if rank.get(case["sha256"], len(PARTS)) < PARTS.index(data.split.part_of(case["patient"]))  # type: ignore[arg-type]
+        if rank.get(case["sha256"], len(PARTS)) < PARTS.index(data.split.part_of(case["patient"]))
     ]
     if leaked:
         raise UnetlibError(
