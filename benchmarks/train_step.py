@@ -57,7 +57,7 @@ class Slices:
         self.masks = np.array(discs, np.uint8)[:, None]
         self.images = (0.3 * rng.random(self.masks.shape) + 0.4 * self.masks).astype(np.float16)
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: np.ndarray, neighbours: int = 0) -> tuple[Tensor, Tensor]:
         """Return what `unetlib.prepare.Prepared.batch` does."""
         return torch.from_numpy(self.images[indices].astype(np.float32)), torch.from_numpy(
             self.masks[indices].astype(np.float32)

@@ -1,7 +1,5 @@
 """Train a U-Net so that it can be stopped at any moment and go on as if it had not been."""
 
-import copy
-import math
 import signal
 import threading
 import time
@@ -20,57 +18,19 @@ from torch import Tensor, nn
 from unetlib import metrics
 from unetlib.augment import augment, change_intensity, warp
 from unetlib.chance import balanced, shuffled
-from unetlib.checkpoint import (
-    BEST,
-    LATEST,
-    build_model,
-    load_checkpoint,
-    load_model,
-    load_optimizer,
-    load_weights,
-    read_recipe,
-    read_run,
-    require_weights,
-    restore,
-    save_checkpoint,
-)
+from unetlib.checkpoint import BEST, LATEST, read_run, save_checkpoint
 from unetlib.engine import process_count, resolve_precision, start_engine
-from unetlib.errors import UnetlibError, brief, counted, first_of
-from unetlib.files import locked, require_empty, sha256, write_csv, write_json
+from unetlib.errors import UnetlibError, brief
+from unetlib.files import locked, write_csv
 from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
-from unetlib.parallel import any_of, gather, share, share_statistics
+from unetlib.parallel import any_of, gather, share
 from unetlib.prepare import Prepared
-from unetlib.provenance import read_provenance, write_provenance
-from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.recipe import Recipe
+from unetlib.resume import HISTORY_COLUMNS, Progress, start_or_resume
 from unetlib.schedule import learning_rate, move_average
-from unetlib.split import PARTS
 
-HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 VALIDATION_BATCH = 32
-
-
-@dataclass
-class Progress:
-    """How far a run is. `epoch` and `step` are those to do next, counted from 0."""
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0  # over the slices of this epoch so far
-    best_dice: float = -1.0
-    seconds: float = 0.0  # of training, over all calls
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for what no training leaves behind."""
-        whole, numbers = (self.epoch, self.step), [self.loss_sum, self.best_dice, self.seconds]
-        rows = [[row[name] for name in HISTORY_COLUMNS] for row in self.history]
-        if any(type(one) is not int or one < 0 for one in whole) or len(rows) != self.epoch:
-            raise ValueError("epoch and step")
-        if not all(type(one) in (int, float) and math.isfinite(one) for row in [numbers, *rows] for one in row):
-            raise ValueError("a figure")
-        if not -1 <= self.best_dice <= 1 or self.seconds < 0:
-            raise ValueError("best_dice or seconds")
 
 
 def train(
@@ -164,7 +124,7 @@ class Trainer:
         fabric = start_engine(device, recipe.precision, process_count())
         recipe = recipe.but(**data.about["recipe"], precision=resolve_precision(recipe.precision, fabric.device))
         training, validation, _ = _slices_of(data, "train"), _slices_of(data, "val"), get_loss(recipe.loss)
-        model, average, optimizer, done, first = _start_or_resume(fabric, data, run, recipe, start_from)
+        model, average, optimizer, done, first = start_or_resume(fabric, data, run, recipe, start_from)
         net = fabric.setup_module(model)
         trainer = cls(fabric, model, net, optimizer, data, training, validation, run, recipe, done, average, first)
         if done.step > trainer.steps:
@@ -295,99 +255,6 @@ def _slices_of(data: Prepared, part: str) -> np.ndarray:
             "Prepare again with another seed, more patients, or --slices all."
         )
     return indices
-
-
-def _start_or_resume(
-    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None
-) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None]:
-    """Return network, average, optimizer and progress, fresh or resumed, and the hash of the first weights."""
-    path, first = run / LATEST, sha256(start_from / BEST) if start_from and (start_from / BEST).exists() else None
-    for damaged in (path, run / BEST):
-        if damaged.exists() and first_process():
-            restore(damaged)
-    fabric.barrier()
-    content = load_checkpoint(path) if path.exists() else None
-    if content is None and first_process() and not (run / "recipe.json").exists():
-        require_empty(run, "a run folder")
-    if content is not None:
-        _refuse_changes(content, data, run, recipe, first)
-        require_weights(recipe, content, path)
-        first = content.get("start_from")
-    model = build_model(recipe).to(fabric.device)
-    if content is None and start_from is not None:
-        _refuse_leak(start_from, data)
-        load_weights(model, load_model(start_from)[2], start_from / BEST)
-    average = copy.deepcopy(model) if recipe.average else None
-    if fabric.world_size > 1:
-        share_statistics(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    done = Progress()
-    if content is not None:
-        load_weights(model, content, path)
-        load_optimizer(optimizer, content, path)
-        if average is not None:
-            load_weights(average, {"model": content.get("average")}, path)
-        done = _progress(content["progress"], path)
-        where = f"epoch {done.epoch + 1}, step {done.step}"
-        say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
-    if not first_process():
-        return model, average, optimizer, done, first
-    if done.history:  # a kill may have come between the checkpoint and this file
-        write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
-    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
-    write_json(run / "recipe.json", about)
-    data.split.save(run / "split.json")
-    write_provenance(run, data, recipe.as_dict(), fabric.device)
-    return model, average, optimizer, done, first
-
-
-def _refuse_leak(other: Path, data: Prepared) -> None:
-    """Raise `UnetlibError` when another run has learned from a case that this one keeps to validate or to test."""
-    rank = {case["sha256"]: PARTS.index(case["part"]) for case in read_provenance(other).get("cases", {}).values()}
-    leaked = [
-        name
-        for name, case in data.about["cases"].items()
-        if rank.get(case["sha256"], len(PARTS)) < PARTS.index(data.split.part_of(case["patient"]))
-    ]
-    if leaked:
-        raise UnetlibError(
-            f"{other} was trained or validated on {counted(len(leaked), 'case')} that {data.folder} keeps for "
-            f"validation or test ({first_of(leaked, 5)}): the figures would flatter. Start from another run."
-        )
-
-
-def _progress(fields: Any, path: Path) -> Progress:
-    try:
-        if fields.keys() != asdict(Progress()).keys():
-            raise ValueError("other fields")
-        return Progress(**fields)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UnetlibError(
-            f"{path}: its progress is not that of a training ({brief(error.args[0])}). Restore it from a copy, or "
-            "delete it to start over."
-        ) from error
-
-
-def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe, first: str | None) -> None:
-    """Raise `UnetlibError` unless a run goes on with the recipe and the slices that it was started with."""
-    if missing := {"optimizer", "progress", "prepared"} - content.keys():
-        raise UnetlibError(
-            f"{run / LATEST} lacks {', '.join(sorted(missing))}: it is not the checkpoint of a training "
-            f"(perhaps a copy of {BEST}?). Restore it from a copy, or delete it to start over."
-        )
-    advice = "Choose a new run folder, or go back to what it was started with."
-    if not isinstance(content["prepared"], dict) or not all(isinstance(key, str) for key in content["prepared"]):
-        raise UnetlibError(
-            f"{run / LATEST} does not say what it was trained on. Restore it, or delete it to start over."
-        )
-    if differences := changed({**Recipe.published.stage(PREPARE), **content["prepared"]}, data.identity):
-        raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
-    before, now = read_recipe(content["recipe"], run / LATEST).as_dict(), recipe.as_dict()
-    longer = {"epochs": 0} if recipe.schedule == "constant" else {}  # a cosine has to know its end
-    if differences := changed({**before, **longer}, {**now, **longer}):
-        raise UnetlibError(f"{run} was started with another recipe ({differences}). {advice}")
-    if first and content.get("start_from") != first:
-        raise UnetlibError(f"{run} was started from other weights. {advice}")
 
 
 @contextmanager
