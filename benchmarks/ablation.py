@@ -22,6 +22,7 @@ from benchmarks.folds import (
     pooled_dice,
     pretrained,
     shuffled_patients,
+    with_interval,
 )
 from unetlib.files import atomic, read_json
 from unetlib.plots import save, staircase_figure
@@ -103,11 +104,6 @@ def table(steps: list[Cell]) -> str:
         )
         before = now
     return "\n".join(lines)
-
-
-def with_interval(by: float, interval: tuple[float, float] | None) -> str:
-    """Return a gain and its interval as text."""
-    return f"{by:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
 
 
 def write(data: Path, steps: list[Cell]) -> None:

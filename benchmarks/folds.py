@@ -196,6 +196,11 @@ def gain(before: dict[str, Any], after: dict[str, Any], figure: str = MAIN) -> t
     return float(differences.mean()), bootstrap_interval(differences)
 
 
+def with_interval(by: float, interval: tuple[float, float] | None) -> str:
+    """Return a gain and its interval as text."""
+    return f"{by:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+
+
 def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the patients of several folds as one result."""
     return {"patients": {name: row for result in results for name, row in result["patients"].items()}}
