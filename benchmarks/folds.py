@@ -21,13 +21,14 @@ from unetlib.evaluation import evaluate
 from unetlib.files import digest, read_csv, read_json, write_json
 from unetlib.jobs import say
 from unetlib.metrics import bootstrap_interval
-from unetlib.patients import find_cases, read_case
+from unetlib.patients import find_cases
 from unetlib.phantom import make_cohort
 from unetlib.prepare import prepare
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.split import Split, make_split
 from unetlib.training import train
 from unetlib.tuning import tune
+from unetlib.volumes import read_volume
 
 MEASURED = Path(__file__).with_name("measured")
 FOLDS, VALIDATION = 5, 8
@@ -150,14 +151,15 @@ def pretrained(work: Path) -> Path:
 
 def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
     """Return the figures of every patient of an evaluation, by name."""
-    volumes = voxel_millilitres(data)
+    slices = read_csv(folder / "slices.csv")
+    volumes = voxel_millilitres(data, {row["case"] for row in slices})
     found: dict[str, dict[str, float | None]] = {}
     for row in read_csv(folder / "patients.csv"):
         if (row["grid"], row["slices"]) == ("native", "all"):
             found[row["patient"]] = {name: float(row[name]) if row[name] else None for name in FIGURES if name in row}
     by_slice: dict[str, list[float]] = {name: [] for name in found}
     false = dict.fromkeys(found, 0.0)
-    for row in read_csv(folder / "slices.csv"):
+    for row in slices:
         tp, fp, fn = (int(row[f"native_{name}"]) for name in ("tp", "fp", "fn"))
         if row["tumour"] == "1":
             by_slice[row["patient"]].append(2 * tp / (2 * tp + fp + fn))
@@ -168,9 +170,10 @@ def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def voxel_millilitres(data: Path) -> dict[str, float]:
-    """Return the volume of a voxel of every case."""
-    return {case.id: float(np.prod(read_case(case)[0].spacing)) / 1000 for case in find_cases(data).cases}
+def voxel_millilitres(data: Path, names: set[str]) -> dict[str, float]:
+    """Return the volume of a voxel of these cases."""
+    cases = [case for case in find_cases(data).cases if case.id in names]
+    return {case.id: float(np.prod(read_volume(case.images["flair"]).spacing)) / 1000 for case in cases}
 
 
 def values(result: dict[str, Any], figure: str = MAIN) -> dict[str, float]:

@@ -46,7 +46,6 @@ def dice_table(probabilities: np.ndarray, truth: np.ndarray, spacing: tuple[floa
         row = []
         for smallest in SIZES_ML:
             kept = sizes >= smallest
-            kept[0] = False
             tp, positive, true = hits[kept].sum(), voxels[kept].sum(), int(truth.sum())
             tn = truth.size - positive - true + tp
             row.append(float(metrics.dice(metrics.Counts(tp, positive - tp, true - tp, tn))))

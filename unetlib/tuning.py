@@ -52,7 +52,10 @@ def tune(run: Path, device: str = "auto") -> Decision:
                 table = dice_table(predictor.volume(volume.voxels), truth, volume.spacing)
                 write_json(parts[case.id], {"dice": table})
                 bar.update()
-        tables = [read_json(parts[case.id])["dice"] for case in cases]
+        by_patient: dict[str, list[list[list[float]]]] = {}
+        for case in cases:  # a patient with two time points counts once
+            by_patient.setdefault(case.patient, []).append(read_json(parts[case.id])["dice"])
+        tables = [np.mean(own, axis=0).tolist() for own in by_patient.values()]
         decision = choose(tables)
         mean = float(np.max(np.mean(tables, axis=0)))
         write_decision(run, decision, mean, len(patients))
