@@ -8,7 +8,7 @@ import pytest
 
 from unetlib.course import NOTEBOOKS
 
-CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation")
+CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation", "05_stronger")
 PATHS = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in CHAPTERS]
 SCRATCH = {"work", ".ipynb_checkpoints"}
 MACHINE = re.compile(r"(?<![\w./-])/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\", re.MULTILINE)
