@@ -38,6 +38,7 @@ bench: .venv/installed
 
 study: .venv/installed
 	$(BIN)/python -m benchmarks.ablation "$(DATA)"
+	$(BIN)/python -m benchmarks.zero_shot "$(DATA)"
 	$(BIN)/python -m benchmarks.protocol "$(DATA)"
 
 faults: .venv/installed
