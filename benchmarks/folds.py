@@ -6,7 +6,7 @@ small JSON file in `benchmarks/measured/`, which is committed. A cell that has i
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Cell:
 
     def fit(self, data: Path, work: Path, start_from: Path | None = None) -> Path:
         """Prepare, train and tune, or go on with it; return the run."""
-        key = digest([self.recipe.stage(PREPARE), self.split.hash])[:12]
+        key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
         if not (prepared / "split.json").exists():
             self.split.save(prepared / "split.json")
@@ -96,6 +96,13 @@ class Cell:
         train(prepared, run, self.recipe, start_from=start_from)
         tune(run)
         return run
+
+    def patients(self, data: Path, work: Path) -> Path:
+        """Return the folder of the patients of its split: `data`, or a copy of some of them."""
+        wanted = self.split.patients()
+        if wanted == {case.patient for case in find_cases(data).cases}:
+            return data
+        return copied(data, work / f"patients-{self.split.hash[:12]}", wanted)
 
     def measure(self, data: Path, work: Path, start_from: Path | None = None) -> dict[str, Any]:
         """Return the figures of its patients; computed once, and then read."""
@@ -117,11 +124,20 @@ class Cell:
             "threads": torch.get_num_threads(),
             "seconds_to_predict": round(predicting, 1),
             "machine": machine(("torch",)),
-            "patients": figures_of(folder, data),
+            "patients": figures_of(folder, self.patients(data, work)),
         }
         write_json(self.result, result)
         say(f"{self.name}: mean Dice {mean(result):.4f} in {result['seconds']:.0f} s")
         return result
+
+
+def copied(data: Path, folder: Path, patients: Collection[str]) -> Path:
+    """Return a folder that holds some patients of `data`, each copied whole or not at all."""
+    for case in find_cases(data).cases:
+        if case.patient in patients and not (folder / case.id).exists():
+            shutil.copytree(case.files()[0].parent, folder / ".tmp" / case.id, dirs_exist_ok=True)
+            (folder / ".tmp" / case.id).rename(folder / case.id)
+    return folder
 
 
 def copy_training(other: Path, run: Path, recipe: Recipe) -> None:

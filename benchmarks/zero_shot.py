@@ -7,7 +7,6 @@ weights and from scratch, in as many steps each, and fold 0's test patients scor
 """
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from benchmarks.folds import (
     MEASURED,
     PRETRAINING,
     Cell,
+    copied,
     figures_of,
     gain,
     joined,
@@ -34,7 +34,6 @@ from benchmarks.folds import (
 from unetlib.evaluation import evaluate
 from unetlib.files import read_json, write_json
 from unetlib.metrics import bootstrap_interval
-from unetlib.patients import find_cases
 from unetlib.plots import save
 from unetlib.recipe import Recipe
 from unetlib.split import Split
@@ -56,11 +55,7 @@ def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> dict[st
     result = MEASURED / f"zero-shot-{name}.json"
     if result.exists():
         return read_json(result)
-    folder, run = work / f"zero-shot-{name}", pretrained(work)
-    for case in find_cases(data).cases:
-        if case.patient in patients and not (folder / case.id).exists():
-            shutil.copytree(case.files()[0].parent, folder / ".tmp" / case.id, dirs_exist_ok=True)
-            (folder / ".tmp" / case.id).rename(folder / case.id)
+    folder, run = copied(data, work / f"zero-shot-{name}", patients), pretrained(work)
     evaluate(run, folder)
     found = figures_of(run / "evaluation" / f"data-{folder.name}", folder)
     write_json(result, {"recipe": PRETRAINING.as_dict(), "machine": machine(("torch",)), "patients": found})
