@@ -5,8 +5,10 @@ small JSON file in `benchmarks/measured/`, which is committed. A cell that has i
 """
 
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,16 @@ import torch
 from benchmarks.common import machine
 from unetlib.chance import generator
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate
 from unetlib.files import digest, read_csv, read_json, write_json
+from unetlib.inference import Predictor
 from unetlib.jobs import say
 from unetlib.metrics import bootstrap_interval
 from unetlib.patients import find_cases
 from unetlib.phantom import make_cohort
 from unetlib.prepare import prepare
-from unetlib.recipe import PREPARE, Recipe
+from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.split import Split, make_split
 from unetlib.training import train
 from unetlib.tuning import tune
@@ -32,6 +36,7 @@ from unetlib.volumes import read_volume
 
 MEASURED = Path(__file__).with_name("measured")
 FOLDS, VALIDATION = 5, 8
+LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
 PRETRAINING = Recipe.strong.but(epochs=10)
 MAIN = "dice"  # volumetric, all slices, native grid
@@ -64,7 +69,7 @@ class Cell:
     recipe: Recipe
     split: Split
     part: str  # "val" or "test"
-    trained_as: "Cell | None" = None  # another whose training is the same: only the way to predict differs
+    trained_as: "Cell | None" = None  # another whose training is the same, or the first epochs of this
 
     @property
     def result(self) -> Path:
@@ -78,7 +83,7 @@ class Cell:
     def progress(self, work: Path) -> str:
         """Say how far it is."""
         if self.result.exists():
-            return f"done, mean Dice {mean(read_json(self.result)):.3f}"
+            return f"done, mean Dice {mean(self.read()):.3f}"
         if not (self.run(work) / LATEST).exists():
             return "not begun"
         done = load_checkpoint(self.run(work) / LATEST)["progress"]
@@ -104,31 +109,49 @@ class Cell:
             return data
         return copied(data, work / f"patients-{self.split.hash[:12]}", wanted)
 
+    def read(self) -> dict[str, Any]:
+        """Return its result; raises `UnetlibError` when that is of another recipe or split."""
+        known = read_json(self.result)
+        ours = self.recipe.but(precision=known["recipe"]["precision"]).as_dict()
+        if known["split"] != self.split.hash or (differences := changed(known["recipe"], ours)):
+            what = "split" if known["split"] != self.split.hash else f"recipe ({differences})"
+            raise UnetlibError(f"{self.result} is of another {what}. Move it away to measure this cell anew.")
+        return known
+
     def measure(self, data: Path, work: Path, start_from: Path | None = None) -> dict[str, Any]:
         """Return the figures of its patients; computed once, and then read."""
         if self.result.exists():
-            return read_json(self.result)
+            return self.read()
         run = self.fit(data, work, start_from)
-        begun = time.monotonic()
         evaluate(run, split=self.part)
-        predicting = time.monotonic() - begun
         folder = run / "evaluation" / ("" if self.part == "test" else self.part)
         trained = load_checkpoint(run / LATEST)
         result = {
             "recipe": trained["recipe"],
+            "start_from": trained.get("start_from"),
             "split": self.split.hash,
             "part": self.part,
             "epoch": load_checkpoint(run / BEST)["epoch"],
             "decision": read_json(run / "decision.json") if self.recipe.tune else None,
             "seconds": round(trained["progress"]["seconds"], 1),
             "threads": torch.get_num_threads(),
-            "seconds_to_predict": round(predicting, 1),
+            "seconds_to_predict": round(seconds_to_predict(run, self.patients(data, work), self.split), 2),
             "machine": machine(("torch",)),
             "patients": figures_of(folder, self.patients(data, work)),
         }
         write_json(self.result, result)
         say(f"{self.name}: mean Dice {mean(result):.4f} in {result['seconds']:.0f} s")
         return result
+
+
+def seconds_to_predict(run: Path, data: Path, split: Split) -> float:
+    """Return the seconds of all processors that the first validation patient takes, from volume to probabilities."""
+    predictor = Predictor.open(run)
+    case = next(case for case in find_cases(data).cases if case.patient == split.val[0])
+    voxels = read_volume(case.images["flair"]).voxels
+    begun = time.process_time()
+    predictor.volume(voxels)
+    return time.process_time() - begun
 
 
 def copied(data: Path, folder: Path, patients: Collection[str]) -> Path:
@@ -141,7 +164,7 @@ def copied(data: Path, folder: Path, patients: Collection[str]) -> Path:
 
 
 def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
-    """Make `run` of another run whose recipe differs in nothing that training depends on."""
+    """Make `run` of another run whose recipe differs in nothing that its training has depended on so far."""
     fields, temporary = recipe.as_dict(), run.with_name(f".tmp-{run.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -182,7 +205,8 @@ def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
         else:
             false[row["patient"]] += fp * volumes[row["case"]]
     for name, row in found.items():
-        row["dice_slices"], row["false_ml"] = float(np.mean(by_slice[name])), false[name]
+        row["dice_slices"] = float(np.mean(by_slice[name])) if by_slice[name] else None
+        row["false_ml"] = false[name]
     return found
 
 
@@ -223,3 +247,24 @@ def with_interval(by: float, interval: tuple[float, float] | None) -> str:
 def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the patients of several folds as one result."""
     return {"patients": {name: row for result in results for name, row in result["patients"].items()}}
+
+
+def require_committed() -> None:
+    """Raise `SystemExit` while what was chosen is not committed: it could still be chosen by what the test shows."""
+    root = Path(__file__).parents[1]
+    command = ["git", "status", "--porcelain", "unetlib", "benchmarks/*.py"]
+    changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if changes.returncode or changes.stdout.strip():
+        sys.exit(
+            "error: unetlib or benchmarks hold changes that are not committed. Commit them, then score test patients."
+        )
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a command of the study; what cannot be done, or was stopped, ends with its sentence."""
+    try:
+        main()
+    except UnetlibError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(str(stop) or "Stopped. The same command goes on where it was.")

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import machine, record
 from benchmarks.folds import (
+    LOOKED_AT,
     MEASURED,
     PRETRAINING,
     Cell,
@@ -27,6 +28,8 @@ from benchmarks.folds import (
     mean,
     pooled_dice,
     pretrained,
+    require_committed,
+    run_main,
     shuffled_patients,
     values,
     with_interval,
@@ -34,11 +37,10 @@ from benchmarks.folds import (
 from unetlib.evaluation import evaluate
 from unetlib.files import read_json, write_json
 from unetlib.metrics import bootstrap_interval
-from unetlib.plots import save
+from unetlib.plots import DISCLAIMER, save
 from unetlib.recipe import Recipe
 from unetlib.split import Split
 
-LOOKED_AT = 20
 SIZES = (5, 10, 20, 40)
 SHOWN = 6000  # slices that each training of a learning curve shows, about
 
@@ -88,7 +90,7 @@ def curve_figure(found: dict[tuple[int, bool], dict[str, Any]], without: float) 
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.text(0.99, 0.005, "Not for clinical use.", fontsize=7, ha="right")
+    figure.text(0.99, 0.005, DISCLAIMER, fontsize=7, ha="right")
     return figure
 
 
@@ -132,13 +134,14 @@ def main() -> None:
         for _, _, cell in cells:
             print(f"{cell.name:24} {cell.progress(work)}")
         return
+    require_committed()
     names = shuffled_patients(data)
     groups = {"looked at": names[:LOOKED_AT], "others": names[LOOKED_AT:]}
     zeros = {name: zero_shot(data, work, name.replace(" ", "-"), chosen) for name, chosen in groups.items()}
     for number, first, cell in cells:
         if number in arguments.sizes:
-            cell.measure(data, work, pretrained(work) if first else None)
-    found = {(number, first): read_json(cell.result) for number, first, cell in cells if cell.result.exists()}
+            cell.measure(data, work, pretrained(work) if first and not cell.result.exists() else None)
+    found = {(number, first): cell.read() for number, first, cell in cells if cell.result.exists()}
     parts = ["## Phantoms first", TEXT, zero_table(zeros), curve_table(found), machine(("torch",))]
     record("zero-shot", "\n\n".join(parts))
     every = joined(list(zeros.values()))["patients"]
@@ -147,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -103,12 +103,12 @@ def test_the_cells_of_the_protocol_test_every_fold_once(seventy):
 @pytest.mark.parametrize(("status", "code", "refused"), [("", 0, 0), (" M unetlib/recipe.py", 0, 1), ("", 128, 1)])
 def test_test_patients_are_not_scored_before_the_recipe_is_committed(monkeypatch, status, code, refused):
     answer = SimpleNamespace(returncode=code, stdout=status)
-    monkeypatch.setattr(protocol.subprocess, "run", lambda *_, **__: answer)
+    monkeypatch.setattr(folds.subprocess, "run", lambda *_, **__: answer)
     if refused:
         with pytest.raises(SystemExit, match="not committed"):
-            protocol.require_committed()
+            folds.require_committed()
     else:
-        protocol.require_committed()
+        folds.require_committed()
 
 
 def result(seed, number=12):

@@ -83,7 +83,7 @@ def change_intensity(images: Tensor, seed: int, epoch: int, step: int) -> Tensor
     """Return images (N, C, H, W), 0..1, as another scanner might show them; air stays 0 but for noise.
 
     A gamma (deviation 25 %), a brightness (15 %), a smooth bias field (10 %), and noise of up to 4 % of the range.
-    All channels of a slice are changed alike. A pure function of its arguments.
+    All channels of a slice are changed alike, but for the noise. A pure function of its arguments.
     """
     chance = generator(INTENSITY, seed, epoch, step)
     each = (len(images), 1, 1, 1)

@@ -118,9 +118,11 @@ class _Facts:
         cohort, folder = find_cases(Path(read_run(run)["data"])), run / "evaluation"
         rows = _slices(folder / "slices.csv")
         scored = {row["case"] for row in rows}
-        volumes = {case.id: read_volume(case.images["flair"]) for case in cohort.cases if case.id in scored}
-        sizes = {name: float(np.prod(volume.spacing)) / 1000 for name, volume in volumes.items()}
-        synthetic = any(map(plots.is_synthetic, volumes.values()))
+        sizes, synthetic = {}, False
+        for case in (case for case in cohort.cases if case.id in scored):  # one volume in memory at a time
+            volume = read_volume(case.images["flair"])
+            sizes[case.id] = float(np.prod(volume.spacing)) / 1000
+            synthetic |= plots.is_synthetic(volume)
         split, origin = Split.load(run / "split.json"), read_provenance(run)
         patients = read_patients(folder)
         decision = read_decision(run, recipe)
@@ -226,7 +228,7 @@ def _first_weights(facts: _Facts) -> str:
 def _decision(facts: _Facts) -> str:
     """Tell how a probability becomes a mask."""
     size = facts.decision.smallest_ml
-    smallest = f", and pieces below {size:g} ml are dropped" if size else ""
+    smallest = f", and pieces below {size:g} ml are dropped (on the native grid only)" if size else ""
     chosen = " (chosen on the validation patients)" if facts.recipe.tune else ""
     return f"thresholded at {facts.decision.threshold:g}{smallest}{chosen}"
 

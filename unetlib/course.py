@@ -135,7 +135,7 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Stair 
         Split.load(course.prepared / "split.json").save(prepared / "split.json")
     with redirect_stdout(StringIO()):  # what they say at length in chapters 3 and 4
         data = prepare(course.data, prepared, recipe)
-        recipe = recipe.but(epochs=max(1, round(slices / _shown(data, recipe))))
+        recipe = recipe.but(epochs=max(1, round(slices / max(1, _shown(data, recipe)))))
         run = folder / f"run-{digest(recipe.as_dict())[:8]}"
         seconds = train(prepared, run, recipe).seconds
         tune(run)

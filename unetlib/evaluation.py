@@ -20,7 +20,7 @@ from unetlib.inference import Predictor, identity
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
 from unetlib.patients import Case, Cohort, find_cases, read_case
-from unetlib.provenance import read_provenance
+from unetlib.provenance import read_provenance, require_unchanged
 from unetlib.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.split import PARTS, Split
 
@@ -96,7 +96,7 @@ def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple
         )
     cohort, split = find_cases(root), Split.load(run / "split.json")
     known_cases = read_provenance(run).get("cases", {})
-    parts = _parts(cohort, split, known_cases)
+    parts = _parts(cohort, split, {**read_provenance(run).get("earlier", {}), **known_cases})
     if other and part is None:
         chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
         seen = len(cohort.cases) - len(chosen)
@@ -108,7 +108,7 @@ def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple
         chosen = [case for case in cohort.cases if parts[case.id] in wanted or (other and part == "all")]
         if not other:
             _require_all(split.patients(*wanted), chosen, cohort)
-            _require_unchanged(known_cases, chosen, cohort)
+            require_unchanged(known_cases, chosen, cohort)
         known = sum(parts[case.id] in ("train", "val") for case in chosen)
         note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
     if not chosen and other and part is None:
@@ -138,22 +138,6 @@ def _parts(cohort: Cohort, split: Split, known: dict[str, dict[str, Any]]) -> di
             if part in ("train", "val"):
                 copies[case.patient] = part
     return {case.id: copies.get(case.patient) or split.part_of(case.patient) for case in cohort.cases}
-
-
-def _require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when files of the run's own patients are others now: the figures would be of other data."""
-    changed = [
-        case.id
-        for case in chosen
-        if case.id in known
-        and case.stamp(cohort.root) != known[case.id]["files"]
-        and sha256(*case.files()) != known[case.id]["sha256"]
-    ]
-    if changed:
-        raise UnetlibError(
-            f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
-            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
-        )
 
 
 def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Path], strict: bool) -> dict[str, str]:

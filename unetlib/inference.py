@@ -14,7 +14,7 @@ from unetlib.checkpoint import BEST, load_model
 from unetlib.decision import FILE, Decision, read_decision
 from unetlib.engine import start_engine
 from unetlib.errors import UnetlibError, first_of
-from unetlib.files import atomic, remove_temporary, sha256
+from unetlib.files import atomic, digest, read_json, remove_temporary, sha256
 from unetlib.jobs import progress, say
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
@@ -45,7 +45,7 @@ class Predictor:
         if decision is None:
             raise UnetlibError(
                 f"{run}: threshold and smallest component have not been chosen for these weights yet. Let the training "
-                f"finish: unetlib train PREPARED {run}"
+                f"finish: unetlib train PREPARED {run} (in Python: unetlib.tuning.tune)"
             )
         fabric = start_engine(device, recipe.precision)
         return cls(fabric, fabric.setup_module(model), recipe, content, decision)
@@ -127,7 +127,11 @@ def predict(
 
 def identity(run: Path) -> str:
     """Return a SHA-256 of all that a prediction of a run depends on: its best weights and its decision."""
-    return sha256(*(path for path in (run / BEST, run / FILE) if path.exists()))
+    weights, made = sha256(run / BEST) if (run / BEST).exists() else "", run / FILE
+    if not made.exists():
+        return weights
+    decision = read_json(made)
+    return digest([weights, decision.get("threshold"), decision.get("smallest_ml")])
 
 
 def _are_done(files: list[Path], origin: str) -> bool:
@@ -136,8 +140,8 @@ def _are_done(files: list[Path], origin: str) -> bool:
         remove_temporary(file.parent, file.name)
         if file.exists() and read_description(file) != origin:
             raise UnetlibError(
-                f"{file} exists already, from other weights or another image. Choose another folder, or replace it "
-                "with --overwrite."
+                f"{file} exists already, from other weights, another decision or another image. Choose another "
+                "folder, or replace it with --overwrite."
             )
     return all(file.exists() for file in files)
 

@@ -106,13 +106,13 @@ class Prepared:
     @cached_property
     def tumour(self) -> np.ndarray:
         """Whether a slice shows tumour on the model's grid, (N,) booleans, from `slices.csv`."""
-        rows = read_csv(self.folder / "slices.csv", numbers=("tumour_pixels",))
-        if len(rows) != len(self.images):
+        rows = read_csv(self.folder / "slices.csv", numbers=("index", "tumour_pixels"))
+        if [float(row["index"]) for row in rows] != list(range(len(self.images))):
             raise UnetlibError(
-                f"{self.folder / 'slices.csv'} has {len(rows)} rows; {len(self.images)} were expected. Make it again "
-                f"with: unetlib prepare DATA {self.folder} --rebuild"
+                f"{self.folder / 'slices.csv'} has {len(rows)} rows; {len(self.images)} in the order of their index "
+                f"were expected. Make it again with: unetlib prepare DATA {self.folder} --rebuild"
             )
-        return np.array([int(row["tumour_pixels"]) > 0 for row in rows], dtype=bool)
+        return np.array([float(row["tumour_pixels"]) > 0 for row in rows], dtype=bool)
 
     def indices(self, part: str) -> np.ndarray:
         """Return the positions of the slices of one part of the split, in ascending order."""

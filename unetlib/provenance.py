@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from unetlib import __version__
-from unetlib.files import digest, read_json, write_json
+from unetlib.errors import UnetlibError, counted, first_of
+from unetlib.files import digest, read_json, sha256, write_json
+from unetlib.patients import Case, Cohort
 from unetlib.prepare import Prepared
 from unetlib.split import PARTS
 
@@ -18,13 +20,16 @@ NAME = "provenance.json"
 PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
 
 
-def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: torch.device) -> None:
+def write_provenance(
+    run: Path, data: Prepared, recipe: dict[str, Any], device: torch.device, start_from: Path | None = None
+) -> None:
     """Write `provenance.json` of a run: what it is trained on, and a list of sessions, with one entry more
     when this session's software, machine, device or number of threads differ from those of the last.
 
     `files` and `contents` are SHA-256 of the list of file names and of the files' bytes; every case
     has its files as (name, size, time of change in ns), the SHA-256 of their bytes, its part and number of
-    prepared slices. `left_out` names the cases that could not be used.
+    prepared slices. `left_out` names the cases that could not be used. `earlier` are the cases that the run
+    `start_from`, whose weights this one began with, and those before it have learned from.
     """
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     cases = {
@@ -45,6 +50,7 @@ def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: 
         "recipe": recipe,
         "cases": cases,
         "left_out": sorted(data.about["left_out"]),
+        "earlier": learned(start_from) if start_from else read_provenance(run).get("earlier", {}),
     }
     sessions = read_provenance(run).get("sessions", [])
     if sessions[-1:] != [now := _session(recipe, device)]:
@@ -55,6 +61,29 @@ def write_provenance(run: Path, data: Prepared, recipe: dict[str, Any], device: 
 def read_provenance(run: Path) -> dict[str, Any]:
     """Return the content of a run's `provenance.json`, empty where a version before 0.3 has written none."""
     return read_json(run / NAME) if (run / NAME).exists() else {}
+
+
+def learned(run: Path) -> dict[str, dict[str, Any]]:
+    """Return the cases that a run, or one whose weights it began with, has trained or validated on, by SHA-256."""
+    known = read_provenance(run)
+    own = {case["sha256"]: case for case in known.get("cases", {}).values() if case["part"] != "test"}
+    return {**known.get("earlier", {}), **own}
+
+
+def require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
+    """Raise `UnetlibError` when files of a run's own patients are others now: the figures would be of other data."""
+    changed = [
+        case.id
+        for case in chosen
+        if case.id in known
+        and case.stamp(cohort.root) != known[case.id]["files"]
+        and sha256(*case.files()) != known[case.id]["sha256"]
+    ]
+    if changed:
+        raise UnetlibError(
+            f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
+            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
+        )
 
 
 def _session(recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from unetlib.checkpoint import (
     load_optimizer,
     load_weights,
     read_recipe,
+    read_run,
     require_weights,
     restore,
 )
@@ -27,10 +28,11 @@ from unetlib.files import require_empty, sha256, write_csv, write_json
 from unetlib.jobs import first_process, say
 from unetlib.parallel import share_statistics
 from unetlib.prepare import Prepared
-from unetlib.provenance import read_provenance, write_provenance
+from unetlib.provenance import learned, read_provenance, write_provenance
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.split import PARTS
 
+SAME = ("width", "depth", "neighbours", "image_size", "normalise", "crop")  # what first weights depend on
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 
 
@@ -69,14 +71,18 @@ def start_or_resume(
     content = load_checkpoint(path) if path.exists() else None
     if content is None and first_process() and not (run / "recipe.json").exists():
         require_empty(run, "a run folder")
+    if content is None and (run / "recipe.json").exists() and read_run(run).get("start_from") not in (None, first):
+        raise UnetlibError(
+            f"{run} was begun from the weights of another run, and has no checkpoint yet. Name that run again with "
+            "--start-from, or choose a new run folder."
+        )
     if content is not None:
         _refuse_changes(content, data, run, recipe, first)
         require_weights(recipe, content, path)
         first = content.get("start_from")
     model = build_model(recipe).to(fabric.device)
     if content is None and start_from is not None:
-        _refuse_leak(start_from, data)
-        load_weights(model, load_model(start_from)[2], start_from / BEST)
+        begin_with(model, start_from, recipe, data)
     average = copy.deepcopy(model) if recipe.average else None
     if fabric.world_size > 1:
         share_statistics(model)
@@ -97,13 +103,34 @@ def start_or_resume(
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
     write_json(run / "recipe.json", about)
     data.split.save(run / "split.json")
-    write_provenance(run, data, recipe.as_dict(), fabric.device)
+    write_provenance(run, data, recipe.as_dict(), fabric.device, start_from if content is None else None)
     return model, average, optimizer, done, first
+
+
+def begin_with(model: nn.Module, other: Path, recipe: Recipe, data: Prepared) -> None:
+    """Put the best weights of another run into a fresh network.
+
+    Raises `UnetlibError` when that run has another network or other slices, or has seen whom this one tests with.
+    """
+    _, theirs, content = load_model(other)
+    before, now = theirs.as_dict(), recipe.as_dict()
+    if differences := changed({name: before[name] for name in SAME}, {name: now[name] for name in SAME}):
+        raise UnetlibError(
+            f"{other} has another network or other slices ({differences}), so its weights cannot be the first ones "
+            "here. Start from a run with the same, or set these flags to its values."
+        )
+    _refuse_leak(other, data)
+    load_weights(model, content, other / BEST)
 
 
 def _refuse_leak(other: Path, data: Prepared) -> None:
     """Raise `UnetlibError` when another run has learned from a case that this one keeps to validate or to test."""
-    rank = {case["sha256"]: PARTS.index(case["part"]) for case in read_provenance(other).get("cases", {}).values()}
+    if not read_provenance(other):
+        raise UnetlibError(
+            f"{other} does not say whom it was trained on (it has no provenance.json): validation and test could be "
+            "among them. Start from a run that says so."
+        )
+    rank = {sha: PARTS.index(case["part"]) for sha, case in learned(other).items()}
     leaked = [
         name
         for name, case in data.about["cases"].items()

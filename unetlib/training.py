@@ -50,7 +50,8 @@ def train(
     Ctrl-C stops after the current step with a checkpoint; so does `max_steps`, counted in this
     call. The recipe's fields of the stage `prepare` are those of the prepared folder. `on_epoch` is
     given the rows of `history.csv` after every epoch, and at once when there are some already. `start_from`
-    is another run, whose best weights are the first ones of this (pre-training).
+    is another run, whose best weights are the first ones of this (pre-training). Where the recipe says `tune`,
+    call `unetlib.tuning.tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
     schedule is constant), from other weights or on other slices, when another process is training it, when

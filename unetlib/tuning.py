@@ -7,11 +7,12 @@ import numpy as np
 
 from unetlib.checkpoint import BEST, read_run
 from unetlib.decision import Decision, choose, dice_table, read_decision, write_decision
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 from unetlib.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.patients import find_cases, read_case
+from unetlib.provenance import read_provenance, require_unchanged
 from unetlib.recipe import Recipe
 from unetlib.split import Split
 
@@ -31,8 +32,9 @@ def tune(run: Path, device: str = "auto") -> Decision:
         return known
     predictor, root = Predictor.open(run, device, decision=Decision(recipe.threshold)), Path(read_run(run)["data"])
     patients = set(Split.load(run / "split.json").val)
-    cohort = find_cases(root)
-    cases = [case for case in cohort.cases if case.patient in patients]
+    cohort, prepared = find_cases(root), read_provenance(run).get("cases", {})
+    cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
+    require_unchanged(prepared, cases, cohort)
     if missing := sorted(patients - {case.patient for case in cases}):
         raise UnetlibError(
             f"{root} lacks the validation patients {', '.join(missing)}, on whom threshold and smallest component are "
@@ -62,6 +64,6 @@ def tune(run: Path, device: str = "auto") -> Decision:
         shutil.rmtree(run / PARTIAL)
     say(
         f"{run}: threshold {decision.threshold:g} and components from {decision.smallest_ml:g} ml on, chosen on "
-        f"{len(patients)} validation patients: mean Dice {mean:.4f}."
+        f"{counted(len(patients), 'validation patient')}: mean Dice {mean:.4f}."
     )
     return decision
