@@ -113,7 +113,8 @@ class Cell:
         """Return its result; raises `UnetlibError` when that is of another recipe or split."""
         known = read_json(self.result)
         ours = self.recipe.but(precision=known["recipe"]["precision"]).as_dict()
-        if known["split"] != self.split.hash or (differences := changed(known["recipe"], ours)):
+        theirs = {**Recipe.published.as_dict(), **known["recipe"]}  # an older one did not know every field
+        if known["split"] != self.split.hash or (differences := changed(theirs, ours)):
             what = "split" if known["split"] != self.split.hash else f"recipe ({differences})"
             raise UnetlibError(f"{self.result} is of another {what}. Move it away to measure this cell anew.")
         return known

@@ -327,11 +327,13 @@ def test_slices_are_cut_to_the_window_of_their_volume(strong_prepared, tall_coho
         np.testing.assert_array_equal(data.masks[own], mask_to_slices(truth, recipe, window=window))
 
 
-def test_a_table_of_slices_that_lacks_rows_is_a_sentence(strong_prepared, tmp_path):
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows[1:], rows[0]]])
+def test_a_table_of_slices_that_lacks_rows_or_was_sorted_is_a_sentence(strong_prepared, tmp_path, change):
     shutil.copytree(strong_prepared, tmp_path / "p")
     table = tmp_path / "p" / "slices.csv"
-    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
-    with pytest.raises(UnetlibError, match=r"slices\.csv has \d+ rows; \d+ were expected.*--rebuild"):
+    head, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([head, *change(rows)]) + "\n")
+    with pytest.raises(UnetlibError, match=r"slices\.csv has \d+ rows; \d+ in the order of their index.*--rebuild"):
         _ = Prepared.open(tmp_path / "p").tumour
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL, STRONG
+from tests.conftest import SMALL, STRONG, write_patient
 from unetlib import training
 from unetlib.augment import augment, change_intensity, warp
 from unetlib.chance import balanced, shuffled
 from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
 from unetlib.errors import UnetlibError
+from unetlib.evaluation import evaluate
 from unetlib.files import read_csv, read_json, sha256
 from unetlib.metrics import count, dice
 from unetlib.prepare import Prepared, prepare
@@ -71,6 +72,14 @@ def test_the_loop_equals_the_recipe_written_out_in_plain_torch(prepared, run):
     trained = load_checkpoint(run / LATEST)["model"]
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_a_trainer_that_is_handed_other_slices_counts_its_steps_anew(strong_prepared, tmp_path, balance):
+    data = Prepared.open(strong_prepared)
+    trainer = Trainer.open(data, tmp_path / "run", STRONG.but(balance=balance), "cpu")
+    before, trainer.training = trainer.steps, trainer.training[:9]
+    assert trainer.steps == math.ceil(len(trainer.choose(0)) / STRONG.batch_size) < before
 
 
 def test_validation_dice_is_the_pooled_dice_of_the_validation_slices(prepared, run):
@@ -464,6 +473,39 @@ def test_a_run_does_not_start_from_one_that_has_learned_from_its_test_patients(c
     assert not (tmp_path / "run" / LATEST).exists()
 
 
+def test_what_the_runs_before_have_learned_is_not_forgotten(cohort, trained, tmp_path):
+    """A began on patients that C tests with; B, trained on others, stands between the two."""
+    learned = Split.load(trained / "split.json").patients("train", "val")
+    others = tmp_path / "others"
+    for index in range(20, 24):
+        write_patient(others, index)
+    prepare(others, tmp_path / "p", SMALL, workers=1)
+    train(tmp_path / "p", tmp_path / "b", SMALL.but(epochs=1), device="cpu", start_from=trained)
+    prepare(cohort, tmp_path / "c", SMALL.but(split_seed=1), workers=1)
+    with pytest.raises(UnetlibError, match="keeps for validation or test"):
+        train(tmp_path / "c", tmp_path / "run", SMALL, device="cpu", start_from=tmp_path / "b")
+    scored = evaluate(tmp_path / "b", data=cohort, device="cpu")
+    assert scored["patients"] == 10 - len(learned)
+    assert "Left out" in scored["note"]
+
+
+def test_a_run_that_does_not_say_whom_it_has_seen_is_no_start(prepared, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "other")
+    (tmp_path / "other" / "provenance.json").unlink()
+    with pytest.raises(UnetlibError, match="does not say whom it was trained on"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu", start_from=tmp_path / "other")
+
+
+def test_first_weights_are_not_lost_when_it_is_killed_before_the_first_checkpoint(prepared, trained, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, start_from=trained)
+    for path in (tmp_path / "run").glob("*.pth"):
+        path.unlink()
+    with pytest.raises(UnetlibError, match="begun from the weights of another run"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu", start_from=trained).epoch == 2
+
+
 def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp_path, monkeypatch):
     first, step = [], Trainer.step
 
@@ -496,7 +538,7 @@ def test_a_run_refuses_to_go_on_from_other_first_weights(prepared, run, trained,
 
 @pytest.mark.parametrize("change", [{"width": 3}, {"depth": 1}])
 def test_first_weights_of_another_architecture_are_a_sentence(prepared, trained, tmp_path, change):
-    with pytest.raises(UnetlibError, match=rf"{BEST} holds the weights of another architecture"):
+    with pytest.raises(UnetlibError, match=rf"has another network or other slices \({next(iter(change))}"):
         train(prepared, tmp_path / "r", SMALL.but(**change), device="cpu", start_from=trained)
 
 

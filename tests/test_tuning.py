@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from unetlib.patients import find_cases, read_case
 from unetlib.plots.evaluation import best_median_worst
 from unetlib.split import Split
 from unetlib.tuning import tune
+from unetlib.volumes import Source
 
 OTHER = {"threshold": 0.1, "smallest_ml": 3.0}
 
@@ -187,3 +189,27 @@ def test_predicted_masks_are_those_of_the_decision_and_not_taken_for_those_of_an
     decide(run, **OTHER)
     with pytest.raises(UnetlibError, match="exists already, from other weights"):
         predict(run, [image], tmp_path / "out", device="cpu")
+
+
+def test_a_validation_file_that_has_changed_since_is_a_sentence(run, tall_cohort, tmp_path):
+    shutil.copytree(tall_cohort, tmp_path / "data")
+    about = read_json(run / "recipe.json") | {"data": str(tmp_path / "data")}
+    (run / "recipe.json").write_text(json.dumps(about))
+    case = cases_of(tmp_path / "data", run, "val")[0]
+    image = nib.load(case.seg.paths[0])
+    emptier = np.asarray(image.dataobj).copy()
+    emptier[:, :, 0] = 0
+    nib.save(nib.Nifti1Image(emptier, image.affine), case.seg.paths[0])
+    with pytest.raises(UnetlibError, match=rf"the files of 1 case \({case.id}\) have changed"):
+        tune(run, "cpu")
+    assert not (run / FILE).exists()
+
+
+def test_a_case_that_could_not_be_prepared_is_not_tuned_on(tuned, run, tall_cohort, tmp_path, monkeypatch):
+    """A second time point of a validation patient, damaged: `prepare` had left it out by name."""
+    cohort, first = find_cases(tall_cohort), cases_of(tall_cohort, run, "val")[0]
+    (tmp_path / "damaged.nii.gz").write_bytes(b"damaged")
+    later = replace(first, id="later", images={"flair": Source((tmp_path / "damaged.nii.gz",))})
+    monkeypatch.setattr(tuning, "find_cases", lambda _: replace(cohort, cases=[*cohort.cases, later]))
+    tune(run, "cpu")
+    assert read_json(run / FILE) == read_json(tuned / FILE)
