@@ -230,6 +230,8 @@ class Trainer:
         """Write `latest_checkpoint.pth`: all that the next step depends on."""
         now = time.monotonic()
         self.done.seconds, self.clock = self.done.seconds + now - self.clock, now
+        for group in self.optimizer.param_groups:  # each step sets its own; the last one's would differ after a resume
+            group["lr"] = self.recipe.learning_rate
         state = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)}
         if self.average is not None:
             state["average"] = self.average.state_dict()
