@@ -28,6 +28,7 @@ from surface_distance import metrics as surface
 
 from tests.test_metrics import MONAI, NAMES, counts, masks
 from unetlib.augment import apply_symmetries, augment
+from unetlib.decision import Decision
 from unetlib.inference import Predictor, predict
 from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
 from unetlib.patients import find_cases
@@ -351,7 +352,9 @@ def images(draw):
 def predict_images(size, *images, normalise="minmax-slice", channel=None):
     """The masks that `predict` writes for images, by a network that finds what is bright."""
     recipe = Recipe(image_size=size, depth=1, normalise=normalise)
-    predictor = Predictor(Fabric(accelerator="cpu", precision="32-true"), Threshold(), recipe, {})
+    predictor = Predictor(
+        Fabric(accelerator="cpu", precision="32-true"), Threshold(), recipe, {}, Decision(recipe.threshold)
+    )
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Predictor, "open", return_value=predictor):
         paths = [Path(folder) / f"{index}.nii" for index in range(len(images))]
         for path, image in zip(paths, images, strict=True):
