@@ -90,7 +90,7 @@ def curve_figure(found: dict[tuple[int, bool], dict[str, Any]], without: float) 
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.text(0.99, 0.005, DISCLAIMER, fontsize=7, ha="right")
+    figure.supxlabel(DISCLAIMER, fontsize=8)
     return figure
 
 
