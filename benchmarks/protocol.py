@@ -113,8 +113,8 @@ def tables(done: dict[str, list[dict[str, Any]]], untouched: Sequence[str]) -> s
 
 def untouched(data: Path) -> list[str]:
     """Return the patients on whom nothing was chosen: neither the phantoms looked at them, nor did the ablation."""
-    patients = shuffled_patients(data)
-    return [name for name in patients[LOOKED_AT:] if name not in ablation_split(data).val]
+    chosen_on = set(ablation_split(data).val)
+    return [name for name in shuffled_patients(data)[LOOKED_AT:] if name not in chosen_on]
 
 
 def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:

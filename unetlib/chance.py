@@ -16,9 +16,14 @@ def generator(purpose: int, *coordinates: int) -> np.random.Generator:
 
 def balanced(indices: np.ndarray, tumour: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return those of `indices` (N,) with `tumour` (N,) and as many others, or all others where they are fewer."""
-    others = indices[~tumour]
-    number = min(len(others), int(tumour.sum()))
-    return np.concatenate([indices[tumour], generator(BALANCE, seed, epoch).choice(others, number, replace=False)])
+    number = balanced_number(tumour) - int(tumour.sum())
+    others = generator(BALANCE, seed, epoch).choice(indices[~tumour], number, replace=False)
+    return np.concatenate([indices[tumour], others])
+
+
+def balanced_number(tumour: np.ndarray) -> int:
+    """Return how many slices `balanced` shows, for the slices with `tumour` (N,)."""
+    return min(2 * int(tumour.sum()), len(tumour))
 
 
 def shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:

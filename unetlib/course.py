@@ -21,7 +21,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from unetlib import __version__
-from unetlib.chance import balanced
+from unetlib.chance import balanced_number
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate, read_patients
 from unetlib.files import atomic, digest
@@ -152,7 +152,7 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Stair 
 def _shown(data: Prepared, recipe: Recipe) -> int:
     """Return how many slices an epoch shows."""
     indices = data.indices("train")
-    return len(balanced(indices, data.tumour[indices], 0, 0) if recipe.balance else indices)
+    return balanced_number(data.tumour[indices]) if recipe.balance else len(indices)
 
 
 def show_study(folder: Path = STUDY) -> None:

@@ -95,8 +95,9 @@ def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple
             "run's recipe.json; to score others, name their folder with --data."
         )
     cohort, split = find_cases(root), Split.load(run / "split.json")
-    known_cases = read_provenance(run).get("cases", {})
-    parts = _parts(cohort, split, {**read_provenance(run).get("earlier", {}), **known_cases})
+    provenance = read_provenance(run)
+    known_cases = provenance.get("cases", {})
+    parts = _parts(cohort, split, {**provenance.get("earlier", {}), **known_cases})
     if other and part is None:
         chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
         seen = len(cohort.cases) - len(chosen)

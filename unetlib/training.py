@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unetlib import metrics
 from unetlib.augment import augment, change_intensity, warp
-from unetlib.chance import balanced, shuffled
+from unetlib.chance import balanced, balanced_number, shuffled
 from unetlib.checkpoint import BEST, LATEST, read_run, save_checkpoint
 from unetlib.engine import process_count, resolve_precision, start_engine
 from unetlib.errors import UnetlibError, brief
@@ -149,8 +149,7 @@ class Trainer:
         """Slices that one epoch shows; not cached, since chapter 2 hands a trainer other slices."""
         if not self.recipe.balance:
             return len(self.training)
-        tumour = int(self.data.tumour[self.training].sum())
-        return tumour + min(tumour, len(self.training) - tumour)
+        return balanced_number(self.data.tumour[self.training])
 
     def choose(self, epoch: int) -> np.ndarray:
         """Return the positions of the training slices that an epoch shows."""
@@ -165,9 +164,10 @@ class Trainer:
             self.order = shuffled(self.choose(done.epoch), recipe.seed, done.epoch)
         batch = self.order[done.step * recipe.batch_size : (done.step + 1) * recipe.batch_size]
         images, masks = self._change(*self.fabric.to_device(self.data.batch(batch, recipe.neighbours)))
-        number = done.epoch * self.steps + done.step
+        steps = self.steps
+        number = done.epoch * steps + done.step
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, number, recipe.epochs * self.steps)
+            group["lr"] = learning_rate(recipe, number, recipe.epochs * steps)
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
         logits = gather(self.fabric, self.net(share(self.fabric, images)), len(images))
