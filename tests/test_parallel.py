@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,30 +46,38 @@ def runs(prepared, tmp_path_factory):
 PROBE = """
 import os, sys, torch
 from lightning_fabric import Fabric
+from unetlib.engine import leave_group
 from unetlib.losses import get_loss
 from unetlib.parallel import gather, share, share_statistics
 from unetlib.unet import UNet
 
 torch.set_default_dtype(torch.float64)  # in which the engine returns what a network gives
-fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2, precision="64-true")
-fabric.launch()
-for number in (1, 3, 4):
-    torch.manual_seed(number)
-    images, masks = torch.randn(number, 1, 16, 16).double(), (torch.rand(number, 1, 16, 16) > 0.5).double()
-    networks = [UNet(width=4, depth=2).double() for _ in range(2)]
-    networks[1].load_state_dict(networks[0].state_dict())
-    share_statistics(networks[1])
-    net = fabric.setup_module(networks[1])
-    alone = get_loss("dice+bce")(networks[0](images), masks)
-    alone.backward()
-    both = get_loss("dice+bce")(gather(fabric, net(share(fabric, images)), number), masks)
-    fabric.backward(both)
-    torch.testing.assert_close(both, alone, rtol=1e-12, atol=1e-12)
-    for (name, a), b in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-12, msg=lambda text: f"{number} {name}: {text}")
-    for (name, a), b in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12, msg=lambda text: f"{number} {name}: {text}")
-print("exact in", fabric.global_rank)
+
+def main():
+    fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2, precision="64-true")
+    fabric.launch()
+    for number in (1, 3, 4):
+        torch.manual_seed(number)
+        images, masks = torch.randn(number, 1, 16, 16).double(), (torch.rand(number, 1, 16, 16) > 0.5).double()
+        networks = [UNet(width=4, depth=2).double() for _ in range(2)]
+        networks[1].load_state_dict(networks[0].state_dict())
+        share_statistics(networks[1])
+        net = fabric.setup_module(networks[1])
+        alone = get_loss("dice+bce")(networks[0](images), masks)
+        alone.backward()
+        both = get_loss("dice+bce")(gather(fabric, net(share(fabric, images)), number), masks)
+        fabric.backward(both)
+        torch.testing.assert_close(both, alone, rtol=1e-12, atol=1e-12)
+        for (name, a), b in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
+            said = lambda text: f"{number} {name}: {text}"
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-12, msg=said)
+        for (name, a), b in zip(networks[0].named_buffers(), networks[1].buffers(), strict=True):
+            said = lambda text: f"{number} {name}: {text}"
+            torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12, msg=said)
+    print("exact in", fabric.global_rank)
+
+main()
+leave_group()
 """
 
 
@@ -191,3 +200,30 @@ def test_an_average_of_the_weights_and_neighbours_are_those_of_one_process(stron
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     best = load_checkpoint(two / BEST)["model"]
     assert all(torch.equal(best[key], value) for key, value in ours["average"].items())
+
+
+THREADS = """
+import atexit, os, sys
+from pathlib import Path
+
+def report():
+    left = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print("left in", os.environ["RANK"], [name for name in left if "gloo" in name])
+
+atexit.register(report)  # before the group registers its end, so that this comes after it
+from unetlib.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
+@pytest.mark.parametrize("more", [(), ("--max-steps", "2")])
+def test_no_thread_of_the_group_outlives_the_command(prepared, tmp_path, more):
+    """One that returns a tensor to Python while Python ends aborts the process, now and then."""
+    (tmp_path / "threads.py").write_text(THREADS)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    line = [*words, tmp_path / "threads.py", "train", prepared, tmp_path / "run", *FLAGS, *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*map(str, line)], env=environment, capture_output=True, text=True, timeout=300)
+    assert "left in 0 []" in done.stdout, done.stderr
+    assert "left in 1 []" in done.stdout or more, done.stderr  # torchrun may end the other when one was stopped

@@ -1,5 +1,7 @@
 """The engine carries the device, the precision and several processes: Lightning Fabric."""
 
+import atexit
+import gc
 import logging
 import os
 
@@ -66,7 +68,15 @@ def start_engine(device: str = "auto", precision: str = "auto", processes: int =
         precision=numbers,  # type: ignore[arg-type]
     )
     fabric.launch()
+    atexit.register(leave_group)
     return fabric
+
+
+def leave_group() -> None:
+    """End the group of processes, and its threads, while Python still runs: met later, they abort the process."""
+    gc.collect()  # a network that waits for its deletion keeps the group alive
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def process_count() -> int:
