@@ -38,7 +38,7 @@ MEASURED = Path(__file__).with_name("measured")
 FOLDS, VALIDATION = 5, 8
 LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
-PRETRAINING = Recipe.strong.but(epochs=10)
+FIRST = Recipe.strong.but(neighbours=1, upright=True, epochs=20)  # as it was before all of the ablation was known
 MAIN = "dice"  # volumetric, all slices, native grid
 FIGURES = (MAIN, "precision", "recall", "hd95_mm", "false_ml", "dice_slices", "tp", "fp", "fn")
 
@@ -177,16 +177,17 @@ def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
     temporary.rename(run)
 
 
-def pretraining(work: Path) -> Cell:
-    """Return the training on phantoms, which are made where they are missing."""
+def on_phantoms(recipe: Recipe) -> Recipe:
+    """Return the recipe of the training on phantoms with which that of another recipe begins."""
+    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10)
+
+
+def pretrained(work: Path, recipe: Recipe) -> Path:
+    """Return the run that was trained on phantoms alone, after making and training what is missing."""
     make_cohort(work / "phantoms", PHANTOMS, varied=True)
     split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    return Cell("phantoms", PRETRAINING, split, "val")
-
-
-def pretrained(work: Path) -> Path:
-    """Return the run that was trained on phantoms alone, after training what is missing."""
-    return pretraining(work).fit(work / "phantoms", work)
+    name = "phantoms-first" if recipe.neighbours else "phantoms"
+    return Cell(name, on_phantoms(recipe), split, "val").fit(work / "phantoms", work)
 
 
 def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:

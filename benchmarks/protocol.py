@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.ablation import ablation_split
 from benchmarks.common import machine, record
 from benchmarks.folds import (
+    FIRST,
     FOLDS,
     LOOKED_AT,
     Cell,
@@ -42,11 +43,13 @@ LONG = 15  # epochs of the published recipe in the time of the strong one with i
 ARMS = {
     "published": Recipe.published,
     "published-long": Recipe.published.but(epochs=LONG),
+    "first": FIRST,
     "strong": Recipe.strong,
     "strong-scratch": Recipe.strong,
     "strong-seed-1": Recipe.strong.but(seed=1),
     "strong-seed-2": Recipe.strong.but(seed=2),
 }
+FROM_SCRATCH = ("published", "published-long", "strong-scratch")
 COLUMNS = {
     "Dice": "dice",
     "precision": "precision",
@@ -180,9 +183,8 @@ def main() -> None:
         require_committed()
     for arm in arguments.arms:
         for fold, cell in enumerate(cells(arguments.data, arm)):
-            if fold in arguments.folds and not arguments.status:
-                begun = "strong" in arm and "scratch" not in arm and not cell.result.exists()
-                first = pretrained(arguments.work) if begun else None
+            if fold in arguments.folds and not arguments.status and not cell.result.exists():
+                first = None if arm in FROM_SCRATCH else pretrained(arguments.work, cell.recipe)
                 (cell.fit if arguments.train_only else cell.measure)(arguments.data, arguments.work, first)
             print(f"{cell.name:24} {cell.progress(arguments.work)}", flush=True)
     done = finished(arguments.data)

@@ -14,7 +14,7 @@ from unetlib.card import SOURCES, write_card
 from unetlib.checkpoint import BEST, load_checkpoint
 from unetlib.cli import main
 from unetlib.errors import UnetlibError
-from unetlib.files import read_csv, read_json
+from unetlib.files import read_csv, read_json, write_json
 from unetlib.metrics import bootstrap_interval
 from unetlib.provenance import read_provenance
 
@@ -201,6 +201,16 @@ def test_interrupted_anywhere_and_given_again_it_has_the_same_bytes(copy, carded
     write_card(copy, device="cpu")
     bytes_of = [{p.name: p.read_bytes() for p in (run / "card").iterdir()} for run in (copy, carded[0])]
     assert bytes_of[0] == bytes_of[1]
+
+
+def test_a_machine_is_named_once_however_often_the_training_went_on_there(copy):
+    path = copy / "provenance.json"
+    about = read_json(path)
+    other = {**about["sessions"][0], "processor": "Another"}
+    write_json(path, {**about, "sessions": [*about["sessions"] * 2, other]})
+    text = write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert len(re.findall(r"^\| cpu; ", text, re.MULTILINE)) == 2
+    assert text.count("Another") == 1
 
 
 def test_a_card_that_is_there_is_not_written_again(copy):

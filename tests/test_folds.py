@@ -21,6 +21,7 @@ from unetlib.split import Split
 from unetlib.training import train
 
 NAMES = [f"patient-{number:03}" for number in range(70)]
+NAMES_OF_STEPS = [step.name for step in ablation.STEPS]
 
 
 @pytest.fixture
@@ -61,29 +62,32 @@ def test_the_ablation_leaves_the_test_patients_of_its_fold_alone(seventy):
 
 
 def test_a_step_of_the_ablation_changes_only_what_it_says(seventy):
-    cells, before = ablation.cells(seventy), Recipe.published.as_dict()
-    assert len(cells) == len(ablation.STEPS) == len({cell.name for cell in cells})
+    cells = ablation.cells(seventy)
+    assert len(cells) == len(ablation.STEPS) == len({cell.name for cell in cells}) == len(set(NAMES_OF_STEPS))
     assert cells[0].recipe == Recipe.published
-    for number, (cell, (_, changes)) in enumerate(zip(cells, ablation.STEPS, strict=True)):
-        now = cell.recipe.as_dict()
+    for number, (cell, step) in enumerate(zip(cells, ablation.STEPS, strict=True)):
+        place = NAMES_OF_STEPS.index(step.after) if step.after else max(0, number - 1)
+        now, before = cell.recipe.as_dict(), cells[place].recipe.as_dict()
         differing = {name for name in now if now[name] != before[name]}
-        assert differing == set(changes), number
-        assert all(now[name] == value for name, value in changes.items())
+        assert differing == set(step.changes), number
+        assert place < number or not number
+        assert all(now[name] == value for name, value in step.changes.items())
         if cell.trained_as:  # then the network is the same, and only the way to predict differs
             assert differing <= {"mirror", "tune"}
-            assert cell.trained_as is cells[number - 1]
+            assert cell.trained_as is cells[place]
         else:
             assert not differing & {"mirror", "tune"}
-        before = now
 
 
-def test_every_part_of_the_strong_recipe_was_a_step_of_the_ablation(seventy):
-    last, strong = ablation.cells(seventy)[-1].recipe.as_dict(), Recipe.strong.as_dict()
-    tried = {name for _, changes in ablation.STEPS for name in changes}
-    for name, value in Recipe.published.as_dict().items():
-        if strong[name] != value:
-            assert name in tried
-            assert strong[name] == last[name]
+def test_what_begins_on_phantoms_is_what_follows_them_in_its_walk():
+    begun = {step.name for number, step in enumerate(ablation.STEPS) if ablation.begun_on_phantoms(number)}
+    assert begun == {name for name in NAMES_OF_STEPS if "phantoms" in name or "epochs" in name}
+
+
+def test_the_walks_of_the_ablation_end_at_the_two_strong_recipes(seventy):
+    recipes = dict(zip(NAMES_OF_STEPS, (cell.recipe for cell in ablation.cells(seventy)), strict=True))
+    assert recipes["20 epochs"] == folds.FIRST
+    assert recipes["again: 40 epochs"] == Recipe.strong
 
 
 def test_the_cells_of_the_protocol_test_every_fold_once(seventy):

@@ -30,16 +30,18 @@ def test_the_staircase_shows_every_dice_and_what_each_step_gained():
     assert plots.DISCLAIMER in figure.get_supxlabel()
 
 
-def test_the_stairs_change_half_way_between_two_steps():
-    stairs, _ = plots.staircase_figure(["a", "b"], [0.5, 0.7], [None, None]).axes
-    line = stairs.lines[0]
-    path = line.get_path()
-    vertices = path.interpolated(1).vertices if line.get_drawstyle() == "default" else line.get_xydata()
-    at = {0.0: 0.5, 1.0: 0.7}
-    assert line.get_drawstyle() == "steps-post"
-    assert vertices[:, 1].min() == -0.5
-    assert vertices[:, 1].max() == 1.5
-    assert {vertices[0, 0], vertices[-1, 0]} == set(at.values())
+@pytest.mark.parametrize("after", [None, [0, 0], [0, 1]])
+def test_a_stair_begins_where_the_step_that_it_follows_has_ended(after):
+    """And changes half way between two steps."""
+    stairs, gains = plots.staircase_figure(["a", "b", "c"], [0.5, 0.7, 0.4], [None] * 3, after=after).axes
+    first, second, third = (line.get_xydata().tolist() for line in stairs.lines if line.get_marker() != "o")
+    begin = 0.5 if after == [0, 0] else 0.7
+    assert first == [[0.5, -0.5], [0.5, -0.5], [0.5, 0.5]]
+    assert second == [[0.5, 0.5], [0.7, 0.5], [0.7, 1.5]]
+    assert third == [[begin, 1.5], [0.4, 1.5], [0.4, 2.5]]
+    assert float(next(line for line in gains.lines if line.get_gid() == "c").get_xdata()[0]) == pytest.approx(
+        0.4 - begin
+    )
 
 
 @pytest.mark.parametrize("dices", [[0.5], [0.5, 0.5]])

@@ -280,7 +280,8 @@ def _training(facts: _Facts) -> str:
         )
         for one in sessions
     ]
-    table = _table(("machine", "precision", "software"), machines) if machines else "The machine is not recorded."
+    rows = list(dict.fromkeys(machines))  # a training that went on has several sessions
+    table = _table(("machine", "precision", "software"), rows) if rows else "The machine is not recorded."
     return (
         f"## Training\n\n{len(history)} of {counted(facts.recipe.epochs, 'epoch')}{time}. The best one was epoch "
         f"{facts.best['epoch']}, with a validation Dice (pooled, prepared slices, model grid) of "
@@ -382,7 +383,7 @@ def _use(facts: _Facts) -> str:
         else ("\n- The network was trained on slices with tumour only: expect false alarms in the others.")
     )
     near = facts.recipe.neighbours
-    with_neighbours = f", with {counted(near, 'neighbour')} on either side" if near else ", without its neighbours"
+    judged = f"with {counted(near, 'neighbour')} on either side" if near else "alone, without its neighbours"
     return (
         "## Intended use\n\nTo learn and to teach how such a network is trained and judged, and to compare methods on "
         "the same data and split.\n\n"
@@ -394,7 +395,7 @@ def _use(facts: _Facts) -> str:
         f"- The Dice of a patient ranges from {dices.min():.3f} to {dices.max():.3f}{spread}: the mean says little of "
         "the next patient. The interval is of the mean, and leaves out what another split or seed would change.\n"
         "- Age, sex, scanner and kind of tumour are unknown to the library, so no figure is given by group.\n"
-        f"- Each slice is judged alone{with_neighbours}; the network sees only the channels named above.\n"
+        f"- Each slice is judged {judged}; the network sees only the channels named above.\n"
         f"- The truth is the mask in the data, with the errors of those who drew it.{seen}"
     )
 

@@ -16,16 +16,19 @@ def staircase_figure(
     dices: Sequence[float],
     intervals: Sequence[tuple[float, float] | None],
     note: str = "",
+    after: Sequence[int] | None = None,
 ) -> Figure:
     """Return the mean Dice after each step, and beside it what the step gained.
 
-    `dices` in 0..1, one a step. `intervals`: that of the gain over the step before, or `None`; the first step has
-    nothing before it.
+    `dices` in 0..1, one a step. `intervals`: that of the gain, or `None`; the first step has nothing before it.
+    `after`: for every step but the first the place of that which it follows; without it, the one before.
     """
     figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
     stairs, gains = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    height, changes = np.arange(len(names)), np.diff(dices)
-    stairs.step([dices[0], *dices], [-0.5, *(height + 0.5)], where="post", color=GREY, lw=1)
+    height, before = np.arange(len(names)), [0, *(range(len(names) - 1) if after is None else after)]
+    changes = [dices[y] - dices[before[y]] for y in height[1:]]
+    for y, dice in enumerate(dices):
+        stairs.plot([dices[before[y]], dice, dice], [y - 0.5, y - 0.5, y + 0.5], color=GREY, lw=1)
     stairs.plot(dices, height, "o", ms=7, color=BLUE)
     span = max(max(dices) - min(dices), 0.02)
     for y, dice in enumerate(dices):
