@@ -14,7 +14,7 @@ from unetlib.recipe import Recipe
 from unetlib.training import train
 
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
-STRONG = SMALL.but(  # every part of Recipe.strong, in small
+STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it, in small
     slices="all",
     normalise="median-volume",
     crop=True,

@@ -247,7 +247,7 @@ def test_prepare_takes_a_recipe_by_name_and_single_flags_over_it(cohort, tmp_pat
     ("flags", "base", "changes"),
     [
         (["--recipe", "strong"], Recipe.strong, {}),
-        (["--recipe", "strong", "--no-warp", "--average", "0.5"], Recipe.strong, {"warp": False, "average": 0.5}),
+        (["--recipe", "strong", "--no-mirror", "--average", "0.5"], Recipe.strong, {"mirror": False, "average": 0.5}),
         (["--recipe", "published"], Recipe.published, {}),
         (["--neighbours", "1", "--balance"], Recipe.published, {"neighbours": 1, "balance": True}),
     ],

@@ -147,9 +147,7 @@ Recipe.strong = Recipe(
     schedule="cosine",
     average=0.99,
     batch_size=8,
-    epochs=40,
-    warp=True,
-    intensity=True,
+    epochs=30,
     mirror=True,
     tune=True,
 )

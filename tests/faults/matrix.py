@@ -18,6 +18,7 @@ from unetlib.checkpoint import LATEST, load_checkpoint
 EVERY = 3  # steps from one checkpoint to the next
 PREPARE = ["--image-size", SMALL.image_size]
 TRAIN = ["--width", SMALL.width, "--depth", SMALL.depth, "--epochs", SMALL.epochs, "--precision", SMALL.precision]
+MORE = ["--neighbours", 1, "--warp", "--intensity"]
 STRONG = "train --recipe strong"  # and the choice of threshold and smallest component after it
 COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict")
 KILLS = (
@@ -103,7 +104,7 @@ class Matrix:
             "prepare --rebuild": ["prepare", data, out, *PREPARE, "--workers", 1, "--rebuild"],
             "train": ["train", prepared, out, *TRAIN, "--device", "cpu", "--checkpoint-every", EVERY],
             STRONG: [
-                *("train", folder / "prepared-strong", out, "--recipe", "strong", *TRAIN),
+                *("train", folder / "prepared-strong", out, "--recipe", "strong", *TRAIN, *MORE),
                 *("--device", "cpu", "--checkpoint-every", EVERY),
             ],
             "evaluate": ["evaluate", out, "--device", "cpu"],
