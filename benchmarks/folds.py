@@ -39,7 +39,7 @@ FOLDS, VALIDATION = 5, 8
 LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
 # the strong recipe as it was before all of the ablation was known
-FIRST = Recipe.strong.but(neighbours=1, upright=True, warp=True, intensity=True, epochs=20)
+FIRST = Recipe.strong.but(neighbours=1, upright=True, epochs=20)
 MAIN = "dice"  # volumetric, all slices, native grid
 FIGURES = (MAIN, "precision", "recall", "hd95_mm", "false_ml", "dice_slices", "tp", "fp", "fn")
 
@@ -180,7 +180,7 @@ def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
 
 def on_phantoms(recipe: Recipe) -> Recipe:
     """Return the recipe of the training on phantoms with which that of another recipe begins."""
-    return (FIRST if recipe.neighbours else Recipe.strong).but(warp=True, intensity=True, epochs=10)
+    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10)
 
 
 def pretrained(work: Path, recipe: Recipe) -> Path:

@@ -39,7 +39,7 @@ from unetlib.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
 from unetlib.recipe import Recipe
 from unetlib.slices import foreground
 
-LONG = 15  # epochs of the published recipe in the time of the strong one with its share of the pre-training
+LONG = 20  # epochs of the published recipe in the time of the strong one with its share of the pre-training
 ARMS = {
     "published": Recipe.published,
     "published-long": Recipe.published.but(epochs=LONG),

@@ -87,7 +87,7 @@ def test_what_begins_on_phantoms_is_what_follows_them_in_its_walk():
 def test_the_walks_of_the_ablation_end_at_the_two_strong_recipes(seventy):
     recipes = dict(zip(NAMES_OF_STEPS, (cell.recipe for cell in ablation.cells(seventy)), strict=True))
     assert recipes["20 epochs"] == folds.FIRST
-    assert recipes["again: 30 epochs"] == Recipe.strong
+    assert recipes["again: 40 epochs"] == Recipe.strong
 
 
 def test_the_cells_of_the_protocol_test_every_fold_once(seventy):

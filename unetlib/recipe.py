@@ -147,7 +147,9 @@ Recipe.strong = Recipe(
     schedule="cosine",
     average=0.99,
     batch_size=8,
-    epochs=30,
+    epochs=40,
+    warp=True,
+    intensity=True,
     mirror=True,
     tune=True,
 )
