@@ -1,9 +1,10 @@
 """From the published recipe to the strong one, one change at a time, on validation patients only.
 
-`python -m benchmarks.ablation DATA [--steps 3 4 ...] [--status]`. Every step is one training: of the 56 patients
-whom fold 0 does not test, 16 validate (the first 8 of the next two fifths) and 40 train. A step changes one field of
-the recipe (two where one makes no sense alone) and keeps those before it. Steps are independent: several processes may
-do some each; a step that was stopped goes on; a step that is done is read from `benchmarks/measured/`.
+`python -m benchmarks.ablation DATA [--steps 3 4 ...] [--status]`. Every step is one training: of the 56 patients whom
+fold 0 does not test, 16 validate (the first 8 of the next two fifths) and 40 train. A step changes one field of the
+recipe (more where one makes no sense alone) and keeps the changes of the step that it follows. Steps are independent:
+several processes may do some each; a step that was stopped goes on; a step that is done is read from
+`benchmarks/measured/`.
 """
 
 import argparse
@@ -74,15 +75,16 @@ PAGE = Path(__file__).with_name("ABLATION.md")
 TEXT = """\
 # From the published recipe to the strong one, step by step
 
-Each step keeps the changes of those before it and is one training of its own. 40 patients train and 16 others, on whom
-these figures are, validate; the patients whom fold 0 tests are not looked at, but of the 16 eight are tested in fold 1
-and eight in fold 2 (`benchmarks/PROTOCOL.md`). Dice: volumetric, all slices, native grid, mean over patients. Gain: to
-the step before, where that was measured, paired, with a 95 % bootstrap interval over patients. Tuning is measured on
+Each step keeps the changes of the step that it follows, the one above unless said below, and is one training of its
+own, but for those that only predict otherwise (mirror, tune). 40 patients train and 16 others, on whom these figures
+are, validate; the patients whom fold 0 tests are not looked at, but of the 16 eight are tested in fold 1 and eight in
+fold 2 (`benchmarks/PROTOCOL.md`). Dice: volumetric, all slices, native grid, mean over patients. Gain: to the step
+that it follows, where that was measured, paired, with a 95 % bootstrap interval over patients. Tuning is measured on
 the patients that it was chosen on: its gain is an upper bound. False: millilitres a patient on slices without tumour.
 Seconds to train are wall time on one core while other work ran; those to predict are processor time, of one patient.
 The first walk ends at the recipe `first` of the protocol. The second ("again") starts after the averaged weights,
-leaves out the next two steps, which had lowered the figure, and ends at `Recipe.strong`. "No mirror image" and "only
-flips and turns" follow "again: 20 epochs", as does "again: 40 epochs".
+leaves out the next two steps, which had lowered the figure, and ends at `Recipe.strong`. Three steps follow "again: 20
+epochs": "no mirror image, 20 epochs", "only flips and turns, 20 epochs", and "again: 40 epochs", which is that recipe.
 
 {table}
 
@@ -107,7 +109,7 @@ def places() -> list[int | None]:
 
 
 def cells(data: Path) -> list[Cell]:
-    """Return the steps, each with the changes of those before it."""
+    """Return the steps, each with the changes of the one that it follows."""
     split, found = ablation_split(data), []
     for number, (step, place) in enumerate(zip(STEPS, places(), strict=True)):
         before = None if place is None else found[place]
@@ -123,7 +125,7 @@ def begun_on_phantoms(number: int | None) -> bool:
 
 
 def table(steps: list[Cell]) -> str:
-    """Return the steps that are done as a table, each beside the one before it."""
+    """Return the steps that are done as a table, each beside the one that it follows."""
     lines = [
         "| step | changed | Dice | gain, 95 % interval | pooled | false, ml | s to train | s to predict |",
         "|---|---|---|---|---|---|---|---|",
@@ -148,11 +150,11 @@ def write(data: Path, steps: list[Cell]) -> None:
     """Write `ABLATION.md` and `ablation.png` from the steps that are done."""
     done = [number for number, step in enumerate(steps) if step.result.exists()]
     results, before = [steps[number].read() for number in done], [places()[number] for number in done]
-    after = [done.index(place) if place in done else max(0, at - 1) for at, place in enumerate(before)]
-    gains = [gain(results[after[at]], results[at])[1] if place in done else None for at, place in enumerate(before)]
+    after = [done.index(place) if place in done else None for place in before]
+    gains = [None if at is None else gain(results[at], now)[1] for at, now in zip(after, results, strict=True)]
     note = f"{len(steps[0].split.val)} validation patients of {data.name}; Dice of all slices"
     names, dices = [STEPS[number].name for number in done], list(map(mean, results))
-    save(staircase_figure(names, dices, gains, note, after[1:]), PAGE.with_name("ablation.png"))
+    save(staircase_figure(names, dices, gains, note, after), PAGE.with_name("ablation.png"))
     with atomic(PAGE) as temporary:
         temporary.write_text(TEXT.format(table=table(steps), data=data.name, machine=machine(("torch",))), "utf-8")
 

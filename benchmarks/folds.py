@@ -98,7 +98,7 @@ class Cell:
             self.split.save(prepared / "split.json")
         prepare(data, prepared, self.recipe, workers=1)
         if self.trained_as and not run.exists():
-            copy_training(self.trained_as.fit(data, work), run, self.recipe)
+            copy_training(self.trained_as.fit(data, work, start_from), run, self.recipe)
         train(prepared, run, self.recipe, start_from=start_from)
         tune(run)
         return run

@@ -48,9 +48,10 @@ SHOWN = 6000  # slices that each training of a learning curve shows, about
 
 TEXT = """\
 A network trained on varied phantoms alone, its threshold chosen on phantoms, scored on real patients: on the 20 whom
-the maker of the phantoms could look at, and once on the others. Then it learns from some of fold 0's training patients,
-and so does a fresh one, both in as many steps; the test patients of fold 0 are scored. Dice: volumetric, all slices,
-native grid, mean over patients. `python -m benchmarks.zero_shot DATA`; the curves are in `zero-shot.png`."""
+the maker of the phantoms could look at, and once on the others. Then it learns from some of fold 0's training
+patients, and so does a fresh one, both in as many steps; the test patients of fold 0 are scored. The recipe is `first`
+of the protocol. Dice: volumetric, all slices, native grid, mean over patients. `python -m benchmarks.zero_shot DATA`;
+the curves are in `zero-shot.png`."""
 
 
 def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.conftest import SMALL, STRONG
 from tests.test_training import same
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint
 from unetlib.evaluation import evaluate
-from unetlib.files import read_json
+from unetlib.files import read_json, sha256
 from unetlib.inference import Predictor
 from unetlib.patients import find_cases, read_case
 from unetlib.recipe import Recipe
@@ -88,6 +88,16 @@ def test_the_walks_of_the_ablation_end_at_the_two_strong_recipes(seventy):
     recipes = dict(zip(NAMES_OF_STEPS, (cell.recipe for cell in ablation.cells(seventy)), strict=True))
     assert recipes["20 epochs"] == folds.FIRST
     assert recipes["again: 40 epochs"] == Recipe.strong
+
+
+def test_the_first_strong_recipe_is_the_one_that_was_scored_first():
+    known = read_json(folds.MEASURED / "first-fold-0.json")["recipe"]
+    assert Recipe(**known).but(precision="auto") == folds.FIRST
+
+
+def test_a_recipe_begins_with_phantoms_that_were_shown_as_it_shows_patients():
+    assert folds.on_phantoms(Recipe.strong.but(seed=1)) == Recipe.strong.but(epochs=10)
+    assert folds.on_phantoms(folds.FIRST) == folds.FIRST.but(epochs=10)
 
 
 def test_the_cells_of_the_protocol_test_every_fold_once(seventy):
@@ -220,6 +230,13 @@ def test_a_cell_that_predicts_otherwise_is_not_trained_again(cell, tall_cohort, 
     assert one["progress"]["seconds"] == two["progress"]["seconds"]
     assert not (run / "decision.json").exists()
     assert "trained" in other.progress(tmp_path / "work")
+
+
+def test_a_cell_that_predicts_otherwise_begins_with_the_same_weights(cell, tall_cohort, tmp_path):
+    first = Cell("first", cell.recipe, cell.split, "val").fit(tall_cohort, tmp_path / "work")
+    other = Cell("plain", cell.recipe.but(mirror=False, tune=False), cell.split, "val", cell)
+    run = other.fit(tall_cohort, tmp_path / "work", first)
+    assert read_json(run / "recipe.json")["start_from"] == sha256(first / BEST)
 
 
 def test_the_figures_of_a_patient_equal_a_loop_over_the_slices(trained, cohort, tmp_path):

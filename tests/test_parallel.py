@@ -188,7 +188,19 @@ def test_gathered_rows_stand_where_they_were(alone, size):
 
 def test_an_average_of_the_weights_and_neighbours_are_those_of_one_process(strong_prepared, tmp_path):
     """And the decision is chosen by one of them, on the averaged weights."""
-    flags = [*FLAGS, "--recipe", "strong", "--epochs", 1, "--average", 0.9, "--neighbours", 1]
+    flags = [
+        *FLAGS,
+        "--recipe",
+        "strong",
+        "--epochs",
+        1,
+        "--average",
+        0.9,
+        "--neighbours",
+        1,
+        "--no-warp",
+        "--no-intensity",
+    ]
     for name, processes in (("one", 1), ("two", 2)):
         done = command(processes, "train", strong_prepared, tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr

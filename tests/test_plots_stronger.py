@@ -30,18 +30,17 @@ def test_the_staircase_shows_every_dice_and_what_each_step_gained():
     assert plots.DISCLAIMER in figure.get_supxlabel()
 
 
-@pytest.mark.parametrize("after", [None, [0, 0], [0, 1]])
+@pytest.mark.parametrize("after", [None, [None, 0, 0], [None, 0, 1], [None, 0, None]])
 def test_a_stair_begins_where_the_step_that_it_follows_has_ended(after):
-    """And changes half way between two steps."""
+    """And changes half way between two steps; where that step is not shown, nothing was gained over it."""
     stairs, gains = plots.staircase_figure(["a", "b", "c"], [0.5, 0.7, 0.4], [None] * 3, after=after).axes
     first, second, third = (line.get_xydata().tolist() for line in stairs.lines if line.get_marker() != "o")
-    begin = 0.5 if after == [0, 0] else 0.7
+    begin = {0: 0.5, 1: 0.7, None: 0.4}[after[2] if after else 1]
     assert first == [[0.5, -0.5], [0.5, -0.5], [0.5, 0.5]]
     assert second == [[0.5, 0.5], [0.7, 0.5], [0.7, 1.5]]
     assert third == [[begin, 1.5], [0.4, 1.5], [0.4, 2.5]]
-    assert float(next(line for line in gains.lines if line.get_gid() == "c").get_xdata()[0]) == pytest.approx(
-        0.4 - begin
-    )
+    drawn = {line.get_gid(): float(line.get_xdata()[0]) for line in gains.lines if line.get_gid() in ("a", "b", "c")}
+    assert drawn == pytest.approx({"b": 0.2} | ({} if begin == 0.4 else {"c": 0.4 - begin}))
 
 
 @pytest.mark.parametrize("dices", [[0.5], [0.5, 0.5]])

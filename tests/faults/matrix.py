@@ -18,7 +18,7 @@ from unetlib.checkpoint import LATEST, load_checkpoint
 EVERY = 3  # steps from one checkpoint to the next
 PREPARE = ["--image-size", SMALL.image_size]
 TRAIN = ["--width", SMALL.width, "--depth", SMALL.depth, "--epochs", SMALL.epochs, "--precision", SMALL.precision]
-MORE = ["--neighbours", 1, "--warp", "--intensity"]
+MORE = ["--neighbours", 1, "--upright"]  # tried beside it
 STRONG = "train --recipe strong"  # and the choice of threshold and smallest component after it
 COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict")
 KILLS = (

@@ -16,19 +16,20 @@ def staircase_figure(
     dices: Sequence[float],
     intervals: Sequence[tuple[float, float] | None],
     note: str = "",
-    after: Sequence[int] | None = None,
+    after: Sequence[int | None] | None = None,
 ) -> Figure:
     """Return the mean Dice after each step, and beside it what the step gained.
 
     `dices` in 0..1, one a step. `intervals`: that of the gain, or `None`; the first step has nothing before it.
-    `after`: for every step but the first the place of that which it follows; without it, the one before.
+    `after`: for every step the place of that which it follows, `None` where that is not shown (as for the first);
+    without it, the one before.
     """
     figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
     stairs, gains = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    height, before = np.arange(len(names)), [0, *(range(len(names) - 1) if after is None else after)]
-    changes = [dices[y] - dices[before[y]] for y in height[1:]]
-    for y, dice in enumerate(dices):
-        stairs.plot([dices[before[y]], dice, dice], [y - 0.5, y - 0.5, y + 0.5], color=GREY, lw=1)
+    height, before = np.arange(len(names)), [None, *range(len(names) - 1)] if after is None else after
+    begun = [dice if place is None else dices[place] for dice, place in zip(dices, before, strict=True)]
+    for y, (begin, dice) in enumerate(zip(begun, dices, strict=True)):
+        stairs.plot([begin, dice, dice], [y - 0.5, y - 0.5, y + 0.5], color=GREY, lw=1)
     stairs.plot(dices, height, "o", ms=7, color=BLUE)
     span = max(max(dices) - min(dices), 0.02)
     for y, dice in enumerate(dices):
@@ -36,13 +37,16 @@ def staircase_figure(
     stairs.set(xlim=(min(dices) - 0.08 * span, max(dices) + 0.2 * span), ylim=(len(names) - 0.5, -0.5))
     stairs.set(xlabel="mean Dice of a patient, after the step")
     stairs.set_yticks(height, names)
-    for y, (change, interval) in enumerate(zip(changes, intervals[1:], strict=True), start=1):
+    for y, interval in enumerate(intervals):
+        if before[y] is None:
+            continue
+        change = dices[y] - begun[y]
         colour = BLUE if change > 0 else ORANGE
         if interval is not None:
             gains.plot(interval, [y, y], "-", color=colour, lw=1.5)
         gains.plot(change, y, "o", ms=7, color=colour, gid=names[y])
     gains.axvline(0, color="0.6", lw=1, zorder=0)
-    gains.set(xlabel="its gain" + (", 95 % interval over patients" if any(intervals) else ""))
+    gains.set(xlabel="its gain" + (", 95 % interval" if any(intervals) else ""))
     for axes in (stairs, gains):
         axes.grid(axis="y", color="0.93")
         axes.set_axisbelow(True)
