@@ -187,8 +187,9 @@ def pretrained(work: Path, recipe: Recipe) -> Path:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
     make_cohort(work / "phantoms", PHANTOMS, varied=True)
     split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    name = "phantoms-first" if recipe.neighbours else "phantoms"
-    return Cell(name, on_phantoms(recipe), split, "val").fit(work / "phantoms", work)
+    cell = Cell("phantoms-first" if recipe.neighbours else "phantoms", on_phantoms(recipe), split, "val")
+    done = (cell.run(work) / "decision.json").exists()  # then several processes may begin with it at once
+    return cell.run(work) if done else cell.fit(work / "phantoms", work)
 
 
 def figures_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
