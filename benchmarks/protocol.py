@@ -124,6 +124,7 @@ def untouched(data: Path) -> list[str]:
 def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:
     """Return a line on each patient below `LOW` under the strong recipe: what went wrong, and how the tumour looks."""
     patients = joined(done["strong"])["patients"]
+    dropped = {name: one["decision"]["smallest_ml"] for one in done["strong"] for name in one["patients"]}
     contrasts = {case.patient: contrast(case) for case in find_cases(data).cases}
     usual = float(np.median(list(contrasts.values())))
     lines = [f"Patients below {LOW} (a tumour is usually {usual:.2f} times as bright as the head around it):", ""]
@@ -133,7 +134,8 @@ def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:
             size = (row["tp"] + row["fn"]) / 1000
             lines.append(
                 f"- {name}: Dice {row['dice']:.2f}, {what} (precision {row['precision']:.2f}, recall "
-                f"{row['recall']:.2f}); {size:.0f} thousand voxels, {contrasts[name]:.2f} times as bright."
+                f"{row['recall']:.2f}); {size:.0f} thousand voxels, {contrasts[name]:.2f} times as bright; pieces below "
+                f"{dropped[name]:g} ml were dropped."
             )
     return "\n".join(lines if len(lines) > 2 else [f"No patient is below {LOW}."])
 
