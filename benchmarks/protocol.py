@@ -134,8 +134,8 @@ def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:
             size = (row["tp"] + row["fn"]) / 1000
             lines.append(
                 f"- {name}: Dice {row['dice']:.2f}, {what} (precision {row['precision']:.2f}, recall "
-                f"{row['recall']:.2f}); {size:.0f} thousand voxels, {contrasts[name]:.2f} times as bright; pieces below "
-                f"{dropped[name]:g} ml were dropped."
+                f"{row['recall']:.2f}); {size:.0f} thousand voxels, {contrasts[name]:.2f} times as bright; "
+                f"pieces below {dropped[name]:g} ml were dropped."
             )
     return "\n".join(lines if len(lines) > 2 else [f"No patient is below {LOW}."])
 
