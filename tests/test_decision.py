@@ -38,11 +38,12 @@ def probabilities(seed, shape=(7, 6, 5)):
 
 
 @given(st.integers(0, 10**6), st.sampled_from(THRESHOLDS), st.sampled_from((0.0, 0.03, 0.05, 0.1, 0.3, 1.0, 3.0)))
-def test_a_mask_holds_the_pieces_that_are_large_enough(seed, threshold, smallest):
+def test_a_mask_holds_the_pieces_that_are_large_enough_and_the_largest(seed, threshold, smallest):
     found = probabilities(seed)
     expected = np.zeros(found.shape, bool)
-    for piece in flood_fill(found >= threshold):
-        if len(piece) * 2 * 3 * 5 / 1000 >= smallest:
+    pieces = flood_fill(found >= threshold)
+    for piece in pieces:
+        if len(piece) * 2 * 3 * 5 / 1000 >= smallest or len(piece) == max(map(len, pieces)):
             expected[tuple(np.transpose(piece))] = True
     mask = Decision(threshold, smallest).mask(found, SPACING)
     assert mask.dtype == bool
@@ -51,10 +52,16 @@ def test_a_mask_holds_the_pieces_that_are_large_enough(seed, threshold, smallest
 
 def test_voxels_that_touch_by_an_edge_are_two_pieces():
     found = np.zeros((3, 3, 1), np.float32)
-    found[0, 0] = found[1, 1] = 1
-    assert not Decision(0.5, 0.06).mask(found, SPACING).any()
+    found[0, 0] = found[1, 1] = found[1, 2] = 1
+    assert Decision(0.5, 0.06).mask(found, SPACING).sum() == 2
     found[0, 1] = 1
-    assert Decision(0.5, 0.06).mask(found, SPACING).sum() == 3
+    assert Decision(0.5, 0.06).mask(found, SPACING).sum() == 4
+
+
+def test_a_small_tumour_is_not_erased_by_a_number_chosen_on_large_ones():
+    found = np.zeros((4, 4, 4), np.float32)
+    found[0, 0, 0] = found[2, 2, 2] = found[2, 2, 3] = 1
+    assert Decision(0.5, 3.0).mask(found, SPACING).sum() == 2
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -22,7 +22,10 @@ SIZES_ML = (0.0, 0.1, 0.3, 1.0, 3.0)
 
 @dataclass(frozen=True)
 class Decision:
-    """How a probability becomes a mask: tumour from `threshold` on, in pieces of `smallest_ml` or more."""
+    """How a probability becomes a mask: tumour from `threshold` on, in pieces of `smallest_ml` or more.
+
+    The largest piece stays whatever its size: a number chosen on large tumours must not erase all of a small one.
+    """
 
     threshold: float
     smallest_ml: float = 0.0
@@ -33,7 +36,7 @@ class Decision:
         if not self.smallest_ml:
             return found
         labels, sizes = _components(found, spacing)
-        return (sizes >= self.smallest_ml)[labels]
+        return _kept(sizes, self.smallest_ml)[labels]
 
 
 def dice_table(probabilities: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]) -> list[list[float]]:
@@ -45,7 +48,7 @@ def dice_table(probabilities: np.ndarray, truth: np.ndarray, spacing: tuple[floa
         hits = np.bincount(labels[truth], minlength=len(sizes))
         row = []
         for smallest in SIZES_ML:
-            kept = sizes >= smallest
+            kept = _kept(sizes, smallest)
             tp, positive, true = hits[kept].sum(), voxels[kept].sum(), int(truth.sum())
             tn = truth.size - positive - true + tp
             row.append(float(metrics.dice(metrics.Counts(tp, positive - tp, true - tp, tn))))
@@ -73,6 +76,11 @@ def _components(found: np.ndarray, spacing: tuple[float, float, float]) -> tuple
     sizes = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
     sizes[0] = -1  # what was not found is never kept
     return labels, sizes
+
+
+def _kept(sizes: np.ndarray, smallest_ml: float) -> np.ndarray:
+    """Tell which components stay: those of `smallest_ml` or more, and the largest (of equal ones all)."""
+    return (sizes >= 0) & (sizes >= min(smallest_ml, sizes.max()))
 
 
 def write_decision(run: Path, decision: Decision, mean_dice: float, patients: int) -> None:
