@@ -228,7 +228,7 @@ def _first_weights(facts: _Facts) -> str:
 def _decision(facts: _Facts) -> str:
     """Tell how a probability becomes a mask."""
     size = facts.decision.smallest_ml
-    smallest = f", and pieces below {size:g} ml are dropped, but never the largest (on the native grid only)" if size else ""
+    smallest = f", and pieces below {size:g} ml, but never the largest, are dropped on the native grid" if size else ""
     chosen = " (chosen on the validation patients)" if facts.recipe.tune else ""
     return f"thresholded at {facts.decision.threshold:g}{smallest}{chosen}"
 
