@@ -20,12 +20,17 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu", "--batch-size", "3"]
 
 
-def command(processes, *words):
-    """Run a command of unetlib, in several processes by torchrun where there are several."""
+def python(processes, *words):
+    """Run Python with these words, in several processes by torchrun where there are several."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *(torchrun if processes > 1 else []), "-m", "unetlib", *map(str, words)]
+    line = [sys.executable, *(torchrun if processes > 1 else []), *map(str, words)]
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def command(processes, *words):
+    """Run a command of unetlib."""
+    return python(processes, "-m", "unetlib", *words)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +89,7 @@ leave_group()
 def test_in_double_precision_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
     """The sums are the same sums: what differs in single precision is rounding, and Adam makes much of that."""
     (tmp_path / "probe.py").write_text(PROBE)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*words, tmp_path / "probe.py"], env=environment, capture_output=True, text=True, timeout=300)
+    done = python(2, tmp_path / "probe.py")
     assert done.stdout.count("exact in") == 2, done.stderr
 
 
@@ -233,9 +236,6 @@ main(sys.argv[1:])
 def test_no_thread_of_the_group_outlives_the_command(prepared, tmp_path, more):
     """One that returns a tensor to Python while Python ends aborts the process, now and then."""
     (tmp_path / "threads.py").write_text(THREADS)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    line = [*words, tmp_path / "threads.py", "train", prepared, tmp_path / "run", *FLAGS, *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, line)], env=environment, capture_output=True, text=True, timeout=300)
+    done = python(2, tmp_path / "threads.py", "train", prepared, tmp_path / "run", *FLAGS, *more)
     assert "left in 0 []" in done.stdout, done.stderr
     assert "left in 1 []" in done.stdout or more, done.stderr  # torchrun may end the other when one was stopped
