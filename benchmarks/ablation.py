@@ -21,7 +21,6 @@ from benchmarks.folds import (
     make_folds,
     mean,
     pooled_dice,
-    pretrained,
     run_main,
     shuffled_patients,
     with_interval,
@@ -110,18 +109,14 @@ def places() -> list[int | None]:
 
 def cells(data: Path) -> list[Cell]:
     """Return the steps, each with the changes of the one that it follows."""
-    split, found = ablation_split(data), []
+    split, found = ablation_split(data), list[Cell]()
     for number, (step, place) in enumerate(zip(STEPS, places(), strict=True)):
         before = None if place is None else found[place]
         recipe = (before.recipe if before else Recipe.published).but(**step.changes)
         same = before if step.changes.keys() and step.changes.keys() <= PREDICTING else None
-        found.append(Cell(f"ablation-{number:02}", recipe, split, "val", same))
+        phantoms = step.phantoms or (before is not None and before.phantoms)
+        found.append(Cell(f"ablation-{number:02}", recipe, split, "val", same, phantoms))
     return found
-
-
-def begun_on_phantoms(number: int | None) -> bool:
-    """Tell whether a step, or one whose changes it keeps, begins with the weights trained on phantoms."""
-    return number is not None and (STEPS[number].phantoms or begun_on_phantoms(places()[number]))
 
 
 def table(steps: list[Cell]) -> str:
@@ -170,8 +165,7 @@ def main() -> None:
     steps = cells(arguments.data)
     for number in arguments.steps:
         if not arguments.status and not steps[number].result.exists():
-            first = pretrained(arguments.work, steps[number].recipe) if begun_on_phantoms(number) else None
-            steps[number].measure(arguments.data, arguments.work, first)
+            steps[number].measure(arguments.data, arguments.work)
         print(f"{number:2} {STEPS[number].name:38} {steps[number].progress(arguments.work)}", flush=True)
     if not arguments.status:
         write(arguments.data, steps)

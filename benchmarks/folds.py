@@ -71,6 +71,7 @@ class Cell:
     split: Split
     part: str  # "val" or "test"
     trained_as: "Cell | None" = None  # another whose training is the same, or the first epochs of this
+    phantoms: bool = False  # begun with weights trained on phantoms
 
     @property
     def result(self) -> Path:
@@ -90,15 +91,16 @@ class Cell:
         done = load_checkpoint(self.run(work) / LATEST)["progress"]
         return f"epoch {done['epoch'] + 1} of {self.recipe.epochs}" if done["epoch"] < self.recipe.epochs else "trained"
 
-    def fit(self, data: Path, work: Path, start_from: Path | None = None) -> Path:
+    def fit(self, data: Path, work: Path) -> Path:
         """Prepare, train and tune, or go on with it; return the run."""
+        start_from = pretrained(work, self.recipe) if self.phantoms else None
         key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
         if not (prepared / "split.json").exists():
             self.split.save(prepared / "split.json")
         prepare(data, prepared, self.recipe, workers=1)
         if self.trained_as and not run.exists():
-            copy_training(self.trained_as.fit(data, work, start_from), run, self.recipe)
+            copy_training(self.trained_as.fit(data, work), run, self.recipe)
         train(prepared, run, self.recipe, start_from=start_from)
         tune(run)
         return run
@@ -120,11 +122,11 @@ class Cell:
             raise UnetlibError(f"{self.result} is of another {what}. Move it away to measure this cell anew.")
         return known
 
-    def measure(self, data: Path, work: Path, start_from: Path | None = None) -> dict[str, Any]:
+    def measure(self, data: Path, work: Path) -> dict[str, Any]:
         """Return the figures of its patients; computed once, and then read."""
         if self.result.exists():
             return self.read()
-        run = self.fit(data, work, start_from)
+        run = self.fit(data, work)
         evaluate(run, split=self.part)
         folder = run / "evaluation" / ("" if self.part == "test" else self.part)
         trained = load_checkpoint(run / LATEST)

@@ -26,7 +26,6 @@ from benchmarks.folds import (
     make_folds,
     mean,
     pooled_dice,
-    pretrained,
     require_committed,
     run_main,
     shuffled_patients,
@@ -78,7 +77,7 @@ def cells(data: Path, arm: str) -> list[Cell]:
     trained = {"published-long": "published", "strong": "second"}.get(arm)
     same = cells(data, trained) if trained else [None] * FOLDS
     return [
-        Cell(f"{arm}-fold-{fold}", ARMS[arm], split, "test", same[fold])
+        Cell(f"{arm}-fold-{fold}", ARMS[arm], split, "test", same[fold], arm not in FROM_SCRATCH)
         for fold, split in enumerate(folds)
         if fold == 0 or "seed" not in arm
     ]
@@ -190,8 +189,7 @@ def main() -> None:
     for arm in arguments.arms:
         for fold, cell in enumerate(cells(arguments.data, arm)):
             if fold in arguments.folds and not arguments.status and not cell.result.exists():
-                first = None if arm in FROM_SCRATCH else pretrained(arguments.work, cell.recipe)
-                (cell.fit if arguments.train_only else cell.measure)(arguments.data, arguments.work, first)
+                (cell.fit if arguments.train_only else cell.measure)(arguments.data, arguments.work)
             print(f"{cell.name:24} {cell.progress(arguments.work)}", flush=True)
     done = finished(arguments.data)
     if arguments.status or arguments.train_only or not {"published", "strong"} <= done.keys():

@@ -66,8 +66,8 @@ def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> dict[st
     return read_json(result)
 
 
-def curve(data: Path) -> Iterator[tuple[int, bool, Cell]]:
-    """Yield number of patients, whether phantoms come first, and the cell of every point of the learning curves."""
+def curve(data: Path) -> Iterator[tuple[int, Cell]]:
+    """Yield the number of patients and the cell of every point of the learning curves."""
     patients = shuffled_patients(data)
     fold = make_folds(patients)[0]
     ordered = [name for name in patients if name in fold.train]
@@ -76,7 +76,7 @@ def curve(data: Path) -> Iterator[tuple[int, bool, Cell]]:
         epochs = max(1, round(SHOWN / (26 * number)))  # some 26 slices of a patient in an epoch: half show tumour
         for first in (True, False):
             name = f"curve-{number:02}-{'phantoms' if first else 'scratch'}"
-            yield number, first, Cell(name, FIRST.but(epochs=epochs), split, "test")
+            yield number, Cell(name, FIRST.but(epochs=epochs), split, "test", phantoms=first)
 
 
 def curve_figure(found: dict[tuple[int, bool], dict[str, Any]], without: float) -> Figure:
@@ -133,21 +133,21 @@ def main() -> None:
     arguments = parser.parse_args()
     data, work, cells = arguments.data, arguments.work, list(curve(arguments.data))
     if arguments.status:
-        for _, _, cell in cells:
+        for _, cell in cells:
             print(f"{cell.name:24} {cell.progress(work)}")
         return
     require_committed()
     names = shuffled_patients(data)
     groups = {"looked at": names[:LOOKED_AT], "others": names[LOOKED_AT:]}
     zeros = {name: zero_shot(data, work, name.replace(" ", "-"), chosen) for name, chosen in groups.items()}
-    for number, first, cell in cells:
+    for number, cell in cells:
         if number in arguments.sizes:
-            cell.measure(data, work, pretrained(work, FIRST) if first and not cell.result.exists() else None)
-    found = {(number, first): cell.read() for number, first, cell in cells if cell.result.exists()}
+            cell.measure(data, work)
+    found = {(number, cell.phantoms): cell.read() for number, cell in cells if cell.result.exists()}
     parts = ["## Phantoms first", TEXT, zero_table(zeros), curve_table(found), machine(("torch",))]
     record("zero-shot", "\n\n".join(parts))
     every = joined(list(zeros.values()))["patients"]
-    tested = {"patients": {name: every[name] for name in cells[0][2].split.test}}
+    tested = {"patients": {name: every[name] for name in cells[0][1].split.test}}
     save(curve_figure(found, mean(tested)), MEASURED.with_name("zero-shot.png"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,8 +80,8 @@ def test_a_step_of_the_ablation_changes_only_what_it_says(seventy):
             assert not differing & {"mirror", "tune"}
 
 
-def test_what_begins_on_phantoms_is_what_follows_them_in_its_walk():
-    begun = {step.name for number, step in enumerate(ablation.STEPS) if ablation.begun_on_phantoms(number)}
+def test_what_begins_on_phantoms_is_what_follows_them_in_its_walk(seventy):
+    begun = {name for name, cell in zip(NAMES_OF_STEPS, ablation.cells(seventy), strict=True) if cell.phantoms}
     assert begun == {name for name in NAMES_OF_STEPS if "phantoms" in name or "epochs" in name}
 
 
@@ -107,6 +108,7 @@ def test_the_cells_of_the_protocol_test_every_fold_once(seventy):
         assert [cell.split for cell in cells] == (splits[:1] if "seed" in arm else splits)
         assert {cell.part for cell in cells} == {"test"}
         assert {cell.recipe for cell in cells} == {protocol.ARMS[arm]}
+        assert {cell.phantoms for cell in cells} == {"published" not in arm and "scratch" not in arm}
     names = [cell.name for arm in protocol.ARMS for cell in protocol.cells(seventy, arm)]
     assert len(set(names)) == len(names)
     for long, short in zip(*(protocol.cells(seventy, arm) for arm in ("published-long", "published")), strict=True):
@@ -232,11 +234,15 @@ def test_a_cell_that_predicts_otherwise_is_not_trained_again(cell, tall_cohort, 
     assert "trained" in other.progress(tmp_path / "work")
 
 
-def test_a_cell_that_predicts_otherwise_begins_with_the_same_weights(cell, tall_cohort, tmp_path):
-    first = Cell("first", cell.recipe, cell.split, "val").fit(tall_cohort, tmp_path / "work")
-    other = Cell("plain", cell.recipe.but(mirror=False, tune=False), cell.split, "val", cell)
-    run = other.fit(tall_cohort, tmp_path / "work", first)
-    assert read_json(run / "recipe.json")["start_from"] == sha256(first / BEST)
+def test_a_cell_begins_with_the_phantoms_weights_when_it_says_so(cell, tall_cohort, tmp_path, monkeypatch):
+    first = cell.fit(tall_cohort, tmp_path / "work")
+    assert not read_json(first / "recipe.json").get("start_from")
+    monkeypatch.setattr(folds, "pretrained", lambda work, recipe: first)
+    begun = replace(cell, name="begun", phantoms=True)
+    plain = cell.recipe.but(mirror=False, tune=False)  # it predicts otherwise, and is not trained again
+    for one in (begun, replace(begun, name="plain", recipe=plain, trained_as=begun)):
+        run = one.fit(tall_cohort, tmp_path / "work")
+        assert read_json(run / "recipe.json")["start_from"] == sha256(first / BEST)
 
 
 def test_the_figures_of_a_patient_equal_a_loop_over_the_slices(trained, cohort, tmp_path):
