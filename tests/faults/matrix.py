@@ -20,7 +20,7 @@ PREPARE = ["--image-size", SMALL.image_size]
 TRAIN = ["--width", SMALL.width, "--depth", SMALL.depth, "--epochs", SMALL.epochs, "--precision", SMALL.precision]
 MORE = ["--neighbours", 1, "--upright"]  # tried beside it
 STRONG = "train --recipe strong"  # and the choice of threshold and smallest component after it
-COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict")
+COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict", "card")
 KILLS = (
     ANY_CALL,
     *(f"{when} {what}" for what in ("write", "fsync", "replace", "link") for when in ("before", "after")),
@@ -86,10 +86,12 @@ class Matrix:
         self.images = sorted((folder / "data").glob("*/*_flair.nii.gz"))[:3]
         self._make("prepare", folder / "prepared")
         self._make("train", folder / "run")
+        self._make("evaluate", folder / "evaluated")
         self._make("prepare", folder / "older", "--slices", "all")
         self._make("prepare", folder / "prepared-strong", "--recipe", "strong", "--train-fraction", 0.5)
 
     def _make(self, command: str, out: Path, *flags: str) -> Outcome:
+        self.start(command, out)
         outcome = run([*self.words(command, out), *flags], self.folder / "log")
         assert outcome.code == 0, outcome.output
         return outcome
@@ -108,21 +110,20 @@ class Matrix:
                 *("--device", "cpu", "--checkpoint-every", EVERY),
             ],
             "evaluate": ["evaluate", out, "--device", "cpu"],
+            "card": ["card", out],
             "predict": ["predict", trained, *self.images, "--out", out, "--probabilities", "--device", "cpu"],
         }[command]
 
     def start(self, command: str, out: Path) -> None:
         """Put what the command finds into `out`."""
-        if command == "evaluate":
-            shutil.copytree(self.folder / "run", out)
-        elif command == "prepare --rebuild":
-            shutil.copytree(self.folder / "older", out)
+        found = {"evaluate": "run", "card": "evaluated", "prepare --rebuild": "older"}
+        if command in found:
+            shutil.copytree(self.folder / found[command], out)
 
     @cache  # noqa: B019 (a matrix lives as long as its trials)
     def undisturbed(self, command: str) -> tuple[dict[str, Any], Outcome]:
         """Return what the command leaves, and how often it does what."""
         out = self.folder / "undisturbed" / command
-        self.start(command, out)
         outcome = self._make(command, out)
         return content(out), outcome
 
