@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,15 +16,32 @@ from unetlib.files import atomic
 from unetlib.volumes import Volume
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
+KEPT, VIVID = (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE), 168  # of the 256 colours of a picture
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # training, validation, what is for comparison only
 DISCLAIMER = "for research and education, never for clinical use"
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
-    """Return a figure as PNG of at most 256 colours: a third of the size, and no difference to the eye."""
+    """Return a figure as PNG of at most 256 colours: a third of the size, and no difference to the eye.
+
+    The colours of a legend are kept, greys and others have a share each: MRI has so many greys that the few pixels of
+    a legend would drift.
+    """
     buffer, small = BytesIO(), BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    pixels = np.asarray(Image.open(buffer).convert("RGB"))
+    kept = [(pixels == [round(255 * part) for part in to_rgb(colour)]).all(-1) for colour in KEPT]
+    others, vivid = ~np.any(kept, axis=0), np.ptp(pixels, axis=-1) > 16
+    shares = [(share, 1) for share in kept] + [(others & vivid, VIVID), (others & ~vivid, 256 - len(KEPT) - VIVID)]
+    image, colours = np.zeros(pixels.shape[:2], np.uint8), list[int]()
+    for share, number in shares:
+        if share.any():
+            own = Image.fromarray(pixels[share][None]).quantize(number)
+            image[share] = np.asarray(own)[0] + len(colours) // 3
+            colours += (own.getpalette() or [])[: 3 * number]
+    result = Image.fromarray(image)
+    result.putpalette(colours)
+    result.save(small, "png", optimize=True)
     return small.getvalue()
 
 
