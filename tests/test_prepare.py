@@ -178,6 +178,14 @@ def test_a_folder_of_somebody_elses_is_left_alone(cohort, tmp_path, name):
     assert (tmp_path / "own" / name).read_text() == "mine"
 
 
+def test_a_run_is_no_prepared_folder(cohort, trained, tmp_path):
+    """It holds a split, as a folder does that is to be prepared with that one."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    with pytest.raises(UnetlibError, match="is not a prepared folder"):
+        prepare(cohort, run, SMALL, workers=1)
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in trained.iterdir())
+
+
 def test_a_rebuild_that_fails_keeps_the_old_result_and_a_split_of_ones_own(cohort, prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "p")
     shutil.copytree(cohort, tmp_path / "data")

@@ -266,7 +266,8 @@ def prepare_shard(
 def _prepare(
     cohort: Cohort, folder: Path, recipe: Recipe, workers: int | None, strict: bool, rebuild: bool
 ) -> Prepared:
-    if not any((folder / name).exists() for name in ("prepared.json", "split.json", PARTIAL)):
+    known = any((folder / name).exists() for name in ("prepared.json", "split.json", PARTIAL))
+    if not known or (folder / "recipe.json").exists():  # a run has a split, too
         require_empty(folder, "a prepared folder")
     refuse_link(folder / PARTIAL)
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
