@@ -106,7 +106,11 @@ def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = Non
     if channel is None and len(shape) != 3:
         raise UnetlibError(
             f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. "
-            "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
+            + (
+                "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
+                if len(shape) == 4
+                else "Give the whole volume."
+            )
         )
     if channel is not None and (len(shape) != 4 or shape[3] <= channel):
         raise UnetlibError(f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected.")
