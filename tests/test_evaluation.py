@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 
 from tests.conftest import SMALL, write_patient
 from unetlib import evaluation
-from unetlib.checkpoint import BEST, load_model
+from unetlib.checkpoint import BEST, LATEST, load_checkpoint, load_model, save_checkpoint
 from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate, read_patients, results_table
 from unetlib.files import read_csv, read_json
@@ -116,6 +116,35 @@ def test_done_it_is_reused_and_retrained_weights_are_scored_anew(evaluated, tmp_
     content["model"]["head.bias"] += 100  # now everything is tumour
     torch.save(content, tmp_path / "run" / BEST)
     assert figure(evaluate(tmp_path / "run", device="cpu"), "model", "all", "pooled")["recall"] == 1
+
+
+@pytest.mark.parametrize("name", ["summary.json", "slices.csv", "patients.csv"])
+@pytest.mark.parametrize("how", ["lost", "cut", "edited"])
+def test_files_that_are_not_of_one_evaluation_are_made_anew(evaluated, tmp_path, name, how):
+    run = shutil.copytree(evaluated[0], tmp_path / "run")
+    path = run / "evaluation" / name
+    before = path.read_bytes()
+    if how == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(before[: len(before) // 2] if how == "cut" else before.replace(b"1", b"2", 1))
+    assert evaluate(run, device="cpu") == evaluated[1]
+    assert path.read_bytes() == before
+
+
+def test_what_the_weights_are_not_is_told(evaluated, tmp_path):
+    run = shutil.copytree(evaluated[0], tmp_path / "run")
+    assert evaluated[1]["note"] == ""
+    content = load_checkpoint(run / LATEST)
+    for change, told in (
+        ({"epoch": 1}, f"The training is not finished: 1 of {content['recipe']['epochs']} epochs."),
+        ({"best_dice": 0.99}, "The weights of the best epoch, with a validation Dice of 0.9900, are lost"),
+    ):
+        save_checkpoint(run / LATEST, {**content, "progress": {**content["progress"], **change}})
+        assert told in evaluate(run, device="cpu")["note"]
+    save_checkpoint(run / LATEST, content)
+    (run / "provenance.json").unlink()
+    assert "whether its patients' files have changed was not checked" in evaluate(run, device="cpu")["note"]
 
 
 def test_stopped_it_goes_on_with_the_cases_that_are_left(evaluated, tmp_path, monkeypatch):
@@ -294,3 +323,18 @@ def test_the_prepared_grid_and_the_evaluated_model_grid_are_the_same(prepared, e
     rows = [row for row in read_csv(evaluated[0] / "evaluation" / "slices.csv") if row["tumour"] == "1"]
     assert sum(int(row["model_tp"]) + int(row["model_fn"]) for row in rows) == data.masks[data.indices("test")].sum()
     assert SMALL.threshold == 0.5
+
+
+def test_a_patient_without_a_mask_is_named_where_nobody_is_left(evaluated, cohort, tmp_path):
+    """Alone, and beside one whom the run has learned from."""
+    train, test = (Split.load(evaluated[0] / "split.json").patients(part) for part in ("train", "test"))
+    unmasked, known = min(test), min(train)
+    shutil.copytree(cohort / unmasked, tmp_path / "data" / unmasked)
+    (tmp_path / "data" / unmasked / f"{unmasked}_seg.nii.gz").unlink()
+    for split in (None, "all"):
+        with pytest.raises(UnetlibError, match=f"{unmasked}: it has no tumour mask") as found:
+            evaluate(evaluated[0], tmp_path / "data", split, device="cpu")
+        assert "flatter" not in str(found.value)
+    shutil.copytree(cohort / known, tmp_path / "data" / known)
+    with pytest.raises(UnetlibError, match=rf"validated on \(1 case\).*{unmasked}: it has no tumour mask"):
+        evaluate(evaluated[0], tmp_path / "data", device="cpu")

@@ -393,7 +393,7 @@ def test_hostile_json_in_a_prepared_folder_is_refused_by_name(own, tmp_path, cap
 def test_hostile_json_in_a_run_is_refused_by_name_or_replaced(scored, tmp_path, kind, name):
     folder = clone(scored, tmp_path / "run")
     (folder / name).write_bytes(hostile_texts()[kind])
-    if name.startswith("evaluation") and kind in ("an empty object", "lone surrogate"):
+    if name.startswith("evaluation"):
         assert results_table(evaluate(folder, **CPU)) == results_table(evaluate(scored, **CPU))
     else:
         assert str(folder / name) in refused(evaluate, folder, **CPU)
@@ -447,16 +447,12 @@ def test_every_value_of_recipe_json_may_be_of_any_type(run, tmp_path):
     assert refusals > 150
 
 
-def test_every_value_of_a_summary_may_be_of_any_type(scored, tmp_path, monkeypatch):
-    folder = clone(scored, tmp_path / "run")
-    path = folder / "evaluation" / "summary.json"
-    content = read_json(path)
+def test_every_value_of_a_summary_may_be_of_any_type(scored):
+    content = read_json(scored / "evaluation" / "summary.json")
     content["figures"], refusals = content["figures"][:3], 0
-    monkeypatch.setattr("unetlib.evaluation.Predictor.open", lambda *_: None)
     for where in places(content):
-        for value in STRANGE if where != ("key",) else ():
-            path.write_text(json.dumps(changed_at(content, where, value)))
-            refusals += survives(lambda: results_table(evaluate(folder, **CPU)))
+        for value in STRANGE:
+            refusals += survives(results_table, changed_at(content, where, value))
     assert refusals > 100
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unetlib.errors import UnetlibError, brief
+from unetlib.errors import UnetlibError, brief, counted
 from unetlib.files import atomic, keep_as, read_json, refuse_packed
 from unetlib.jobs import say
 from unetlib.recipe import Recipe
@@ -57,7 +57,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def restore(path: Path) -> None:
-    """Put the predecessor of a damaged checkpoint in its place, and keep the damaged file as `damaged_<name>`."""
+    """Put the predecessor of a damaged or lost checkpoint in its place; a damaged file is kept as `damaged_<name>`."""
     try:
         _load(path)
     except UnetlibError as error:
@@ -65,10 +65,12 @@ def restore(path: Path) -> None:
             _load(previous(path))
         except UnetlibError:
             return  # `load_checkpoint` will complain
-        damaged = path.with_name(f"damaged_{path.name}")
-        keep_as(path, damaged)
+        damaged, told = path.with_name(f"damaged_{path.name}"), f"{path} is missing."
+        if path.exists():
+            keep_as(path, damaged)
+            told = f"{error} It is kept as {damaged.name}."
         os.replace(previous(path), path)
-        say(f"{error} It is kept as {damaged.name}, and {previous(path).name}, the checkpoint before it, is used.")
+        say(f"{told} {previous(path).name}, the checkpoint before it, is used.")
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -182,6 +184,22 @@ def read_recipe(fields: Any, path: Path) -> Recipe:
         return Recipe(**fields)
     except (TypeError, UnetlibError) as error:
         raise UnetlibError(f"{path}: its recipe is not one of this version of unetlib ({error}).") from error
+
+
+def caveats(run: Path, best: dict[str, Any]) -> str:
+    """Say in what the weights `best` of a run are not those that its whole training would give; empty when they are."""
+    try:
+        progress = load_checkpoint(run / LATEST)["progress"]
+        epoch, epochs, dice = progress["epoch"], Recipe(**best["recipe"]).epochs, progress["best_dice"]
+    except (UnetlibError, KeyError, TypeError):  # weights alone, handed on
+        return ""
+    told = [f"The training is not finished: {epoch} of {counted(epochs, 'epoch')}."] if epoch < epochs else []
+    if best.get("val_dice", dice) < dice:
+        told.append(
+            f"The weights of the best epoch, with a validation Dice of {dice:.4f}, are lost: these are of epoch "
+            f"{best['epoch']}, with {best['val_dice']:.4f}."
+        )
+    return " ".join(told)
 
 
 def load_model(run: Path, name: str = BEST) -> tuple[UNet, Recipe, dict[str, Any]]:

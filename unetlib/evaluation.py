@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
-from unetlib.checkpoint import read_run
+from unetlib.checkpoint import caveats, read_run
 from unetlib.errors import UnetlibError, brief, counted, first_of
 from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, refuse_link, sha256, write_csv, write_json
 from unetlib.inference import Predictor, identity
@@ -49,12 +49,13 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
     predictor = Predictor.open(run, device)
     weights = identity(run)
     keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
+    note = " ".join(filter(None, (note, predictor.checkpoint.get("note"), caveats(run, predictor.checkpoint))))
     folder = _folder(run, data, split)
     with locked(folder):
-        if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("key") == digest(keys):
+        if done := _done(folder, digest([keys, note])):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
             say(f"{folder} is done already, for these weights and patients: reused.")
-            return read_json(folder / "summary.json")
+            return done
         refuse_link(folder / PARTIAL)
         parts = {case.id: folder / PARTIAL / f"{case.id}-{keys[case.id]}.json" for case in cases}
         left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, parts, strict=data is None)
@@ -67,10 +68,10 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
         rows = [row for score in scores for row in score["slices"]]
         patients = _patient_rows(rows, scores)
         summary = {
-            "key": digest(keys),
+            "key": digest([keys, note]),
             "split": split or ("unseen" if data else "test"),
             "data": str(root),
-            "note": " ".join(filter(None, (note, predictor.checkpoint.get("note")))),
+            "note": note,
             "left_out": left_out,
             "epoch": predictor.checkpoint["epoch"],
             "patients": len({case.patient for case in cases}),
@@ -82,9 +83,24 @@ def evaluate(run: Path, data: Path | None = None, split: str | None = None, devi
         }
         write_csv(folder / "slices.csv", rows, SLICE_COLUMNS)
         write_csv(folder / "patients.csv", patients, PATIENT_COLUMNS)
-        write_json(folder / "summary.json", summary)
+        write_json(folder / "summary.json", {**summary, "check": _check(folder, summary)})
         shutil.rmtree(folder / PARTIAL)
         return read_json(folder / "summary.json")
+
+
+def _done(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the summary of an evaluation that is done, unless one of its files is of another, damaged or edited."""
+    try:
+        summary = read_json(folder / "summary.json")
+        check = summary.pop("check", None)
+        return {**summary, "check": check} if (summary["key"], check) == (key, _check(folder, summary)) else None
+    except (UnetlibError, OSError, KeyError):
+        return None
+
+
+def _check(folder: Path, summary: dict[str, Any]) -> str:
+    """Return what tells whether a summary and the tables beside it are of one evaluation."""
+    return digest([summary, sha256(folder / "slices.csv", folder / "patients.csv")])
 
 
 def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
@@ -110,17 +126,24 @@ def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple
         if not other:
             _require_all(split.patients(*wanted), chosen, cohort)
             require_unchanged(known_cases, chosen, cohort)
+        unchecked = ""
+        if not (known_cases or other):
+            unchecked = "The run has no provenance.json: whether its patients' files have changed was not checked."
         known = sum(parts[case.id] in ("train", "val") for case in chosen)
-        note = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
+        flatters = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
+        note = " ".join(filter(None, (flatters, unchecked)))
     if not chosen and other and part is None:
         raise UnetlibError(
             f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}), and to "
-            "score them would flatter. Name another folder with --data, or ask for these with --split all."
+            f"score them would flatter.{_reasons(cohort)} Name another folder with --data, or ask for these with "
+            "--split all."
+            if seen
+            else f"{root} holds nobody who can be scored.{_reasons(cohort)}"
         )
     if not chosen:
         raise UnetlibError(
-            f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part or 'test'!r} of the split. "
-            "Name another folder with --data or another part with --split."
+            f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part or 'test'!r} of the split."
+            f"{_reasons(cohort)} Name another folder with --data or another part with --split."
         )
     return cohort, chosen, note
 
@@ -164,11 +187,16 @@ def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Pat
 def _require_all(planned: set[str], chosen: list[Case], cohort: Cohort) -> None:
     """Raise `UnetlibError` when patients of the run's own split are gone: the figures would be of fewer patients."""
     if missing := sorted(planned - {case.patient for case in chosen}):
-        reasons = "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
         raise UnetlibError(
             f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
-            f"({first_of(missing, 5)}). Put them back, or score what is there with --data {cohort.root}.{reasons}"
+            f"({first_of(missing, 5)}). Put them back, or score what is there with --data {cohort.root}."
+            f"{_reasons(cohort)}"
         )
+
+
+def _reasons(cohort: Cohort) -> str:
+    """Say who cannot be used, and why."""
+    return "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
 
 
 def _folder(run: Path, data: Path | None, part: str | None) -> Path:
@@ -317,8 +345,9 @@ def _table(summary: dict[str, Any]) -> str:
     lines += [
         "",
         "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
-        f"HD95 {distance} over {surface['hd95_patients']} patients, undefined for {surface['hd95_undefined']} "
-        f"(one mask empty); surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}.",
+        f"HD95 {distance} over {counted(surface['hd95_patients'], 'patient')}, undefined for "
+        f"{surface['hd95_undefined']} (one mask empty); "
+        f"surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}.",
         "0/0 counts as 1 where there is no error and as 0 otherwise. It decided the Dice of this many slices:",
         ", ".join(decided) + ".",
         "For research and education, never for clinical use.",

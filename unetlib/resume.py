@@ -64,9 +64,9 @@ def start_or_resume(
 ) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None]:
     """Return network, average, optimizer and progress, fresh or resumed, and the hash of the first weights."""
     path, first = run / LATEST, sha256(start_from / BEST) if start_from and (start_from / BEST).exists() else None
-    for damaged in (path, run / BEST):
-        if damaged.exists() and first_process():
-            restore(damaged)
+    for file in (path, run / BEST):  # without a latest checkpoint a run begins anew
+        if path.exists() and first_process():
+            restore(file)
     fabric.barrier()
     content = load_checkpoint(path) if path.exists() else None
     if content is None and first_process() and not (run / "recipe.json").exists():

@@ -20,7 +20,7 @@ from unetlib.augment import augment, change_intensity, warp
 from unetlib.chance import balanced, balanced_number, shuffled
 from unetlib.checkpoint import BEST, LATEST, read_run, save_checkpoint
 from unetlib.engine import process_count, resolve_precision, start_engine
-from unetlib.errors import UnetlibError, brief
+from unetlib.errors import UnetlibError, brief, counted
 from unetlib.files import locked, write_csv
 from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
@@ -75,7 +75,7 @@ def _train(
     if done.epoch >= epochs:
         return done
     say(
-        f"{run}: {trainer.shown} training slices, {steps} steps an epoch, {epochs} epochs, "
+        f"{run}: {trainer.shown} training slices, {steps} steps an epoch, {counted(epochs, 'epoch')}, "
         f"{trainer.fabric.device}, {recipe.precision}. A checkpoint every "
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )

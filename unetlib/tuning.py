@@ -64,6 +64,6 @@ def tune(run: Path, device: str = "auto") -> Decision:
         shutil.rmtree(run / PARTIAL)
     say(
         f"{run}: threshold {decision.threshold:g} and components from {decision.smallest_ml:g} ml on, chosen on "
-        f"{counted(len(patients), 'validation patient')}: mean Dice {mean:.4f}."
+        f"{counted(len(patients), 'validation patient')}: mean Dice {mean:.4f} (per patient, all slices, native grid)."
     )
     return decision
