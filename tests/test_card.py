@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import SMALL
 from unetlib import card as module
 from unetlib.card import SOURCES, write_card
-from unetlib.checkpoint import BEST, load_checkpoint
+from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
 from unetlib.cli import main
 from unetlib.errors import UnetlibError
 from unetlib.files import read_csv, read_json, write_json
@@ -73,7 +73,7 @@ def test_the_figures_are_those_of_the_slices(carded):
     slices = [dice(*one) if any(one) else 1.0 for one in counts]
     assert numbers(cell(text, "Dice, per slice")) == pytest.approx([np.mean(slices)], abs=0.0006)
     empty = sum(not any(one) for one in counts)
-    assert f"Of {len(rows)} slices, {empty} hold no tumour and got none" in text
+    assert f"In {empty} of {len(rows)} slices there is no tumour, and none was marked" in text
     for name, place in (("precision", 1), ("recall", 2)):
         values = [one[0] / (one[0] + one[place]) for one in sums.values()]
         assert numbers(cell(text, f"{name}, per")) == pytest.approx([np.mean(values)], abs=0.0006)
@@ -87,7 +87,7 @@ def test_surface_training_and_data_are_those_of_the_run(carded):
     run, text = carded
     surface = read_json(run / "evaluation" / "summary.json")["surface"]
     assert cell(text, "HD95").startswith(f"{surface['hd95_mm']:.1f} mm")
-    assert cell(text, "HD95").endswith(f"for {surface['hd95_undefined']})")
+    assert cell(text, "HD95").endswith(f"undefined: {surface['hd95_undefined']})")
     history = read_csv(run / "history.csv")
     best = max(history, key=lambda row: float(row["val_dice"]))
     assert f"epoch {best['epoch']}, with a validation Dice" in text
@@ -196,7 +196,8 @@ def test_interrupted_anywhere_and_given_again_it_has_the_same_bytes(copy, carded
     if at < len(list((carded[0] / "card").iterdir())):
         with pytest.raises(KeyboardInterrupt):
             write_card(copy, device="cpu")
-        assert not (copy / "card" / "README.md").exists()
+        page = copy / "card" / "README.md"
+        assert page.read_text() in (module.TITLE, module.UNFINISHED)
     monkeypatch.undo()
     write_card(copy, device="cpu")
     bytes_of = [{p.name: p.read_bytes() for p in (run / "card").iterdir()} for run in (copy, carded[0])]
@@ -223,10 +224,12 @@ def test_a_card_that_is_there_is_not_written_again(copy):
 def test_what_cannot_be_had_is_a_sentence(copy, tmp_path):
     with pytest.raises(UnetlibError, match="not a run folder"):
         write_card(tmp_path / "nothing", device="cpu")
-    (tmp_path / "README.md").write_text("# Mine\n")
-    with pytest.raises(UnetlibError, match="is not a model card"):
-        write_card(copy, tmp_path, "cpu")
-    assert (tmp_path / "README.md").read_text() == "# Mine\n"
+    for name in ("README.md", "patients.png"):
+        (tmp_path / name / "mine").mkdir(parents=True)
+        (tmp_path / name / "mine" / name).write_text("# Mine\n")
+        with pytest.raises(UnetlibError, match=f"holds {name} and is not a model card"):
+            write_card(copy, tmp_path / name / "mine", "cpu")
+        assert (tmp_path / name / "mine" / name).read_text() == "# Mine\n"
     for path in copy.glob("*best_model.pth"):
         path.unlink()
     with pytest.raises(UnetlibError, match="Train first"):
@@ -234,11 +237,30 @@ def test_what_cannot_be_had_is_a_sentence(copy, tmp_path):
     assert not (copy / "card").exists()
 
 
-def test_a_changed_summary_is_a_sentence(copy):
-    path = copy / "evaluation" / "summary.json"
-    path.write_text(path.read_text().replace('"hd95_undefined"', '"something"'))
+def test_a_changed_file_of_the_run_is_a_sentence(copy):
+    path = copy / "provenance.json"
+    path.write_text(path.read_text().replace('"processor"', '"something"'))
     with pytest.raises(UnetlibError, match="not one that unetlib wrote"):
         write_card(copy, device="cpu")
+
+
+def test_an_unfinished_training_and_lost_weights_are_told(copy):
+    content = load_checkpoint(copy / LATEST)
+    save_checkpoint(copy / LATEST, {**content, "progress": {**content["progress"], "epoch": 1, "best_dice": 0.99}})
+    epochs = content["recipe"]["epochs"]
+    text = write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert f"The training is not finished: 1 of {epochs} epochs." in text
+    assert "with a validation Dice of 0.9900, are lost" in text
+
+
+def test_whose_data_the_first_weights_have_seen_is_told(copy):
+    assert "first weights" not in write_card(copy, device="cpu").read_text(encoding="utf-8")
+    write_json(copy / "recipe.json", read_json(copy / "recipe.json") | {"start_from": "abc"})
+    assert "training data of that: not recorded" in write_card(copy, device="cpu").read_text(encoding="utf-8")
+    case = {"part": "val", "files": []}
+    earlier = {str(n): {**case, "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(4)}
+    write_json(copy / "provenance.json", read_provenance(copy) | {"earlier": earlier})
+    assert "learned from 2 patients (E0, E1)" in write_card(copy, device="cpu").read_text(encoding="utf-8")
 
 
 def test_the_command_names_the_page(copy, tmp_path, capsys):

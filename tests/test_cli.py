@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import LPS, write_patient
-from unetlib.checkpoint import BEST, LATEST
+from unetlib.checkpoint import BEST, LATEST, load_checkpoint, previous, save_checkpoint
 from unetlib.cli import main
 from unetlib.files import read_json, sha256
 from unetlib.prepare import Prepared
@@ -295,3 +295,32 @@ def test_train_starts_from_the_weights_of_another_run(prepared, trained, tmp_pat
     assert read_json(tmp_path / "r" / "recipe.json")["start_from"] == sha256(trained / BEST)
     told = fails(capsys, "train", prepared, tmp_path / "q", *TRAIN, "--start-from", tmp_path / "nothing")
     assert "does not exist" in told
+
+
+def test_a_flag_of_the_other_command_is_told_where_it_belongs(capsys):
+    for words, told in (
+        (["train", "p", "r", "--slices", "tumour"], "--slices is a flag of `unetlib prepare`"),
+        (["prepare", "d", "p", "--epochs", "3", "--nonsense"], "--epochs is a flag of `unetlib train`"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert told in capsys.readouterr().err
+
+
+def test_a_threshold_beside_its_tuning_is_refused(prepared, tmp_path):
+    with pytest.raises(SystemExit, match="chosen on validation patients"):
+        main(["train", str(prepared), str(tmp_path / "run"), "--tune", "--threshold", "0.9"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_best_model_is_replaced_by_the_one_before_and_the_user_is_told(prepared, run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / BEST).rename(previous(folder / BEST))
+    content = load_checkpoint(folder / LATEST)
+    content["progress"]["best_dice"] = 0.99  # of weights that are gone
+    save_checkpoint(folder / LATEST, content)
+    main(["train", str(prepared), str(folder), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "best_model.pth is missing. previous_best_model.pth, the checkpoint before it, is used." in out
+    assert "with a validation Dice of 0.9900, are lost" in out
+    assert (folder / BEST).exists()

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from unetlib import plots
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint, load_model, previous, read_run
+from unetlib.checkpoint import BEST, LATEST, caveats, load_checkpoint, load_model, previous, read_run
 from unetlib.decision import Decision, read_decision
 from unetlib.errors import UnetlibError, brief, counted, first_of, printable
 from unetlib.evaluation import COUNTS, evaluate, read_patients
-from unetlib.files import atomic, locked, read_csv, refuse_link, sha256
+from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256
 from unetlib.patients import Cohort, find_cases
 from unetlib.provenance import PACKAGES, read_provenance
 from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
@@ -25,6 +25,7 @@ from unetlib.unet import UNet
 from unetlib.volumes import read_volume
 
 PAGE, TITLE = "README.md", "# Model card: "
+UNFINISHED = f"{TITLE}not finished\n\nIt was stopped. Give the same command again.\n"
 FAILURES = 3  # patients shown
 MAIN, PUBLISHED = ("native", "all", "per patient"), ("model", "tumour", "pooled")
 SOURCES = {  # what to cite, by a word of the layout of the data; "" always
@@ -44,13 +45,13 @@ def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path
     """Write the model card of a run, `README.md` with its pictures, in `RUN/card` unless `out` is given.
 
     The run is evaluated on its own test patients where it has not been. Every figure comes from the files of
-    the run, and the same files give the same card. The page is written last and is absent until all is
-    there. Returns its path. Raises `UnetlibError` when the run is not trained, its test patients cannot be
-    scored, one of its files is damaged, or the folder holds another README.md.
+    the run, and the same files give the same card. The page is written last, when all its pictures are
+    there: until then `README.md` says so. Returns its path. Raises `UnetlibError` when the run is not trained,
+    its test patients cannot be scored, one of its files is damaged, or the folder holds anything but a card.
     """
     folder = out or run / "card"
     refuse_link(folder)
-    _require_card(folder / PAGE)
+    _require_card(folder)
     summary = evaluate(run, device=device)
     try:
         facts = _Facts.collect(run, summary)
@@ -66,20 +67,21 @@ def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path
     return folder / PAGE
 
 
-def _require_card(page: Path) -> None:
-    """Raise `UnetlibError` when a page lies there that is no model card: it would be lost."""
-    if page.exists() and not page.read_bytes().startswith(TITLE.encode()):
-        raise UnetlibError(f"{page} exists and is not a model card. Choose another folder, so that nothing is lost.")
+def _require_card(folder: Path) -> None:
+    """Raise `UnetlibError` when a folder holds anything, and no card: it could be lost."""
+    page = folder / PAGE
+    if not (page.is_file() and page.read_bytes().startswith(TITLE.encode())):
+        require_empty(folder, "a model card")
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write what differs, the page last: while it is there, everything that it links is there."""
+    """Write what differs, the page last: while it is whole, everything that it links is there."""
     wanted = {folder / name: content for name, content in files.items()}
     stale = [path for path in folder.glob("failure-*.png") if path not in wanted]
     changed = [path for path, content in wanted.items() if not path.exists() or path.read_bytes() != content]
     if not (stale or changed):
         return
-    (folder / PAGE).unlink(missing_ok=True)
+    _save(folder / PAGE, UNFINISHED.encode())
     for path in stale:
         path.unlink()
     for path in dict.fromkeys([*changed, folder / PAGE]):
@@ -193,6 +195,8 @@ def _head(facts: _Facts) -> str:
         damaged = (
             f" `{BEST}` is damaged: the checkpoint before it, `{previous(Path(BEST)).name}`, is what is judged here."
         )
+    if told := caveats(facts.run, facts.best):
+        damaged += f"\n\n**{told}**"
     return (
         f"{TITLE}a U-Net that outlines brain tumours on MRI\n\n"
         "**FOR RESEARCH AND EDUCATION, NEVER CLINICAL USE.** Not a medical device.\n\n"
@@ -221,8 +225,11 @@ def _model(facts: _Facts) -> str:
 
 def _first_weights(facts: _Facts) -> str:
     """Tell of the run whose weights this one began with, where there was one."""
-    first = read_run(facts.run).get("start_from")
-    return f" It began with the weights of another run, of SHA-256 `{first}`." if first else ""
+    if not (first := read_run(facts.run).get("start_from")):
+        return ""
+    earlier = sorted({case["patient"] for case in facts.provenance.get("earlier", {}).values()})
+    whose = f"learned from {counted(len(earlier), 'patient')} ({first_of(earlier)})" if earlier else "not recorded"
+    return f" It began with the weights of another run, of SHA-256 `{first}`; training data of that: {whose}."
 
 
 def _decision(facts: _Facts) -> str:
@@ -258,9 +265,9 @@ def _data(facts: _Facts) -> str:
 def _protocol(facts: _Facts) -> str:
     summary = facts.summary
     return (
-        "## Protocol\n\nThe split is by patient: nobody is in two parts. The weights are those of the epoch with the "
-        "highest Dice on the validation patients. The test patients, on whom training chose nothing, are scored in all "
-        f"their axial slices: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
+        "## Protocol\n\nThe split is by patient: nobody is in two parts. The weights kept are those of the epoch with "
+        "the highest Dice on the validation patients. The test patients, on whom training chose nothing, are scored in "
+        f"all their axial slices: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour. Probabilities are "
         f"brought back to the native grid, then {_decision(facts)}."
     )
@@ -283,7 +290,7 @@ def _training(facts: _Facts) -> str:
     rows = list(dict.fromkeys(machines))  # a training that went on has several sessions
     table = _table(("machine", "precision", "software"), rows) if rows else "The machine is not recorded."
     return (
-        f"## Training\n\n{len(history)} of {counted(facts.recipe.epochs, 'epoch')}{time}. The best one was epoch "
+        f"## Training\n\n{len(history)} of {counted(facts.recipe.epochs, 'epoch')}{time}. The weights are of epoch "
         f"{facts.best['epoch']}, with a validation Dice (pooled, prepared slices, model grid) of "
         f"{facts.best['val_dice']:.3f}.\n\n{table}"
     )
@@ -302,7 +309,10 @@ def _figures(facts: _Facts) -> str:
     surface = facts.summary["surface"]
     distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} mm"
     rows.append(
-        ("HD95, mean over patients", f"{distance} (undefined, one mask empty, for {surface['hd95_undefined']})")
+        (
+            "HD95, mean over patients",
+            f"{distance} (one of the masks is empty, so undefined: {surface['hd95_undefined']})",
+        )
     )
     if alarms := _false_alarms(facts):
         rows.append(
@@ -311,8 +321,9 @@ def _figures(facts: _Facts) -> str:
     slices = facts.figure("native", "all", "per slice") or {}
     return (
         "## Figures\n\n" + _table(("on the test patients", "value"), rows) + "\n\n"
-        f"Of {counted(facts.summary['slices'], 'slice')}, {slices['zero_by_zero']['dice']} hold no tumour and got "
-        "none: each counts as a Dice of 1 in the figure per slice.\n\n"
+        f"In {slices['zero_by_zero']['dice']} of {counted(facts.summary['slices'], 'slice')} there is no tumour, and "
+        "none was marked: each counts as a Dice of 1 in the figure per slice. Millimetres and millilitres rest on the "
+        "voxel sizes that the files give.\n\n"
         "![The Dice of every test patient](patients.png)\n\n![Every Dice of this network](metrics.png)"
     )
 
@@ -367,9 +378,8 @@ def _kind(tp: int, fp: int, fn: int) -> str:
     if not tp + fp:
         return "Nothing was marked: the tumour was missed."
     precision, recall = tp / (tp + fp), tp / (tp + fn)
-    kinds = ["most of the tumour was missed"] * (recall < 0.5) + ["most of what was marked is false alarm"] * (
-        precision < 0.5
-    )
+    missed = "most of the tumour was missed" if recall else "all of the tumour was missed"
+    kinds = [missed] * (recall < 0.5) + ["most of what was marked is false alarm"] * (precision < 0.5)
     found = " and ".join(kinds) or "more than half was found, and more than half of what was marked is tumour"
     return f"Precision {precision:.3f}, recall {recall:.3f}: {found}."
 

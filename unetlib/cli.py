@@ -59,12 +59,18 @@ def prepare(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
+    from unetlib.checkpoint import BEST, caveats, load_checkpoint
     from unetlib.prepare import Prepared
     from unetlib.training import recipe_of, train
     from unetlib.tuning import tune
 
     slices = Prepared.open(args.prepared).about["recipe"]  # all at once: a flag may need what the slices are
     recipe = (PRESETS[args.recipe] if args.recipe else recipe_of(args.run)).but(**slices, **_given(args, TRAIN))
+    if recipe.tune and args.threshold is not None:
+        raise UnetlibError(
+            "the threshold was given, and with tune it is chosen on validation patients. Leave out --threshold, or say "
+            "--no-tune."
+        )
     done = train(
         args.prepared,
         args.run,
@@ -74,11 +80,13 @@ def train(args: argparse.Namespace) -> None:
         args.max_steps,
         start_from=args.start_from,
     )
+    told = "."
     if first_process():
         tune(args.run, args.device)
+        told = f". {caveats(args.run, load_checkpoint(args.run / BEST))}".rstrip(" ")
     say(
         f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
-        f"{done.best_dice:.4f}. Judge it with: unetlib evaluate {args.run}"
+        f"(pooled, prepared slices) {done.best_dice:.4f}{told} Judge it with: unetlib evaluate {args.run}"
     )
 
 
@@ -217,6 +225,17 @@ def _given(args: argparse.Namespace, stage: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in Recipe.published.stage(stage) if getattr(args, name) is not None}
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the words of a command; a field of the recipe that was given to another command is told where to go."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        stages = {flag(name): stage for stage in (PREPARE, TRAIN) for name in Recipe.published.stage(stage)}
+        told = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{told}")
+    return args
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -246,7 +265,7 @@ def _stop(*_: object) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with a sentence and status 1, a stop (SIGINT, SIGTERM) with status 130."""
-    args = build_parser().parse_args(arguments)
+    args = _parse(arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)  # as batch systems ask: files in the making are then removed
     try:
