@@ -19,7 +19,7 @@ import torch
 from benchmarks.common import machine
 from unetlib.chance import generator
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate
 from unetlib.files import digest, read_csv, read_json, write_json
 from unetlib.inference import Predictor
@@ -47,6 +47,8 @@ FIGURES = (MAIN, "precision", "recall", "hd95_mm", "false_ml", "dice_slices", "t
 def shuffled_patients(data: Path) -> list[str]:
     """Return the patients of a folder, sorted by name, then in the protocol's one random order."""
     names = sorted({case.patient for case in find_cases(data).cases})
+    if len(names) < 2 * FOLDS:
+        raise UnetlibError(f"{data} holds {counted(len(names), 'usable patient')}; {FOLDS} folds need {2 * FOLDS}.")
     return [str(name) for name in generator(0, 0).permutation(names)]
 
 
@@ -118,8 +120,11 @@ class Cell:
         ours = self.recipe.but(precision=known["recipe"]["precision"]).as_dict()
         theirs = {**Recipe.published.as_dict(), **known["recipe"]}  # an older one did not know every field
         if known["split"] != self.split.hash or (differences := changed(theirs, ours)):
-            what = "split" if known["split"] != self.split.hash else f"recipe ({differences})"
-            raise UnetlibError(f"{self.result} is of another {what}. Move it away to measure this cell anew.")
+            if known["split"] != self.split.hash:
+                raise UnetlibError(
+                    f"{MEASURED} holds figures of other patients. Move that folder away to measure yours."
+                )
+            raise UnetlibError(f"{self.result} is of another recipe ({differences}). Move it away to measure anew.")
         return known
 
     def measure(self, data: Path, work: Path) -> dict[str, Any]:

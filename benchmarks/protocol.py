@@ -129,7 +129,10 @@ def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:
     dropped = {name: one["decision"]["smallest_ml"] for one in done["strong"] for name in one["patients"]}
     contrasts = {case.patient: contrast(case) for case in find_cases(data).cases}
     usual = float(np.median(list(contrasts.values())))
-    lines = [f"Patients below {LOW} (a tumour is usually {usual:.2f} times as bright as the head around it):", ""]
+    lines = [
+        f"Patients below {LOW} under strong (a tumour is usually {usual:.2f} times as bright as the head around it):",
+        "",
+    ]
     for name, row in sorted(patients.items(), key=lambda item: item[1]["dice"]):
         if row["dice"] < LOW:
             what = "missed" if row["recall"] < row["precision"] or not row["recall"] else "false alarms"
@@ -139,7 +142,7 @@ def failures(data: Path, done: dict[str, list[dict[str, Any]]]) -> str:
                 f"{row['recall']:.2f}); {size:.0f} thousand voxels, {contrasts[name]:.2f} times as bright; "
                 f"pieces below {dropped[name]:g} ml were dropped."
             )
-    return "\n".join(lines if len(lines) > 2 else [f"No patient is below {LOW}."])
+    return "\n".join(lines if len(lines) > 2 else [f"Under strong, no patient is below {LOW}."])
 
 
 def contrast(case: Case) -> float:

@@ -13,6 +13,7 @@ from benchmarks.folds import Cell, copy_training, figures_of, gain, joined, make
 from tests.conftest import SMALL, STRONG
 from tests.test_training import same
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint
+from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate
 from unetlib.files import read_json, sha256
 from unetlib.inference import Predictor
@@ -265,3 +266,19 @@ def test_the_figures_of_a_patient_equal_a_loop_over_the_slices(trained, cohort, 
         assert row["dice_slices"] == pytest.approx(np.mean(dices))
         assert row["false_ml"] == pytest.approx(false * float(np.prod(volume.spacing)) / 1000)
         assert (row["tp"], row["fp"], row["fn"]) == ((mask & truth).sum(), (mask & ~truth).sum(), (~mask & truth).sum())
+
+
+def test_figures_of_other_patients_and_too_few_patients_are_sentences(cell, tall_cohort, tmp_path, monkeypatch):
+    cell.result.parent.mkdir()
+    about = {"recipe": cell.recipe.but(precision="fp32").as_dict(), "split": cell.split.hash}
+    for change, told in (
+        ({"split": "x"}, "holds figures of other patients. Move that folder"),
+        ({"recipe": {**about["recipe"], "epochs": 99}}, r"of another recipe \(.*epochs.*Move it away"),
+    ):
+        cell.result.write_text(json.dumps(about | change))
+        with pytest.raises(UnetlibError, match=told):
+            cell.read()
+    few = find_cases(tall_cohort).cases[:9]
+    monkeypatch.setattr(folds, "find_cases", lambda data: SimpleNamespace(cases=few))
+    with pytest.raises(UnetlibError, match="holds 9 usable patients; 5 folds need 10"):
+        folds.shuffled_patients(tall_cohort)
