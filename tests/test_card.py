@@ -87,7 +87,7 @@ def test_surface_training_and_data_are_those_of_the_run(carded):
     run, text = carded
     surface = read_json(run / "evaluation" / "summary.json")["surface"]
     assert cell(text, "HD95").startswith(f"{surface['hd95_mm']:.1f} mm")
-    assert cell(text, "HD95").endswith(f"undefined: {surface['hd95_undefined']})")
+    assert cell(text, "HD95").endswith(f"for {surface['hd95_undefined']} patients)")
     history = read_csv(run / "history.csv")
     best = max(history, key=lambda row: float(row["val_dice"]))
     assert f"epoch {best['epoch']}, with a validation Dice" in text
@@ -256,11 +256,11 @@ def test_an_unfinished_training_and_lost_weights_are_told(copy):
 def test_whose_data_the_first_weights_have_seen_is_told(copy):
     assert "first weights" not in write_card(copy, device="cpu").read_text(encoding="utf-8")
     write_json(copy / "recipe.json", read_json(copy / "recipe.json") | {"start_from": "abc"})
-    assert "training data of that: not recorded" in write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert "whose data are not recorded" in write_card(copy, device="cpu").read_text(encoding="utf-8")
     case = {"part": "val", "files": []}
     earlier = {str(n): {**case, "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(4)}
     write_json(copy / "provenance.json", read_provenance(copy) | {"earlier": earlier})
-    assert "learned from 2 patients (E0, E1)" in write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert "which had learned from 2 patients (E0, E1)" in write_card(copy, device="cpu").read_text(encoding="utf-8")
 
 
 def test_the_command_names_the_page(copy, tmp_path, capsys):

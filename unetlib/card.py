@@ -228,8 +228,10 @@ def _first_weights(facts: _Facts) -> str:
     if not (first := read_run(facts.run).get("start_from")):
         return ""
     earlier = sorted({case["patient"] for case in facts.provenance.get("earlier", {}).values()})
-    whose = f"learned from {counted(len(earlier), 'patient')} ({first_of(earlier)})" if earlier else "not recorded"
-    return f" It began with the weights of another run, of SHA-256 `{first}`; training data of that: {whose}."
+    whose = "whose data are not recorded"
+    if earlier:
+        whose = f"which had learned from {counted(len(earlier), 'patient')} ({first_of(earlier, 5)})"
+    return f" It began with the weights of another run, of SHA-256 `{first}`, {whose}."
 
 
 def _decision(facts: _Facts) -> str:
@@ -311,7 +313,7 @@ def _figures(facts: _Facts) -> str:
     rows.append(
         (
             "HD95, mean over patients",
-            f"{distance} (one of the masks is empty, so undefined: {surface['hd95_undefined']})",
+            f"{distance} (undefined, where a mask is empty, for {counted(surface['hd95_undefined'], 'patient')})",
         )
     )
     if alarms := _false_alarms(facts):
@@ -416,9 +418,11 @@ def _reproduce(facts: _Facts) -> str:
         stage: "".join(f" {_flag(name, changes[name])}" for name in Recipe.published.stage(stage) if name in changes)
         for stage in (PREPARE, TRAIN)
     }
-    first = " --start-from OTHER" if _first_weights(facts) else ""
+    first, other = "", ""
+    if _first_weights(facts):
+        first, other = " --start-from OTHER", " and OTHER for the run of the first weights"
     return (
-        f"## To reproduce it\n\nWith DATA for the folder of patients:\n\n```\nunetlib prepare DATA PREPARED"
+        f"## To reproduce it\n\nWith DATA for the folder of patients{other}:\n\n```\nunetlib prepare DATA PREPARED"
         f"{flags[PREPARE]}\nunetlib train PREPARED RUN{flags[TRAIN]}{first}\n"
         "unetlib evaluate RUN\nunetlib card RUN\n```\n\n"
         "The same split is certain when this run's `split.json` is copied into PREPARED first. `recipe.json` and "
