@@ -83,7 +83,8 @@ the patients that it was chosen on: its gain is an upper bound. False: millilitr
 Seconds to train are wall time on one core while other work ran; those to predict are processor time, of one patient.
 The first walk ends at the recipe `first` of the protocol. The second ("again") starts after the averaged weights,
 leaves out the next two steps, which had lowered the figure, and ends at `Recipe.strong`. Three steps follow "again: 20
-epochs": "no mirror image, 20 epochs", "only flips and turns, 20 epochs", and "again: 40 epochs", which is that recipe.
+epochs": "no mirror image, 20 epochs", "only flips and turns, 20 epochs", and "again: 40 epochs", which is that recipe
+and the only step whose largest piece always stays.
 
 {table}
 
