@@ -142,6 +142,8 @@ def test_what_the_weights_are_not_is_told(evaluated, tmp_path):
     ):
         save_checkpoint(run / LATEST, {**content, "progress": {**content["progress"], **change}})
         assert told in evaluate(run, device="cpu")["note"]
+    save_checkpoint(run / LATEST, {**content, "recipe": {**content["recipe"], "epochs": 99}})  # it goes on for longer
+    assert "not finished" in evaluate(run, device="cpu")["note"]
     save_checkpoint(run / LATEST, content)
     (run / "provenance.json").unlink()
     assert "whether its patients' files have changed was not checked" in evaluate(run, device="cpu")["note"]

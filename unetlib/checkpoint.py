@@ -189,8 +189,9 @@ def read_recipe(fields: Any, path: Path) -> Recipe:
 def caveats(run: Path, best: dict[str, Any]) -> str:
     """Say in what the weights `best` of a run are not those that its whole training would give; empty when they are."""
     try:
-        progress = load_checkpoint(run / LATEST)["progress"]
-        epoch, epochs, dice = progress["epoch"], Recipe(**best["recipe"]).epochs, progress["best_dice"]
+        latest = load_checkpoint(run / LATEST)
+        epochs, progress = Recipe(**latest["recipe"]).epochs, latest["progress"]
+        epoch, dice = progress["epoch"], progress["best_dice"]
     except (UnetlibError, KeyError, TypeError):  # weights alone, handed on
         return ""
     told = [f"The training is not finished: {epoch} of {counted(epochs, 'epoch')}."] if epoch < epochs else []
