@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.conftest import SMALL, STRONG, write_patient
 from unetlib import training
 from unetlib.augment import augment, change_intensity, warp
 from unetlib.chance import balanced, shuffled
-from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
+from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, previous
 from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate
 from unetlib.files import read_csv, read_json, sha256
@@ -45,6 +46,29 @@ def assert_same_runs(one, other):
     for name in (LATEST, BEST):
         assert same(load_checkpoint(one / name), load_checkpoint(other / name))
     assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
+
+
+@pytest.mark.parametrize("stops", [(2,), (4, 1), (7,), (3, 2, 1)])
+def test_stops_between_two_checkpoints_leave_the_predecessor_that_no_stop_leaves(prepared, tmp_path, stops):
+    for steps in (*stops, None):
+        with suppress(KeyboardInterrupt):
+            train(prepared, tmp_path / "run", SMALL, device="cpu", checkpoint_every=3, max_steps=steps)
+    train(prepared, tmp_path / "whole", SMALL, device="cpu", checkpoint_every=3)
+    assert_same_runs(tmp_path / "run", tmp_path / "whole")
+    one, other = (load_checkpoint(previous(tmp_path / name / LATEST)) for name in ("run", "whole"))
+    assert same(one, other)
+
+
+@pytest.mark.parametrize("before_the_end", [0, 1])
+def test_a_stop_near_the_end_leaves_that_predecessor_too(prepared, run, tmp_path, before_the_end):
+    """Its checkpoint would be the last but one."""
+    steps = SMALL.epochs * -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
+    with pytest.raises(KeyboardInterrupt):
+        train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4, max_steps=steps - before_the_end)
+    train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4)
+    train(prepared, tmp_path / "whole", SMALL, "cpu", checkpoint_every=4)
+    one, other = (load_checkpoint(previous(tmp_path / name / LATEST)) for name in ("run", "whole"))
+    assert same(one, other)
 
 
 def test_a_run_leaves_what_is_promised(run):

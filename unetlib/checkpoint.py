@@ -26,13 +26,13 @@ def previous(path: Path) -> Path:
     return path.with_name(f"previous_{path.name}")
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary of tensors and plain Python values atomically; the checkpoint before it is kept."""
+def save_checkpoint(path: Path, content: dict[str, Any], keep: bool = True) -> None:
+    """Write a dictionary of tensors and plain Python values atomically; `keep` the checkpoint before it."""
     buffer = io.BytesIO()  # torch.save hides a full disk behind a RuntimeError; writing bytes does not
     torch.save(content, buffer)
     if path.exists() and path.read_bytes() == buffer.getbuffer():
         return  # a resumed run repeats itself: its predecessor stays another one
-    with atomic(path, keep=previous(path)) as temporary:
+    with atomic(path, keep=previous(path) if keep else None) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from unetlib.errors import UnetlibError, counted, printable
 
+tqdm.set_lock(threading.RLock())  # it would make one at its first line, and a stop just then would be a traceback
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

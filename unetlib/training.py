@@ -79,7 +79,7 @@ def _train(
         f"{trainer.fabric.device}, {recipe.precision}. A checkpoint every "
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
-    before = done.epoch * steps + done.step
+    before, trainer.between = done.epoch * steps + done.step, done.step % checkpoint_every > 0
     with stop_on_signal() as stopped, progress(epochs * steps, "train", "step", before) as bar:
         while done.epoch < epochs:
             while done.step < steps:
@@ -88,7 +88,7 @@ def _train(
                 bar.update()
                 bar.set_postfix_str(f"epoch {done.epoch + 1}/{epochs}, loss {loss:.3f}", refresh=False)
                 if taken == max_steps or any_of(trainer.fabric, stopped()):
-                    trainer.save()
+                    trainer.save(between=done.step % checkpoint_every > 0)
                     where = f"epoch {done.epoch + 1}, step {done.step} of {steps}"
                     raise KeyboardInterrupt(f"Stopped at {where}, with a checkpoint. The same command goes on there.")
                 if done.step % checkpoint_every == 0:
@@ -117,6 +117,7 @@ class Trainer:
     average: nn.Module | None = None  # of the weights, over the steps
     start_from: str | None = None  # SHA-256 of the weights that it started from
     order: np.ndarray | None = None  # of the training slices in this epoch
+    between: bool = False  # the latest checkpoint is of a stop, between two of those that come without one
     clock: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
@@ -226,8 +227,11 @@ class Trainer:
             counts.append(metrics.count(prediction.cpu().numpy(), masks.bool().cpu().numpy()))
         return loss_sum / len(self.validation), float(metrics.dice(metrics.Counts.concatenate(counts).sum()))
 
-    def save(self) -> None:
-        """Write `latest_checkpoint.pth`: all that the next step depends on."""
+    def save(self, between: bool = False) -> None:
+        """Write `latest_checkpoint.pth`: all that the next step depends on.
+
+        Its predecessor is kept, but for one that is `between`: a run that was stopped then ends with the same files.
+        """
         now = time.monotonic()
         self.done.seconds, self.clock = self.done.seconds + now - self.clock, now
         for group in self.optimizer.param_groups:  # each step sets its own; the last one's would differ after a resume
@@ -235,12 +239,13 @@ class Trainer:
         state = {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.done)}
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        self._write(LATEST, {"model": self.model.state_dict(), **state})
+        self._write(LATEST, {"model": self.model.state_dict(), **state}, keep=not self.between)
+        self.between = between
 
-    def _write(self, name: str, state: dict[str, Any]) -> None:
+    def _write(self, name: str, state: dict[str, Any], keep: bool = True) -> None:
         if first_process():
             about = {"recipe": self.recipe.as_dict(), "prepared": self.data.identity, "start_from": self.start_from}
-            save_checkpoint(self.run / name, {**about, **state})
+            save_checkpoint(self.run / name, {**about, **state}, keep)
 
     @cached_property
     def _average_net(self) -> nn.Module:
