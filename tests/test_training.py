@@ -175,8 +175,8 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
     suicide = (
         "import os, signal, sys; from unetlib import cli, training; save = training.save_checkpoint\n"
-        "def then_die(path, content):\n"
-        "    save(path, content)\n"
+        "def then_die(path, content, keep):\n"
+        "    save(path, content, keep)\n"
         "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "training.save_checkpoint = then_die\n"
