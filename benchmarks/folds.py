@@ -119,11 +119,9 @@ class Cell:
         known = read_json(self.result)
         ours = self.recipe.but(precision=known["recipe"]["precision"]).as_dict()
         theirs = {**Recipe.published.as_dict(), **known["recipe"]}  # an older one did not know every field
-        if known["split"] != self.split.hash or (differences := changed(theirs, ours)):
-            if known["split"] != self.split.hash:
-                raise UnetlibError(
-                    f"{MEASURED} holds figures of other patients. Move that folder away to measure yours."
-                )
+        if known["split"] != self.split.hash:
+            raise UnetlibError(f"{MEASURED} holds figures of other patients. Move that folder away to measure yours.")
+        if differences := changed(theirs, ours):
             raise UnetlibError(f"{self.result} is of another recipe ({differences}). Move it away to measure anew.")
         return known
 

@@ -60,7 +60,7 @@ def test_stops_between_two_checkpoints_leave_the_predecessor_that_no_stop_leaves
 
 
 @pytest.mark.parametrize("before_the_end", [0, 1])
-def test_a_stop_near_the_end_leaves_that_predecessor_too(prepared, run, tmp_path, before_the_end):
+def test_a_stop_near_the_end_leaves_that_predecessor_too(prepared, tmp_path, before_the_end):
     """Its checkpoint would be the last but one."""
     steps = SMALL.epochs * -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
     with pytest.raises(KeyboardInterrupt):

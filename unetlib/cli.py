@@ -80,14 +80,15 @@ def train(args: argparse.Namespace) -> None:
         args.max_steps,
         start_from=args.start_from,
     )
-    told = "."
+    told = ""
     if first_process():
         tune(args.run, args.device)
-        told = f". {caveats(args.run, load_checkpoint(args.run / BEST))}".rstrip(" ")
-    say(
+        told = caveats(args.run, load_checkpoint(args.run / BEST))
+    trained = (
         f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
-        f"(pooled, prepared slices) {done.best_dice:.4f}{told} Judge it with: unetlib evaluate {args.run}"
+        f"(pooled, prepared slices) {done.best_dice:.4f}."
     )
+    say(" ".join(filter(None, (trained, told, f"Judge it with: unetlib evaluate {args.run}"))))
 
 
 def evaluate(args: argparse.Namespace) -> None:

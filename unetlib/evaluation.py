@@ -92,8 +92,8 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the summary of an evaluation that is done, unless one of its files is of another, damaged or edited."""
     try:
         summary = read_json(folder / "summary.json")
-        check = summary.pop("check", None)
-        return {**summary, "check": check} if (summary["key"], check) == (key, _check(folder, summary)) else None
+        told = {name: value for name, value in summary.items() if name != "check"}
+        return summary if (summary["key"], summary["check"]) == (key, _check(folder, told)) else None
     except (UnetlibError, OSError, KeyError):
         return None
 
