@@ -1,5 +1,6 @@
 import base64
 import re
+from dataclasses import replace
 from io import BytesIO
 
 import nbformat
@@ -17,9 +18,14 @@ from unetlib.split import Split, make_split
 from unetlib.training import Trainer
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("COURSE_DATA", "COURSE_SHORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
-def data(tmp_path, monkeypatch):
-    monkeypatch.delenv("COURSE_DATA", raising=False)
+def data(tmp_path):
     for index in range(3):
         write_patient(tmp_path / "mine", index)
     return tmp_path / "mine"
@@ -63,7 +69,7 @@ def test_the_environment_variable_names_the_folder_too(data, tmp_path, monkeypat
 @pytest.mark.parametrize("named", [None, ""])
 def test_an_empty_variable_is_none(tmp_path, monkeypatch, named):
     monkeypatch.setenv("COURSE_DATA", "")
-    monkeypatch.setattr(course, "PATIENTS", 1)
+    monkeypatch.setattr(course, "FULL", replace(course.FULL, patients=1))
     assert course.start(named, tmp_path).synthetic
 
 
@@ -80,15 +86,41 @@ def test_a_damaged_first_file_does_not_stop_the_course(data, tmp_path):
     assert len(course.start(data, tmp_path / "work").cohort.cases) == 3
 
 
-def test_without_data_the_embedded_cohort_is_made_once(tmp_path, monkeypatch):
-    monkeypatch.delenv("COURSE_DATA", raising=False)
-    asked = []
-    monkeypatch.setattr(course, "PATIENTS", 1)
-    monkeypatch.setattr(course, "make_cohort", lambda *call: asked.append(call) or make_cohort(*call, workers=1))
+@pytest.fixture
+def asked(monkeypatch):
+    """The calls that make a cohort, which has one patient here whatever is asked for."""
+    calls = []
+    monkeypatch.setattr(course, "make_cohort", lambda *call: calls.append(call) or make_cohort(call[0], 1, workers=1))
+    return calls
+
+
+def test_without_data_the_embedded_cohort_is_made_once(tmp_path, asked):
     opened = course.start(work=tmp_path)
-    assert asked == [(tmp_path / "synthetic" / "cohort", 1)]
+    assert asked == [(tmp_path / "synthetic" / "cohort", 24)]
     assert opened.synthetic
     assert opened.note.startswith("synthetic images")
+
+
+def test_a_short_course_computes_less_in_a_folder_of_its_own_and_says_so(data, tmp_path, monkeypatch, asked, capsys):
+    full = course.start(data, tmp_path)
+    assert "short" not in capsys.readouterr().out
+    monkeypatch.setenv("COURSE_SHORT", "1")
+    short = course.start(data, tmp_path)
+    assert short.work == tmp_path / "short" / full.work.name
+    assert "**A short course**" in capsys.readouterr().out
+    assert course.start(work=tmp_path).work == tmp_path / "short" / "synthetic"
+    assert asked == [(tmp_path / "short" / "synthetic" / "cohort", short.length.patients)]
+    assert all(getattr(short.length, name) < value for name, value in vars(full.length).items())
+    assert (short.recipe.epochs, short.strong.epochs) == (short.length.epochs, short.length.strong_epochs)
+    assert (full.recipe.epochs, full.strong.epochs) == (full.length.epochs, full.length.strong_epochs)
+    assert short.recipe.but(epochs=full.recipe.epochs) == full.recipe, "and differs in nothing else"
+
+
+@pytest.mark.parametrize(("value", "short"), [("1", True), ("0", False), ("", False), (None, False)])
+def test_the_variable_asks_for_a_short_course(monkeypatch, value, short):
+    if value is not None:
+        monkeypatch.setenv("COURSE_SHORT", value)
+    assert course.is_short() == short
 
 
 def test_what_is_shown_stands_on_top(data, tmp_path, capsys):
@@ -210,6 +242,14 @@ def test_every_chapter_becomes_a_page_that_needs_no_network(notebooks, data, tmp
     assert "01_one.html" in pages[1].read_text("utf-8"), "the second chapter runs after the first, in the same folder"
     assert [line for line in capsys.readouterr().out.splitlines() if line.endswith(".html")] == list(map(str, pages))
     assert not nbformat.read(notebooks / "01_one.ipynb", 4).cells[1].outputs, "the notebooks themselves are not touched"
+
+
+def test_a_short_refreshing_starts_from_an_empty_folder_too_and_leaves_the_long_results(notebooks, monkeypatch):
+    monkeypatch.setenv("COURSE_SHORT", "1")
+    for folder in ("synthetic", "short/synthetic"):
+        (notebooks / "work" / folder).mkdir(parents=True)
+    course.refresh_notebooks()
+    assert [path.name for path in (notebooks / "work").iterdir()] == ["synthetic"]
 
 
 def test_refreshing_writes_outputs_into_chapters_and_solutions(notebooks):

@@ -30,6 +30,7 @@ def problems(path: Path) -> list[str]:
         "is 500 KB or larger": path.stat().st_size >= 500_000,
         "holds widget state": "widgets" in notebook.metadata,
         "holds a path of a machine": any(MACHINE.search(_text(output)) for output in outputs),
+        "is of a short course": any("COURSE_SHORT" in _text(output) for output in outputs),
         "holds a drawn progress bar": any(DRAWN_BAR.search(_text(output)) for output in outputs),
         "has a cell of more than 25 lines": any(len(cell.source.splitlines()) > 25 for cell in cells),
         "loads from the network": bool(re.search(r"!\[[^]]*\]\(http|<img[^>]*src=.{0,2}http", text)),
@@ -81,6 +82,12 @@ def test_links_lead_to_files_that_exist(name):
     assert [link for link in links if not (NOTEBOOKS / link).exists()] == []
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_how_long_is_trained_is_left_to_the_course(path):
+    code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert not [source for source in code if re.search(r"\bepochs=\d|\bSLICES = \d|\bSTEPS = \d", source)]
+
+
 def test_nothing_else_lies_among_the_notebooks():
     committed = {path for path in NOTEBOOKS.rglob("*.ipynb") if not SCRATCH & {*path.relative_to(NOTEBOOKS).parts}}
     assert committed == set(PATHS)
@@ -110,6 +117,7 @@ def broken(change):
         (lambda n: n.cells[0].outputs[0].update(text="x" * 500_000), "is 500 KB or larger"),
         (lambda n: n.metadata.update(widgets={}), "holds widget state"),
         (lambda n: n.cells[0].outputs[0].update(text="saved in /home/anna/run"), "holds a path of a machine"),
+        (lambda n: n.cells[0].outputs[0].update(text="A short course (`COURSE_SHORT`)"), "is of a short course"),
         (lambda n: n.cells[0].outputs[0].update(text="45%|####   | 7/20"), "holds a drawn progress bar"),
         (lambda n: n.cells[0].update(source="1\n" * 26), "has a cell of more than 25 lines"),
         (lambda n: n.cells.append(nbformat.v4.new_markdown_cell("![x](https://a.b/c.png)")), "loads from the network"),

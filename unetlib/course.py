@@ -3,7 +3,7 @@
 import os
 import shutil
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,29 @@ from unetlib.volumes import read_volume
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 STUDY = NOTEBOOKS.with_name("benchmarks")
-PATIENTS = 24
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
 ADDRESSES = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url")
 OFFLINE = dict.fromkeys(ADDRESSES, "")  # nothing is fetched
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much the chapters compute: everything that makes the course take minutes or seconds."""
+
+    patients: int  # of the embedded cohort
+    epochs: int  # of the network of chapter 3
+    strong_epochs: int  # of the second network of chapter 4
+    leak_steps: int  # of each network of chapter 2
+    stair_slices: int  # shown to each network of chapter 5, in whole epochs
+
+
+FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300)
+SHORT = Length(patients=6, epochs=3, strong_epochs=1, leak_steps=12, stair_slices=1)  # 3 epochs: one to be killed in
+
+
+def is_short() -> bool:
+    """Tell whether the environment variable `COURSE_SHORT` asks for a short course, to see that every cell runs."""
+    return os.environ.get("COURSE_SHORT", "") not in ("", "0")
 
 
 @dataclass(frozen=True)
@@ -51,14 +70,25 @@ class Course:
     """Where a chapter finds its patients and leaves its results; see `start`.
 
     `data` is the folder of patients, `cohort` what was found there. `prepared` and `run` are the folders
-    of `prepare` and `train`, below `work`. `note` is a line to print under every figure.
+    of `prepare` and `train`, below `work`. `note` is a line to print under every figure. `length` holds
+    what differs between the course at full length and a short one, whose numbers mean nothing.
     """
 
     data: Path
     work: Path
     cohort: Cohort
     synthetic: bool
-    recipe: Recipe = field(default_factory=lambda: Recipe.published.but(width=WIDTH))
+    length: Length = FULL
+
+    @property
+    def recipe(self) -> Recipe:
+        """The published recipe, with a smaller network."""
+        return Recipe.published.but(width=WIDTH, epochs=self.length.epochs)
+
+    @property
+    def strong(self) -> Recipe:
+        """The strong recipe of chapter 4, with a network of the same size and few epochs."""
+        return Recipe.strong.but(width=WIDTH, epochs=self.length.strong_epochs)
 
     @property
     def prepared(self) -> Path:
@@ -81,23 +111,25 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
 
     `data`: a folder of patients (or its `.tar`) in any layout that `unetlib check` knows; `None` takes
     the one that the environment variable `COURSE_DATA` names and, without one, the embedded synthetic
-    cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set.
+    cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set,
+    and those of a short course (see `is_short`) below `work/short`.
 
     Raises `UnetlibError` when the folder does not exist or holds no usable patient.
     """
     _set_up_notebook()
+    work, length = (Path(work) / "short", SHORT) if is_short() else (Path(work), FULL)
     named = data or os.environ.get("COURSE_DATA")
     if named:
         root = Path(named).expanduser()
-        folder = Path(work) / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
+        folder = work / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
     else:
-        folder = Path(work) / "synthetic"
+        folder = work / "synthetic"
         root = folder / "cohort"
-        make_cohort(root, PATIENTS)
+        make_cohort(root, length.patients)
     cohort = find_cases(root)
     if not cohort.cases:
         raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
-    course = Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])))
+    course = Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
     _introduce(course)
     return course
 
@@ -182,6 +214,8 @@ def _introduce(course: Course) -> None:
     if course.synthetic:
         what = f"**synthetic images**, {patients}: real anatomy, invented tumours. No result here is a result on MRI"
     text = f"> Shown here: {what}. For research and education, never for clinical use."
+    if course.length == SHORT:
+        text += " **A short course** (`COURSE_SHORT`): it shows that every cell runs, and its numbers mean nothing."
     if get_ipython() is None:
         print(text)
     else:
@@ -226,7 +260,7 @@ def run_course(out: Path, data: Path | None = None) -> None:
 
 def refresh_notebooks() -> None:
     """Execute chapters and solutions where they lie, from an empty folder of results, and keep their outputs."""
-    shutil.rmtree(NOTEBOOKS / "work" / "synthetic", ignore_errors=True)
+    shutil.rmtree(NOTEBOOKS / "work" / ("short" if is_short() else "synthetic"), ignore_errors=True)
     for path in (*_chapters(), *sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))):
         notebook = _execute(path, path.parent)
         with atomic(path) as temporary:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from scipy.special import expit
@@ -150,6 +149,8 @@ def _fine(coarse: np.ndarray, shape: tuple[int, ...] = BOX) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _atlas() -> np.ndarray:
     """Return grey matter, white matter and brain mask of the MNI152 template, (3, 197, 233, 189)."""
+    from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template  # 1 s
+
     loaders = (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)
     maps = [load(resolution=1).get_fdata(dtype=np.float32) for load in loaders]
     return np.ascontiguousarray(np.stack(maps)[:, ::-1, ::-1])  # the template is RAS
