@@ -221,6 +221,40 @@ def test_segm_file_beside_a_mask_is_not_taken(tmp_path):
     assert only(tmp_path).seg.paths[0].name == "BraTS20_Training_355_seg.nii"
 
 
+@pytest.mark.parametrize("name", ["B_segm.nii.gz", "B_Segm.nii", "W39_1998.09.19_Segm.nii", "B_mask.nii.gz"])
+@pytest.mark.parametrize("folder", [".", "A"])
+def test_a_mask_that_names_another_case_is_not_married_to_the_one_that_is_left(tmp_path, folder, name):
+    brats(tmp_path / folder, "A", ("flair",))
+    (tmp_path / folder / name).touch()
+    cohort = find_cases(tmp_path)
+    assert cohort.cases == ()
+    assert "no tumour mask" in cohort.left_out["A"]
+
+
+def test_masks_that_are_swapped_between_two_folders_stay_with_the_names_they_bear(tmp_path):
+    for case, other in ("AB", "BA"):
+        brats(tmp_path / case, case, ("flair",))
+        brats(tmp_path / case, other, ("seg",))
+    found = {case.id: case.seg.paths[0].name for case in find_cases(tmp_path).cases}
+    assert found == {"A": "A_seg.nii.gz", "B": "B_seg.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ["seg.nii.gz", "Mask.nii", "segmentation.nii.gz"])
+def test_a_mask_without_a_name_of_its_own_belongs_to_the_one_case_of_its_folder(tmp_path, name):
+    for id in "AB":
+        (brats(tmp_path / id, id, ("flair",)) / name).touch()
+    cohort = find_cases(tmp_path)
+    assert {case.id: case.seg.paths[0].parent.name for case in cohort.cases} == {"A": "A", "B": "B"}
+    assert all(name in note for note in cohort.notes)
+
+
+@pytest.mark.parametrize("extra", ["B_flair.nii.gz", "mask.nii.gz", "A_seg.nii.gz"])
+def test_a_nameless_mask_is_given_to_none_where_it_could_be_anothers(tmp_path, extra):
+    for name in ("A_flair.nii.gz", "seg.nii.gz", extra):
+        (tmp_path / name).touch()
+    assert all(case.seg.paths[0].name != "seg.nii.gz" for case in find_cases(tmp_path).cases)
+
+
 # Left out by name
 
 
@@ -342,7 +376,7 @@ def test_msd_test_images_alone_are_no_patients(tmp_path):
 
 def test_twelve_thousand_patients_are_found(tmp_path, monkeypatch):
     names = [f"BraTS2021_{i:05d}_{kind}.nii.gz" for i in range(12_510) for kind in ("flair", "t1", "t1ce", "t2", "seg")]
-    names += [f"W{i}_Segm.nii" for i in range(1000)]
+    names += [f"W{i}_Segm.nii" for i in range(1000)] + ["seg.nii.gz"]
     monkeypatch.setattr(patients, "_walk", lambda root, notes: iter([(root, names)]))
     assert len(find_cases(tmp_path).cases) == 12_510
 

@@ -50,6 +50,8 @@ def _names(
 SHARE = 50  # cases that are read by the time that another process has started
 WORDS = {word: word for word in (*MODALITIES, MASK)}
 BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
+NAMELESS = re.compile(r"(seg|segm|segmentation|mask)\.nii(\.gz)?", re.IGNORECASE)  # a mask that names no case
+STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # published under another name than its case
 TCGA_DATE = re.compile(r"(tcga_.+)_\d{8}", re.IGNORECASE)
 
 # Labels. BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid et al. 2021, arXiv:2107.02314). BraTS 2023:
@@ -202,7 +204,6 @@ class _Scan:
     """What one pass over the folder has met."""
 
     drafts: dict[str, _Draft] = field(default_factory=dict)  # by the id in lower case, as Windows and macOS compare
-    segms: list[Path] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)  # that no layout knows
     tests: int = 0
     notes: list[str] = field(default_factory=list)
@@ -218,22 +219,25 @@ class _Scan:
                     draft = self.drafts.setdefault(match["id"].lower(), _Draft(match["id"], layout))
                     draft.claim(layout, kind, number, folder / name)
                 return
-        (self.segms if name.lower().endswith(("_segm.nii", "_segm.nii.gz")) else self.files).append(folder / name)
+        self.files.append(folder / name)
 
     def adopt(self) -> None:
-        """Give each `*_Segm.nii` to the one case of its folder without a mask: BraTS 2020 names that of case 355 so."""
-        lacking = defaultdict(list)
-        for draft in self.drafts.values() if self.segms else ():
-            if not draft.numbers(MASK):
-                for folder in {path.parent for path in draft.files.values()}:
-                    lacking[folder].append(draft)
-        for path in self.segms:
-            if len(lacking[path.parent]) == 1:
-                draft = lacking[path.parent][0]
+        """Give a mask whose name tells no case to the one case of its folder, where that has none."""
+        masks = defaultdict(list)
+        for path in self.files:
+            if NAMELESS.fullmatch(path.name) or path.name.lower() in STRAY:
+                masks[path.parent].append(path)
+        owners = defaultdict(list)
+        for draft in self.drafts.values() if masks else ():
+            for folder in {path.parent for path in draft.files.values()}:
+                owners[folder].append(draft)
+        for folder, (path, *more) in masks.items():
+            if more or len(owners[folder]) != 1 or (draft := owners[folder][0]).numbers(MASK):
+                continue
+            if STRAY.get(path.name.lower(), draft.id.lower()) == draft.id.lower():
                 draft.claim(draft.layout, MASK, 0, path)
-                self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {path.parent}.")
-            else:
-                self.files.append(path)
+                self.files.remove(path)
+                self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {folder}.")
 
 
 def find_cases(data: Path, modality: str = "flair") -> Cohort:
@@ -283,7 +287,7 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _nothing_found(root: Path, scan: _Scan) -> str:
-    files = [*scan.files, *scan.segms]
+    files = scan.files
     found = (
         f"{counted(len(files), 'other file')}, for example {files[0].relative_to(root)}" if files else "no file at all"
     )
