@@ -92,10 +92,10 @@ def parse(content, name):
     if slope != 0 and np.isfinite(slope):
         with np.errstate(all="ignore"):
             voxels = voxels.astype(np.float64) * slope + inter
-    return voxels, affine_of(field, shape)
+    return voxels, affine_of(field)
 
 
-def affine_of(field, shape):
+def affine_of(field):
     affine = np.eye(4)
     spacing = np.abs(field["pixdim"][1:4])
     if field["sform_code"][0] > 0:
@@ -110,9 +110,8 @@ def affine_of(field, shape):
         ])  # fmt: skip
         affine[:3, :3] = rotation * spacing * [1, 1, -1 if field["pixdim"][0] < 0 else 1]
         affine[:3, 3] = field["qoffset"]
-    else:  # no orientation at all: the convention is that of Analyze, x from right to left, the origin in the centre
-        affine[:3, :3] = np.diag(spacing * [-1, 1, 1])
-        affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    else:
+        raise ValueError("no orientation at all")
     return affine
 
 

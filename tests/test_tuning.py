@@ -210,6 +210,6 @@ def test_a_case_that_could_not_be_prepared_is_not_tuned_on(tuned, run, tall_coho
     cohort, first = find_cases(tall_cohort), cases_of(tall_cohort, run, "val")[0]
     (tmp_path / "damaged.nii.gz").write_bytes(b"damaged")
     later = replace(first, id="later", images={"flair": Source((tmp_path / "damaged.nii.gz",))})
-    monkeypatch.setattr(tuning, "find_cases", lambda _: replace(cohort, cases=[*cohort.cases, later]))
+    monkeypatch.setattr(tuning, "own_cohort", lambda _: replace(cohort, cases=[*cohort.cases, later]))
     tune(run, "cpu")
     assert read_json(run / FILE) == read_json(tuned / FILE)

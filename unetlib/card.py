@@ -17,8 +17,8 @@ from unetlib.decision import Decision, read_decision
 from unetlib.errors import UnetlibError, brief, counted, first_of, printable
 from unetlib.evaluation import COUNTS, evaluate, read_patients
 from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256
-from unetlib.patients import Cohort, find_cases
-from unetlib.provenance import PACKAGES, read_provenance
+from unetlib.patients import Cohort
+from unetlib.provenance import PACKAGES, own_cohort, read_provenance
 from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
 from unetlib.split import PARTS, Split
 from unetlib.unet import UNet
@@ -117,7 +117,7 @@ class _Facts:
     def collect(cls, run: Path, summary: dict[str, Any]) -> "_Facts":
         """Read an evaluated run, and the voxel sizes of its test cases."""
         net, recipe, best = load_model(run)
-        cohort, folder = find_cases(Path(read_run(run)["data"])), run / "evaluation"
+        cohort, folder = own_cohort(run), run / "evaluation"
         rows = _slices(folder / "slices.csv")
         scored = {row["case"] for row in rows}
         sizes, synthetic = {}, False

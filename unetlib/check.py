@@ -100,13 +100,13 @@ def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
     return " x ".join(f"{axis[0]:g}" if len(axis) == 1 else f"{axis[0]:g}-{axis[-1]:g}" for axis in axes)
 
 
-def check(data: Path, workers: int | None = None) -> Report:
+def check(data: Path, workers: int | None = None, assume: str | None = None) -> Report:
     """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
 
-    `workers` is the number of processes. A case that cannot be read is listed in the report; raises
-    `UnetlibError` when there is no case at all, as `find_cases` does.
+    `workers` is the number of processes, `assume` as in `find_cases`. A case that cannot be read is listed in
+    the report; raises `UnetlibError` when there is no case at all, as `find_cases` does.
     """
-    cohort = find_cases(data)
+    cohort = find_cases(data, assume=assume)
     findings, left_out = {}, dict(cohort.left_out)
     for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers, SHARE):
         if isinstance(result, Finding):

@@ -17,6 +17,7 @@ from unetlib.files import atomic, keep_as, read_json, refuse_packed
 from unetlib.jobs import say
 from unetlib.recipe import Recipe
 from unetlib.unet import UNet
+from unetlib.volumes import ASSUMABLE
 
 LATEST, BEST = "latest_checkpoint.pth", "best_model.pth"
 
@@ -175,6 +176,8 @@ def read_run(run: Path) -> dict[str, Any]:
         raise UnetlibError(
             f"{path}: its data are {brief(about['data'])}; the path of a folder was expected. Restore it."
         )
+    if about.get("assume") not in (None, *ASSUMABLE):
+        raise UnetlibError(f"{path}: its assume is {brief(about['assume'])}; ras or lps was expected. Restore it.")
     return about
 
 

@@ -24,7 +24,7 @@ def check(args: argparse.Namespace) -> None:
     """Print what a data folder holds."""
     from unetlib.check import check
 
-    report = check(args.data, args.workers)
+    report = check(args.data, args.workers, args.assume)
     say(str(report))
     if report.left_out and (args.strict or not report.findings):
         raise UnetlibError(
@@ -48,13 +48,13 @@ def prepare(args: argparse.Namespace) -> None:
     chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
     recipe = Recipe.published.but(**{**chosen, **_given(args, PREPARE)})  # how it will be trained does not matter yet
     if args.shard:
-        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers)
+        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume)
         say(
             f"{args.prepared}: shard {args.shard} is done, {counted(cases, 'case')}. When all are, merge them with the "
             "same command without --shard."
         )
         return
-    say(str(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild)))
+    say(str(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild, args.assume)))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -95,14 +95,14 @@ def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
     from unetlib.evaluation import evaluate, results_table
 
-    say(results_table(evaluate(args.run, args.data, args.split, args.device)))
+    say(results_table(evaluate(args.run, args.data, args.split, args.device, args.assume)))
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image."""
     from unetlib.inference import predict
 
-    predict(args.run, args.images, args.out, args.probabilities, args.channel, args.overwrite, args.device)
+    predict(args.run, args.images, args.out, args.probabilities, args.channel, args.overwrite, args.device, args.assume)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -128,7 +128,7 @@ def course(args: argparse.Namespace) -> None:
     if args.refresh:
         refresh_notebooks()
     else:
-        run_course(args.out, args.data)
+        run_course(args.out, args.data, args.assume)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(check, "say what a data folder (or .tar) holds, and what cannot be used")
     sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, in any of the known layouts")
+    _assume(sub)
     _workers(sub)
     _strict(sub)
 
@@ -162,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_flags(sub, PREPARE)
     sub.add_argument("--shard", metavar="I/N", help="do only the I-th of N shares; without it, merge what is there")
     sub.add_argument("--rebuild", action="store_true", help="replace what was prepared with another recipe or data")
+    _assume(sub)
     _workers(sub)
     _strict(sub)
 
@@ -178,6 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
     sub.add_argument("--data", type=Path, metavar="OTHER", help="another folder of patients (default: the run's own)")
     sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
+    _assume(sub)
     _device(sub)
 
     sub = command(predict, "write a tumour mask for NIfTI images")
@@ -187,6 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--probabilities", action="store_true", help="write the probability of every voxel, too")
     sub.add_argument("--channel", type=int, choices=range(8), metavar="N", help="which volume of a 4-D image is FLAIR")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _assume(sub)
     _device(sub)
 
     sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
@@ -201,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(course, "run all notebooks, and leave each as a page that opens without a network")
     sub.add_argument("--data", type=Path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
+    _assume(sub)
     sub.add_argument("--out", type=Path, default=Path("course"), metavar="DIR", help="default: %(default)s")
     sub.add_argument("--refresh", action="store_true", help="renew the notebooks' own outputs instead")
     return parser
@@ -254,6 +259,13 @@ def _workers(parser: argparse.ArgumentParser) -> None:
 
 def _strict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop at a patient who cannot be used")
+
+
+def _assume(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    for assume, where in (("ras", "right, front and head"), ("lps", "left, back and head")):
+        text = f"in files that do not say their orientation, the axes run to the patient's {where}"
+        group.add_argument(f"--assume-{assume}", dest="assume", action="store_const", const=assume, help=text)
 
 
 def _device(parser: argparse.ArgumentParser) -> None:

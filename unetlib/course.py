@@ -36,7 +36,7 @@ from unetlib.split import Split
 from unetlib.training import train
 from unetlib.tuning import tune
 from unetlib.viewer import SliceViewer
-from unetlib.volumes import read_volume
+from unetlib.volumes import ASSUME, read_volume
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 STUDY = NOTEBOOKS.with_name("benchmarks")
@@ -113,6 +113,7 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     the one that the environment variable `COURSE_DATA` names and, without one, the embedded synthetic
     cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set,
     and those of a short course (see `is_short`) below `work/short`.
+    `UNETLIB_ASSUME` set to ras or lps says the orientation of files that do not say theirs.
 
     Raises `UnetlibError` when the folder does not exist or holds no usable patient.
     """
@@ -240,16 +241,18 @@ def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: o
     return lines
 
 
-def run_course(out: Path, data: Path | None = None) -> None:
+def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
     """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML.
 
-    What an earlier call has prepared and trained in `out/work` is reused. The pages open without a network.
+    `assume` as in `find_cases`. What an earlier call has prepared and trained in `out/work` is reused. The pages
+    open without a network.
 
     Raises `UnetlibError` naming chapter and cell when one fails.
     """
     out.mkdir(parents=True, exist_ok=True)
     exporter = HTMLExporter(embed_images=True, **OFFLINE)
     environment = {"COURSE_DATA": str(data.resolve())} if data else {}
+    environment |= {ASSUME: assume} if assume else {}
     for path in _chapters():
         notebook = _execute(path, out, environment)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(NOTEBOOKS), "name": path.stem}})

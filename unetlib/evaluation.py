@@ -20,7 +20,7 @@ from unetlib.inference import Predictor, identity
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
 from unetlib.patients import Case, Cohort, find_cases, read_case
-from unetlib.provenance import read_provenance, require_unchanged
+from unetlib.provenance import own_cohort, read_provenance, require_unchanged
 from unetlib.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.split import PARTS, Split
 
@@ -31,24 +31,29 @@ SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid i
 PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd95_mm", "surface_dice")
 
 
-def evaluate(run: Path, data: Path | None = None, split: str | None = None, device: str = "auto") -> dict[str, Any]:
+def evaluate(
+    run: Path, data: Path | None = None, split: str | None = None, device: str = "auto", assume: str | None = None
+) -> dict[str, Any]:
     """Score `best_model.pth` of a run and return the summary, also written with its details.
 
     Without `data`, the patients are those of one part of the run's own split (`test` by default;
     `val`, `train`, `all`). With `data`, another folder of patients: all whom the run has neither
     trained nor validated on (told by their names, and by the content of their files), unless `split` is
-    given. The result lies in `RUN/evaluation/` for the run's own test patients and in a folder of its own
-    below it otherwise: `slices.csv` (counts of every slice), `patients.csv` and `summary.json`. Stopped, it
-    goes on where it was; done, it is reused.
+    given; `assume` is the orientation of its files that do not say theirs. The result lies in `RUN/evaluation/`
+    for the run's own test patients and in a folder of its own below it otherwise: `slices.csv` (counts of every
+    slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused.
 
     Raises `UnetlibError` when the run or the patients cannot be found or read, when the files of the
     run's own patients have changed, and when another process is scoring the same.
     """
+    if assume and not data:
+        raise UnetlibError("an orientation to assume belongs to --data; the run's own patients are read as prepared.")
     root = data or Path(read_run(run)["data"])
-    cohort, cases, note = _choose_cases(root, run, split, data is not None)
+    cohort, cases, note = _choose_cases(root, run, split, data is not None, assume)
     predictor = Predictor.open(run, device)
     weights = identity(run)
-    keys = {case.id: digest([weights, case.stamp(cohort.root)])[:16] for case in cases}
+    assumed = [cohort.assume] if cohort.assume else []
+    keys = {case.id: digest([weights, case.stamp(cohort.root), *assumed])[:16] for case in cases}
     note = " ".join(filter(None, (note, predictor.checkpoint.get("note"), caveats(run, predictor.checkpoint))))
     folder = _folder(run, data, split)
     with locked(folder):
@@ -103,14 +108,17 @@ def _check(folder: Path, summary: dict[str, Any]) -> str:
     return digest([summary, sha256(folder / "slices.csv", folder / "patients.csv")])
 
 
-def _choose_cases(root: Path, run: Path, part: str | None, other: bool) -> tuple[Cohort, list[Case], str]:
+def _choose_cases(
+    root: Path, run: Path, part: str | None, other: bool, assume: str | None = None
+) -> tuple[Cohort, list[Case], str]:
     """Return the cohort, the cases of it to score, and a sentence on how they were chosen."""
     if not root.exists() and not other:
         raise UnetlibError(
             f"{root}, where the patients were, does not exist any more. If they moved, change `data` in the "
             "run's recipe.json; to score others, name their folder with --data."
         )
-    cohort, split = find_cases(root), Split.load(run / "split.json")
+    cohort = find_cases(root, assume=assume) if other else own_cohort(run)
+    split = Split.load(run / "split.json")
     provenance = read_provenance(run)
     known_cases = provenance.get("cases", {})
     parts = _parts(cohort, split, {**provenance.get("earlier", {}), **known_cases})

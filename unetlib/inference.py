@@ -18,10 +18,10 @@ from unetlib.files import atomic, digest, read_json, remove_temporary, sha256
 from unetlib.jobs import progress, say
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
-from unetlib.volumes import Source, Volume, read_description, read_shape, read_volume
+from unetlib.volumes import Source, Volume, assumption, read_assumed, read_description, read_shape, read_volume
 
 BATCH = 32  # slices at a time: the fastest on a CPU, and 0.5 GB at width 32
-ORIGIN = "unetlib, not for clinical use; weights {} image {} {}"  # 80 bytes at the most
+ORIGIN = "unetlib, not for clinical use; weights {} image {} {}{}"  # 80 bytes at the most
 
 
 @dataclass(frozen=True)
@@ -87,34 +87,39 @@ def predict(
     channel: int | None = None,
     overwrite: bool = False,
     device: str = "auto",
+    assume: str | None = None,
 ) -> list[Path]:
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
     The mask is uint8, 0 or 1, with the shape, affine and header of the input, for every slice.
     With `probabilities`, a float32 `<name>_probability.nii.gz` lies beside it. `channel` picks the
-    FLAIR volume of a 4-D file. A mask names the weights and the image that it was made from in its
-    header's description; given again, the same call makes only what is missing. For research and
-    education, never for clinical use.
+    FLAIR volume of a 4-D file. `assume` ("ras" or "lps") is the orientation of images that do not
+    say theirs; their masks do not say it either, so that every program shows the two alike. A mask
+    names the weights and the image that it was made from in its header's description; given again,
+    the same call makes only what is missing. For research and education, never for clinical use.
 
     Raises `UnetlibError` when an image cannot be used, two of them have one name, or a file that
     would be written exists and was made from other weights or another image, unless `overwrite`.
     """
     names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
     kinds = ("mask", "probability") if probabilities else ("mask",)
-    _check_images(images, names)
+    sources = [Source((path,), channel, assumption(assume)) for path in images]
+    _check_images(sources, names)
     weights, written = identity(run)[:16], []
-    origins = [ORIGIN.format(weights, sha256(path)[:12], channel or 0) for path in images]
+    origins = [
+        ORIGIN.format(weights, sha256(source.paths[0])[:12], channel or 0, read_assumed(source)) for source in sources
+    ]
     targets = [[out / f"{name}_{kind}.nii.gz" for kind in kinds] for name in names]
     done = [False if overwrite else _are_done(files, origin) for files, origin in zip(targets, origins, strict=True)]
     predictor = Predictor.open(run, device)
     with progress(len(images), "predict", "image", sum(done)) as bar:
-        for path, files, origin, is_done in zip(images, targets, origins, done, strict=True):
+        for source, files, origin, is_done in zip(sources, targets, origins, done, strict=True):
             written += files
             if is_done:
                 say(f"{first_of([str(file) for file in files])}: there already, from these weights and this image.")
                 continue
-            volume = read_volume(Source((path,), channel))
-            volume.require_contrast(str(path))
+            volume = read_volume(source)
+            volume.require_contrast(str(source))
             found = predictor.volume(volume.voxels)
             mask = predictor.decision.mask(found, volume.spacing)
             results = {"mask": mask.astype(np.uint8), "probability": found}
@@ -146,12 +151,13 @@ def _are_done(files: list[Path], origin: str) -> bool:
     return all(file.exists() for file in files)
 
 
-def _check_images(images: list[Path], names: list[str]) -> None:
+def _check_images(sources: list[Source], names: list[str]) -> None:
     """Raise `UnetlibError` before anything is written, for names that cannot be right."""
-    for path in images:
+    for source in sources:
+        path = source.paths[0]
         if not path.name.lower().endswith((".nii", ".nii.gz")):
             raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
-        read_shape(Source((path,)))
+        read_shape(source)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UnetlibError(
             f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
@@ -161,7 +167,7 @@ def _check_images(images: list[Path], names: list[str]) -> None:
 
 def _save_like(volume: Volume, array: np.ndarray, origin: str, path: Path) -> None:
     """Write an array with the header of a volume, except for its number type, intensity scale and description."""
-    image = nib.Nifti1Image(array, volume.stored_affine, volume.header)
+    image = nib.Nifti1Image(array, None if volume.assumed else volume.stored_affine, volume.header)
     image.set_data_dtype(array.dtype)
     image.header["cal_min"], image.header["cal_max"] = 0, 1
     image.header["descrip"] = origin

@@ -1,7 +1,7 @@
 """The volumes and masks that a viewer shows: of any kind, read, turned to LPS order, and brought to one grid."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from scipy import ndimage
 
 from unetlib.errors import UnetlibError, first_of
 from unetlib.plots.common import is_synthetic, largest_slice
-from unetlib.volumes import Source, Volume, array_to_volume, image_to_volume, read_volume
+from unetlib.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, to_lps
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
 NOMINAL = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of an array without one: 1 mm, LPS order
 
-Image = str | Path | Source | Volume | nib.Nifti1Image | np.ndarray
+Image = str | Path | Source | Volume | nib.Nifti1Pair | np.ndarray
 Images = Image | Sequence[Image] | Mapping[str, Image]
 Masks = Image | Sequence[Image | None] | Mapping[str, Image | None] | None
-WITH_GRID = (str, Path, Source, Volume, nib.Nifti1Image)
+WITH_GRID = (str, Path, Source, Volume, nib.Nifti1Pair)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,12 @@ def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) ->
     except (TypeError, ValueError) as error:
         raise UnetlibError(f"the affine is {affine!r}; (4, 4) numbers were expected.") from error
     volumes = {name: _read(item, name, given) for name, item in _named(volume).items()}
-    first, notes = next(iter(volumes.values())), []
+    first = next(iter(volumes.values()))
+    notes = [
+        f"The orientation of {name} is guessed ({one.assumed.upper()}): its file does not say it"
+        for name, one in volumes.items()
+        if one.assumed
+    ]
     if any(map(is_synthetic, volumes.values())):
         notes.append("Synthetic images")
     truths, predictions = _fit_all("truth", truth, volumes, notes), _fit_all("prediction", prediction, volumes, notes)
@@ -94,7 +99,7 @@ def _named(volume: Any) -> dict[str, Any]:
 
 
 def _file_name(item: Any) -> str:
-    if isinstance(item, nib.Nifti1Image):
+    if isinstance(item, nib.Nifti1Pair):
         item = item.get_filename() or ""
     known = isinstance(item, str | Path | Source)
     return Path(str(item)).name.removesuffix(".gz").removesuffix(".nii") if known else ""
@@ -105,11 +110,11 @@ def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
     if isinstance(item, Volume):
         return item
     if isinstance(item, str | Path):
-        item = Source((Path(item),))
+        item = Source((Path(item).expanduser(),))
     if isinstance(item, Source):
-        return read_volume(item)
-    if isinstance(item, nib.Nifti1Image):
-        return image_to_volume(item, name)
+        return read_volume(replace(item, assume=item.assume or GUESS))
+    if isinstance(item, nib.Nifti1Pair):
+        return image_to_volume(item, name, assume=GUESS)
     if not hasattr(item, "__array__"):
         raise UnetlibError(f"{name} is a {type(item).__name__}; a path, a NIfTI image or a 3-D array was expected.")
     return array_to_volume(np.asarray(item), affine, name)
@@ -146,6 +151,16 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
     """Return a mask as uint8 labels (X, Y, Z) on the grid of its volume, resampled where it has another."""
     mask = _read(item, name, volume.affine)
     labels, shape = _labels(mask.voxels, name), volume.voxels.shape
+    if (mask.assumed or volume.assumed) and isinstance(item, WITH_GRID):
+        labels = to_lps(mask.to_stored(labels), volume.stored_affine)
+        if labels.shape != shape:
+            raise UnetlibError(
+                f"{name} has shape {labels.shape} and the volume {shape}, and one of them does not say how it is "
+                "oriented, so the mask cannot be resampled. Give a mask on the grid of the volume."
+            )
+        if not volume.assumed:
+            notes.append(f"The orientation of {name} is guessed: its voxels are taken to lie as those of the volume")
+        return labels
     if labels.shape == shape and np.allclose(mask.affine, volume.affine, rtol=0, atol=1e-2):
         return labels
     if not isinstance(item, WITH_GRID):

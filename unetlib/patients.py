@@ -16,7 +16,7 @@ import numpy as np
 
 from unetlib.archive import open_data
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.volumes import Source, Volume, read_volume
+from unetlib.volumes import Source, Volume, assumption, read_volume
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 MASK, STACK, TEST = "seg", "stack", "test"  # a mask; a file with a channel per modality; an image without a mask
@@ -130,13 +130,15 @@ class Cohort:
     """The cases of a folder.
 
     `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the
-    other cases, id -> the sentence why. `notes`: what a user should read, nothing left out.
+    other cases, id -> the sentence why. `notes`: what a user should read, nothing left out. `assume`: the
+    orientation of files that do not say theirs, as in `Source`.
     """
 
     root: Path
     cases: tuple[Case, ...]
     left_out: dict[str, str]
     notes: tuple[str, ...]
+    assume: str | None = None
 
 
 @dataclass
@@ -181,11 +183,11 @@ class _Draft:
             )
         return ""
 
-    def case(self) -> Case:
-        """Return what was collected as a case."""
+    def case(self, assume: str | None = None) -> Case:
+        """Return what was collected as a case, whose files are to be read with `assume`."""
 
         def source(kind: str, channel: int | None = None) -> Source:
-            return Source(tuple(self.files[kind, number] for number in self.numbers(kind)), channel)
+            return Source(tuple(self.files[kind, number] for number in self.numbers(kind)), channel, assume)
 
         kinds = {kind for kind, _ in self.files}
         images = {kind: source(kind) for kind in MODALITIES if kind in kinds}
@@ -240,13 +242,15 @@ class _Scan:
                 self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {folder}.")
 
 
-def find_cases(data: Path, modality: str = "flair") -> Cohort:
+def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -> Cohort:
     """Return the cases in `data`, from file names alone: no voxel is read.
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`).
-    `modality` is the one that a case must have beside its mask. Hidden files are ignored. Raises
+    `modality` is the one that a case must have beside its mask. `assume` ("ras" or "lps") is the orientation
+    of files that do not say theirs; without it, reading them is refused. Hidden files are ignored. Raises
     `UnetlibError` when there is no such folder, or no case in it.
     """
+    assume = assumption(assume)
     if modality not in MODALITIES:
         raise UnetlibError(f"{modality!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
     root = open_data(data)
@@ -262,8 +266,8 @@ def find_cases(data: Path, modality: str = "flair") -> Cohort:
         if problem := draft.problem(modality):
             left_out[draft.id] = problem
         else:
-            cases.append(draft.case())
-    return Cohort(root, _same_spelling(cases), left_out, (*scan.notes, *_notes(cases, scan)))
+            cases.append(draft.case(assume))
+    return Cohort(root, _same_spelling(cases), left_out, (*scan.notes, *_notes(cases, scan)), assume)
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
@@ -360,7 +364,9 @@ def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]
             f"{case.seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; "
             "they must be the same. Find the mask that belongs to this image."
         )
-    if not np.allclose(image.affine, mask.affine, rtol=0, atol=1e-2):
+    if bool(image.assumed) != bool(mask.assumed):
+        _require_one_order(source, image, case.seg, mask)
+    elif not np.allclose(image.affine, mask.affine, rtol=0, atol=1e-2):
         raise UnetlibError(
             f"{case.seg} has the affine {mask.affine.round(3).tolist()} and the image {source} has "
             f"{image.affine.round(3).tolist()}; they must be the same, for a mask that lies elsewhere marks the "
@@ -368,6 +374,20 @@ def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]
         )
     image.require_contrast(str(source))
     return image, mask.voxels > 0, _labels_of(case, mask.voxels)
+
+
+def _require_one_order(source: Source, image: Volume, seg: Source, mask: Volume) -> None:
+    """Raise `UnetlibError` unless image and mask, one without an orientation, are stored voxel by voxel alike.
+
+    The position of the one without is nobody's word, so it is not compared.
+    """
+    if image.stored_axes != mask.stored_axes or not np.allclose(image.spacing, mask.spacing, rtol=0, atol=1e-2):
+        silent, other = (source, seg) if image.assumed else (seg, source)
+        raise UnetlibError(
+            f"{silent} does not say how it is oriented: {(image.assumed or mask.assumed).upper()} was assumed, while "
+            f"{other} is stored as {(mask if image.assumed else image).stored_axes}, with voxels of {image.spacing} mm "
+            f"in the image and {mask.spacing} mm in the mask. Save {silent} again with the header of {other}."
+        )
 
 
 def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:

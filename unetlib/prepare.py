@@ -36,6 +36,7 @@ from unetlib.patients import SHARE, Case, Cohort, find_cases, read_case
 from unetlib.recipe import PREPARE, Recipe, changed, with_defaults
 from unetlib.slices import Window, choose_slices, image_to_slices, mask_to_slices
 from unetlib.split import PARTS, Split, make_split
+from unetlib.volumes import ASSUMABLE, assumed_as
 
 SHARD = ".unetlib-shard"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
@@ -90,11 +91,17 @@ class Prepared:
         """The folder of patients that it was made from."""
         return Path(self.about["data"])
 
+    @property
+    def assume(self) -> str | None:
+        """The orientation that was assumed for files that do not say theirs, as in `find_cases`."""
+        return self.about.get("assume")
+
     @cached_property
     def identity(self) -> dict[str, str]:
         """What a run is tied to: the recipe's fields of the stage `prepare`, and hashes of data and split."""
         shas = {name: case["sha256"] for name, case in self.about["cases"].items()}
-        return {"data": digest(shas), "split": self.split.hash, **self.about["recipe"]}
+        assume = {"assume": self.assume} if self.assume else {}
+        return {"data": digest(shas), "split": self.split.hash, **self.about["recipe"], **assume}
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -173,6 +180,8 @@ def _require_types(about: dict[str, Any]) -> int:
     texts = [about["data"], *about["left_out"].values()]
     if reasons.keys() != about["unusable"].keys() or not all(isinstance(text, str) for text in texts):
         raise ValueError("data or left_out")
+    if about.get("assume") not in (None, *ASSUMABLE):
+        raise ValueError("assume")
     return slices
 
 
@@ -187,7 +196,8 @@ class _Job:
 
     @property
     def part(self) -> Path:
-        key = digest([self.recipe.stage(PREPARE), self.stamp])
+        assume = [self.case.seg.assume] if self.case.seg and self.case.seg.assume else []
+        key = digest([self.recipe.stage(PREPARE), self.stamp, *assume])
         return self.folder / PARTIAL / f"{self.case.id}-{key[:16]}.npz"
 
 
@@ -219,18 +229,20 @@ def prepare(
     workers: int | None = None,
     strict: bool = False,
     rebuild: bool = False,
+    assume: str | None = None,
 ) -> Prepared:
     """Write the slices of every usable patient in `data` to `folder`, split them, and open the result.
 
     Works with one volume in memory for each of `workers` processes, shows the time left, and goes
     on where it was stopped. A finished folder made from the same data and recipe is reused; a
     change of either is refused by name, unless `rebuild`. A `split.json` that lies in the folder is
-    reused. A patient who cannot be used is named and left out; with `strict` this is an error.
+    reused. A patient who cannot be used is named and left out; with `strict` this is an error. `assume` ("ras"
+    or "lps") is the orientation of files that do not say theirs: it is kept, for the runs that are trained here.
 
     Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
     another process is preparing the same folder.
     """
-    cohort = find_cases(data)
+    cohort = find_cases(data, assume=assume)
     _report(cohort.left_out, strict)
     with locked(folder):
         for shard in folder.glob(f"{SHARD}-*"):  # one that is still at work is told by its lock
@@ -241,7 +253,12 @@ def prepare(
 
 
 def prepare_shard(
-    data: Path, folder: Path, shard: str, recipe: Recipe = Recipe.published, workers: int | None = None
+    data: Path,
+    folder: Path,
+    shard: str,
+    recipe: Recipe = Recipe.published,
+    workers: int | None = None,
+    assume: str | None = None,
 ) -> int:
     """Do a share of the work of `prepare`, and return of how many cases: `shard` "2/8" is the second of eight.
 
@@ -251,7 +268,7 @@ def prepare_shard(
     number, _, total = shard.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
-    cohort = find_cases(data)
+    cohort = find_cases(data, assume=assume)
     mine = cohort.cases[int(number) - 1 :: int(total)]
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in mine]
     with locked(folder / f"{SHARD}-{number}-of-{total}"):
@@ -273,7 +290,7 @@ def _prepare(
     jobs = [_Job(case, recipe, folder, case.stamp(cohort.root)) for case in cohort.cases]
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
-        _refuse_changes(prepared.about, jobs, recipe, folder)
+        _refuse_changes(prepared, cohort, jobs, recipe)
         _report({name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}, strict)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
@@ -296,6 +313,7 @@ def _prepare(
         "cases": cases,
         "left_out": {**cohort.left_out, **unusable},
         "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
+        **({"assume": cohort.assume} if cohort.assume else {}),
     }
     write_json(folder / "prepared.json", about)  # last: its presence says that the folder is whole
     shutil.rmtree(folder / PARTIAL)
@@ -309,11 +327,16 @@ def _report(left_out: dict[str, str], strict: bool) -> None:
         say(f"left out {name}: {reason}")
 
 
-def _refuse_changes(about: dict[str, Any], jobs: list[_Job], recipe: Recipe, folder: Path) -> None:
+def _refuse_changes(prepared: Prepared, cohort: Cohort, jobs: list[_Job], recipe: Recipe) -> None:
     """Raise `UnetlibError` when a finished folder was made with another recipe or from other data."""
+    folder, about = prepared.folder, prepared.about
     again = f"Choose another folder, or replace it with: unetlib prepare DATA {folder} --rebuild"
     if differences := changed(about["recipe"], recipe.stage(PREPARE)):
         raise UnetlibError(f"{folder} was prepared with another recipe ({differences}). {again}")
+    if prepared.assume != cohort.assume:
+        raise UnetlibError(
+            f"{folder} was prepared with {assumed_as(prepared.assume)}, not with {assumed_as(cohort.assume)}. {again}"
+        )
     stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about["unusable"]
     now = {job.case.id: job for job in jobs}
     differing = [

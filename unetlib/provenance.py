@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from unetlib import __version__
+from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import digest, read_json, sha256, write_json
-from unetlib.patients import Case, Cohort
+from unetlib.patients import Case, Cohort, find_cases
 from unetlib.prepare import Prepared
 from unetlib.split import PARTS
 
@@ -61,6 +62,12 @@ def write_provenance(
 def read_provenance(run: Path) -> dict[str, Any]:
     """Return the content of a run's `provenance.json`, empty where a version before 0.3 has written none."""
     return read_json(run / NAME) if (run / NAME).exists() else {}
+
+
+def own_cohort(run: Path) -> Cohort:
+    """Return the cohort that a run was prepared from, to be read as it was read then."""
+    about = read_run(run)
+    return find_cases(Path(about["data"]), assume=about.get("assume"))
 
 
 def learned(run: Path) -> dict[str, dict[str, Any]]:

@@ -101,6 +101,8 @@ def start_or_resume(
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
+    if data.assume:
+        about["assume"] = data.assume
     write_json(run / "recipe.json", about)
     data.split.save(run / "split.json")
     write_provenance(run, data, recipe.as_dict(), fabric.device, start_from if content is None else None)

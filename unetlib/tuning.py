@@ -11,8 +11,8 @@ from unetlib.errors import UnetlibError, counted
 from unetlib.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
-from unetlib.patients import find_cases, read_case
-from unetlib.provenance import read_provenance, require_unchanged
+from unetlib.patients import read_case
+from unetlib.provenance import own_cohort, read_provenance, require_unchanged
 from unetlib.recipe import Recipe
 from unetlib.split import Split
 
@@ -30,15 +30,15 @@ def tune(run: Path, device: str = "auto") -> Decision:
             with locked(run):
                 shutil.rmtree(run / PARTIAL, ignore_errors=True)
         return known
-    predictor, root = Predictor.open(run, device, decision=Decision(recipe.threshold)), Path(read_run(run)["data"])
+    predictor = Predictor.open(run, device, decision=Decision(recipe.threshold))
     patients = set(Split.load(run / "split.json").val)
-    cohort, prepared = find_cases(root), read_provenance(run).get("cases", {})
+    cohort, prepared = own_cohort(run), read_provenance(run).get("cases", {})
     cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
     require_unchanged(prepared, cases, cohort)
     if missing := sorted(patients - {case.patient for case in cases}):
         raise UnetlibError(
-            f"{root} lacks the validation patients {', '.join(missing)}, on whom threshold and smallest component are "
-            f"chosen. Put them back; if the data moved, change `data` in {run / 'recipe.json'}."
+            f"{cohort.root} lacks the validation patients {', '.join(missing)}, on whom threshold and smallest "
+            f"component are chosen. Put them back; if the data moved, change `data` in {run / 'recipe.json'}."
         )
     with locked(run):
         weights = sha256(run / BEST)

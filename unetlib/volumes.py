@@ -7,8 +7,9 @@ radiological display: the nose up, the patient's right on the left of the pictur
 
 import gzip
 import io
+import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from PIL import Image
 from unetlib.errors import UnetlibError
 
 LPS = axcodes2ornt(("L", "P", "S"))
+ASSUMABLE = ("ras", "lps")  # where the three axes of an image that does not say so run to
+ASSUME = "UNETLIB_ASSUME"  # the environment variable that says it in the place of --assume-ras or --assume-lps
+GUESS = "las"  # of a viewer: what nibabel and most programs take
 MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more is a damaged or hostile header
 MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes behind the voxels
@@ -35,10 +39,12 @@ class Source:
     """Where one 3-D volume lies: a NIfTI file, one channel of a 4-D NIfTI, or TIFF slices in order.
 
     `channel` is the index in the last axis of a 4-D NIfTI or of a colour TIFF, `None` where there is none.
+    `assume` says where the axes run to, such as "ras", in a file whose header does not; `None` refuses such a file.
     """
 
     paths: tuple[Path, ...]
     channel: int | None = None
+    assume: str | None = None
 
     def __str__(self) -> str:
         return str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
@@ -49,19 +55,26 @@ class Volume:
     """A volume in LPS order, with what is needed to write a result on the grid of its file.
 
     `voxels`: (X, Y, Z), any real dtype. `affine`: (4, 4), voxel to millimetres, of the LPS voxels.
-    `stored`: the NIfTI header and affine as they are in the file.
+    `stored_affine`, `header`: as they are in the file. `assumed`: where the axes in the file were assumed to run to,
+    such as "ras"; empty where the header says it.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     stored_affine: np.ndarray
     header: nib.Nifti1Header
+    assumed: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in millimetres along x, y and z of the LPS voxels."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+    @property
+    def stored_axes(self) -> str:
+        """Where the axes run to in the file, such as "RAS"."""
+        return "".join(nib.aff2axcodes(self.stored_affine))
 
     def require_contrast(self, name: str) -> None:
         """Raise `UnetlibError` when every voxel has the same value in single precision: there is nothing to see."""
@@ -88,13 +101,29 @@ def read_volume(source: Source) -> Volume:
         return _to_lps(str(source), *_read_tiffs(source))
     with _open_nifti(source.paths[0]) as stream:
         image = _read_header(stream, source.paths[0])
-        volume = image_to_volume(image, str(source), source.channel)
+        volume = image_to_volume(image, str(source), source.channel, source.assume)
         _require_end(stream, image, source.paths[0])
     return volume
 
 
-def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = None) -> Volume:
-    """Return a nibabel image, or one channel of a 4-D one, turned to LPS.
+def assumption(given: str | None) -> str | None:
+    """Return how files without an orientation are to be read: as `given`, else as the variable `UNETLIB_ASSUME` says.
+
+    The result is "ras", "lps" or `None`, which refuses such files. Raises `UnetlibError` for any other word.
+    """
+    word = (given or os.environ.get(ASSUME) or "").lower() or None
+    if word is None or word in ASSUMABLE:
+        return word
+    raise UnetlibError(f"the orientation to assume is {word!r}; {' or '.join(ASSUMABLE)} was expected.")
+
+
+def assumed_as(assume: str | None) -> str:
+    """Return the flag that stands for an assumption, in words of the command line."""
+    return f"--assume-{assume}" if assume else "no --assume flag"
+
+
+def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None, assume: str | None = None) -> Volume:
+    """Return a nibabel image, or one channel of a 4-D one, turned to LPS; `assume` as in `Source`.
 
     Raises `UnetlibError` where `read_volume` does, with `name` in the place of the file.
     """
@@ -125,7 +154,36 @@ def image_to_volume(image: nib.Nifti1Image, name: str, channel: int | None = Non
             f"{name} is damaged: its voxels cannot be read ({_reason(error)}). Copy or download it again."
         ) from error
     _require_finite(voxels, name)
-    return _to_lps(name, voxels, np.asarray(image.affine, dtype=np.float64), image.header)
+    if is_oriented(image):
+        affine = image.header.get_best_affine() if image.affine is None else image.affine
+        return _to_lps(name, voxels, np.asarray(affine, dtype=np.float64), image.header)
+    assume = _require_assumption(name, assume)
+    return replace(_to_lps(name, voxels, _assumed_affine(image, assume), image.header), assumed=assume)
+
+
+def is_oriented(image: Any) -> bool:
+    """Tell whether the header of a NIfTI image says how its voxels lie: by a transform with a code above 0."""
+    return max(int(image.header["sform_code"]), int(image.header["qform_code"])) > 0
+
+
+def _require_assumption(name: str, assume: str | None) -> str:
+    if assume is None:
+        raise UnetlibError(
+            f"{name} does not say how it is oriented: the codes of its sform and qform are 0. Export it again from the "
+            "original images, or say how its voxels are stored: --assume-ras (first axis to the patient's right, "
+            "second to the front, third to the head) or --assume-lps (left, back, head)."
+        )
+    return assume
+
+
+def _assumed_affine(image: Any, assume: str) -> np.ndarray:
+    """Return (4, 4), voxel to millimetres, with axes that run to `assume`; the centre of the image is the origin."""
+    affine = np.eye(4)
+    rows, signs = axcodes2ornt(assume.upper()).T
+    affine[:3, :3] = 0
+    affine[rows.astype(int), range(3)] = signs * np.abs(image.header.get_zooms()[:3])
+    affine[:3, 3] = affine[:3, :3] @ (1 - np.array(image.shape[:3])) / 2
+    return affine
 
 
 def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
@@ -146,11 +204,23 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
 
 
 def read_shape(source: Source) -> tuple[int, ...]:
-    """Return the shape that a source announces, from headers alone; raises `UnetlibError` when unreadable."""
+    """Return the shape that a source announces, from headers alone.
+
+    Raises `UnetlibError` when it is unreadable, or its orientation is neither said nor assumed.
+    """
     if _is_tiff(source):
         return (*_open_tiff(source.paths[0]).size, len(source.paths))
     with _open_nifti(source.paths[0]) as stream:
-        return tuple(int(n) for n in _read_header(stream, source.paths[0]).shape)
+        image = _read_header(stream, source.paths[0])
+        if not is_oriented(image):
+            _require_assumption(str(source), source.assume)
+        return tuple(int(n) for n in image.shape)
+
+
+def read_assumed(source: Source) -> str:
+    """Return the orientation that is assumed for a NIfTI source, such as "ras"; empty where its header says it."""
+    with _open_nifti(source.paths[0]) as stream:
+        return "" if is_oriented(_read_header(stream, source.paths[0])) else source.assume or ""
 
 
 def read_description(path: Path) -> str:
@@ -170,6 +240,11 @@ def _orientation(affine: np.ndarray, name: str) -> np.ndarray:
             "is unknown. Export the file again with a valid sform or qform."
         )
     return orientation
+
+
+def to_lps(stored: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return an array in the order of a file with this affine, (4, 4), in LPS order."""
+    return apply_orientation(stored, ornt_transform(io_orientation(affine), LPS))
 
 
 def _to_lps(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:

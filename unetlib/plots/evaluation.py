@@ -14,14 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from unetlib import metrics
-from unetlib.checkpoint import load_model, read_run
+from unetlib.checkpoint import load_model
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import AGGREGATIONS, SLICES, read_patients
 from unetlib.files import atomic, read_csv, read_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress
 from unetlib.metrics import Counts
-from unetlib.patients import Case, find_cases, read_case
+from unetlib.patients import Case, read_case
 from unetlib.plots.common import (
     BLUE,
     DISCLAIMER,
@@ -40,6 +40,7 @@ from unetlib.plots.common import (
     to_png,
 )
 from unetlib.plots.training import architecture_figure, curves_figure
+from unetlib.provenance import own_cohort
 from unetlib.volumes import Volume
 
 ERRORS = ((TRUE_POSITIVE, "found"), (FALSE_POSITIVE, "false alarm"), (FALSE_NEGATIVE, "missed"))
@@ -103,7 +104,7 @@ def worst(run: Path, number: int, device: str = "auto") -> list[Ranked]:
 
 def _predicted(run: Path, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
     """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
-    cohort, predictor, found = find_cases(Path(read_run(run)["data"])), Predictor.open(run, device), []
+    cohort, predictor, found = own_cohort(run), Predictor.open(run, device), []
     with progress(len(ranks), "overlays", "patient") as bar:
         for patient, (rank, dice) in ranks.items():
             case = next((case for case in cohort.cases if case.patient == patient), None)
