@@ -9,12 +9,16 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import nbclient
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 
 from unetlib import SliceViewer
+from unetlib.embedded import STYLE
 from unetlib.errors import UnetlibError
 from unetlib.patients import find_cases
 from unetlib.volumes import Source, array_to_volume, read_volume
@@ -320,19 +324,108 @@ def test_window_of_the_other_volumes_follows_in_proportion():
     viewer = SliceViewer([VOLUME, VOLUME * 10.0])
     low, high = viewer.window
     viewer.window = (low + (high - low) / 4, high)
-    own = viewer._window_of(viewer._panels[1])
+    own = viewer.window_of(viewer.panels[1])
     np.testing.assert_allclose(own, np.multiply(viewer.window, 10))
 
 
-def test_display_has_a_widget_a_small_picture_and_a_short_text():
+def test_still_of_noise_is_small_and_known_to_the_style():
     noise = np.random.default_rng(0).normal(100, 30, (120, 120, 80))
-    viewer = SliceViewer([noise] * 4, truth=noise > 130, title="Noise")
-    data, _ = viewer._repr_mimebundle_()
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == viewer.model_id
-    assert len(data["image/png"]) < 60_000
-    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
-    assert data["text/plain"] == f"SliceViewer('Noise', position={viewer.position})"
-    assert len(json.dumps(data)) < 100_000
+    png = SliceViewer([noise] * 4, truth=noise > 130, title="Noise").to_png()
+    assert len(png) < 46_000
+    (mark,) = re.findall(r'img\[src\*="(.+?)"\]', STYLE.read_text(encoding="utf-8"))
+    assert mark in base64.b64encode(png).decode()
+    assert Image.open(BytesIO(png)).info["Comment"] == "unetlib: still of a viewer"
+
+
+NOTEBOOK = """
+import ipywidgets as widgets
+import numpy as np
+from IPython.display import display
+from unetlib import SliceViewer
+viewer, other = (SliceViewer(np.arange(60.0).reshape(3, 4, 5), title=title) for title in ("one", "other"))
+"""
+SHOWN = {
+    "last expression": ("viewer", ["widget", "still"]),
+    "display": ("display(viewer); display(viewer); print()", ["widget", "widget", "text", "still"]),
+    "two": ("display(viewer)\nother", ["widget", "widget", "still", "still"]),
+    "box": ("widgets.VBox([widgets.Label('a'), widgets.HBox([viewer, other])])", ["widget", "still", "still"]),
+    "output": ("out = widgets.Output()\nwith out: display(viewer)\nout", ["widget", "still"]),
+    "appended": ("out = widgets.Output()\nout.append_display_data(viewer)\nout", ["widget", "still"]),
+    "not shown": ("viewer.position", ["text"]),
+    "hidden": ("viewer;", []),
+    "embedded": ("import os; os.environ['UNETLIB_EMBED_BYTES'] = '3000'\nviewer", ["html"]),
+    "embedded, in a box": ("widgets.VBox([viewer])", ["widget", "html"]),
+}
+
+
+def kinds(outputs):
+    """What a page without Python makes of a cell's outputs."""
+    names = {"application/vnd.jupyter.widget-view+json": "widget", "text/html": "html", "image/png": "still"}
+    return [next((names[kind] for kind in names if kind in output.get("data", ())), "text") for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def executed():
+    """Run a notebook with one cell for each way to show a viewer; return the outputs by way."""
+    cells = [nbformat.v4.new_code_cell(code) for code in (NOTEBOOK, *(code for code, _ in SHOWN.values()))]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute()
+    return notebook
+
+
+@pytest.mark.parametrize("way", SHOWN)
+def test_notebook_keeps_a_still_of_what_it_shows_in_an_output_of_its_own(executed, way):
+    outputs = executed.cells[1 + list(SHOWN).index(way)].outputs
+    assert kinds(outputs) == SHOWN[way][1]
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            assert base64.b64decode(output["data"]["image/png"]).startswith(b"\x89PNG")
+    assert len(json.dumps(outputs)) < 100_000
+
+
+def test_exported_notebook_shows_the_still_with_and_without_widget_state(executed):
+    assert "widgets" in executed.metadata, "nbconvert keeps the state by default"
+    mark = re.search(r'img\[src\*="(.+?)"\]', STYLE.read_text(encoding="utf-8"))[1]
+    for notebook in (executed, {**executed, "metadata": {}}):
+        page, _ = HTMLExporter().from_notebook_node(nbformat.from_dict(notebook))
+        assert len(re.findall(f'<img [^>]*src="data:image/png;base64,[^"]*{mark}', page)) == 10
+        assert page.count("<unetlib-viewer>") == 2
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "²"])
+def test_embedding_asks_for_bytes(monkeypatch, value):
+    monkeypatch.setenv("UNETLIB_EMBED_BYTES", value)
+    with pytest.raises(UnetlibError, match="a whole number of bytes was expected"):
+        SliceViewer(VOLUME)._repr_mimebundle_()
+
+
+def embedded(fragment):
+    """The description and the voxels of the first volume in a fragment."""
+    about = json.loads(re.search(r'class="uv-about">(.+?)</script>', fragment)[1])
+    packed = re.findall(r'class="uv-data">([^<]+)<', fragment)
+    panel = about["content"]["panels"][0]
+    stored = np.frombuffer(gzip.decompress(base64.b64decode(packed[panel["voxels"]])), "<i2")
+    values = panel["slope"] * stored.reshape(panel["shape"], order="F") + panel["intercept"]
+    return about["content"], values, sum(map(len, packed))
+
+
+def test_fragment_is_exact_where_there_is_room_and_rounded_where_not():
+    voxels = np.random.default_rng(0).normal(1000, 100, (30, 30, 30)).astype(np.int16)
+    voxels[:, :5] = 0
+    viewer = SliceViewer(voxels)
+    step = (viewer.window[1] - viewer.window[0]) / 32
+    content, values, exact = embedded(viewer.to_fragment())
+    np.testing.assert_array_equal(values, voxels)
+    assert not any("rounded" in note for note in content["notes"])
+    content, values, size = embedded(viewer.to_fragment(max_bytes=exact - 1))
+    assert size < exact
+    assert 0 < np.abs(values - voxels).max() <= step / 2
+    assert not values[:, :5].any()
+    assert any("rounded" in note for note in content["notes"])
+    tiny = viewer.to_fragment(max_bytes=100)
+    assert "too large for the page" in tiny
+    assert "<img" in tiny
+    assert "<unetlib-viewer>" not in tiny
 
 
 def test_page_holds_everything_and_asks_for_nothing(tmp_path):
@@ -342,7 +435,7 @@ def test_page_holds_everything_and_asks_for_nothing(tmp_path):
     page = path.read_text(encoding="utf-8")
     assert not re.search(r"https?:|src=(?!\"data:)|href=|@import|\bimport\b", page)
     assert "<title>&lt;/script&gt;&lt;b&gt;A &amp; B</title>" in page
-    assert page.count("</script>") == page.count("<script") == 4
+    assert page.count("</script>") == page.count("<script") == 5
     assert "never for clinical use" in page
     assert '"position": [1, 2, 3]' in page
     packed = re.findall(r'class="uv-data">([^<]+)<', page)

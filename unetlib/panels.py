@@ -246,6 +246,11 @@ def encode(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
     return np.rint((voxels.astype(np.float64) - intercept) / slope).astype("<i2"), slope, intercept
 
 
+def round_to(voxels: np.ndarray, step: float) -> tuple[np.ndarray, float, float]:
+    """Return int16 voxels, slope and intercept like `encode`, but of values rounded to multiples of `step`."""
+    return np.clip(np.rint(voxels / step), -32768, 32767).astype("<i2"), step, 0.0
+
+
 def _slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
     """Return a slice of a volume in LPS order as displayed: nose or top of the head up, the patient's right left."""
     flat = np.take(array, index, AXIS[plane]).T
