@@ -5,7 +5,7 @@ BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate
 AUDIT := $(BIN:.venv/%=.venv/audit/%)
 
-.PHONY: course test lab notebooks figures bench study faults oracles audit
+.PHONY: course test chapters test-long lab notebooks figures bench study faults oracles audit
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -13,9 +13,16 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov=unetlib --cov-report=term-missing:skip-covered
-	$(BIN)/python -c "import shutil; shutil.rmtree('notebooks/work/synthetic', ignore_errors=True)"
+	$(BIN)/pytest -n 2 --dist worksteal --cov=unetlib --cov-report=term-missing:skip-covered
+	$(MAKE) chapters
+
+chapters: export COURSE_SHORT := 1
+chapters: .venv/installed
+	$(BIN)/python -c "import shutil; shutil.rmtree('notebooks/work/short/synthetic', ignore_errors=True)"
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 notebooks
+
+test-long: .venv/installed
+	$(BIN)/python -m tests.long $(PART) $(if $(LIMIT),--limit $(LIMIT))
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks $(QUIET)

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from unetlib.plots.screenshot import find_browser
@@ -33,10 +34,19 @@ STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it
 )
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
-# Properties are tried on the same examples each time; `pytest --hypothesis-profile=long` looks for new ones.
+# Two workers share two cores, and what is computed here is small: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Properties are tried on the same examples each time; `make test-long` looks for new ones.
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)
 settings.register_profile("long", deadline=None, max_examples=1000)
 settings.load_profile("quick")
+
+
+def rounds(number: int) -> list:
+    """Return the seeds of a test that draws what it tries: 0 in `make test`, the others in `make test-long`."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, number))]
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,22 @@
 """Damaged NIfTI files, a thousand at a time: each is read rightly or refused in a sentence.
 
-What is right comes from a parser of this file, written after the NIfTI-1 standard (nifti1.h, 2007). `UNETLIB_FUZZ=20`
-tries 20 thousand files, with other seeds.
+What is right comes from a parser of this file, written after the NIfTI-1 standard (nifti1.h, 2007). `make test-long`
+tries 20 thousand files.
 """
 
 import gzip
-import os
 import re
 import struct
 
 import numpy as np
 import pytest
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, rounds
 from unetlib.check import check
 from unetlib.patients import find_cases, read_case
 from unetlib.prepare import prepare
 from unetlib.slices import image_to_slices, mask_to_slices
 
-ROUNDS = range(int(os.environ.get("UNETLIB_FUZZ", "1")))
 MUTANTS = 1000  # of a round
 SHAPE = (12, 10, 4)
 RECIPE = SMALL.but(slices="all")
@@ -348,7 +346,7 @@ def what_is_wrong(case, images, masks):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("seed", ROUNDS)
+@pytest.mark.parametrize("seed", rounds(20))
 def test_a_thousand_mutants_are_read_rightly_or_refused_in_a_sentence(tmp_path, seed):
     done = write_round(tmp_path / "data", seed)
     report = check(tmp_path / "data", workers=1)

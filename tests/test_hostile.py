@@ -552,9 +552,9 @@ def test_an_extracted_folder_of_a_stranger_is_read_and_never_written_through(coh
 # Links
 
 
-@pytest.mark.parametrize("name", [f"{PID}-recipe.json", "recipe.json", "history.csv", f"{PID}-split.json"])
+@pytest.mark.parametrize("name", [".tmp-PID-recipe.json", "recipe.json", "history.csv", ".tmp-PID-split.json"])
 def test_a_link_in_a_run_is_replaced_not_written_through(prepared, run, tmp_path, fence, name):
-    folder = clone(run, tmp_path / "run")
+    folder, name = clone(run, tmp_path / "run"), name.replace(".tmp-PID", PID)
     if name.endswith("recipe.json"):
         fence.write_text("precious")
     (folder / name).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The kill matrix: every command, stopped at many moments, must end with the result of an undisturbed one.
 
-`python -m tests.faults` (or `make faults`) tries many points and writes the table; the tests try a few.
+`python -m tests.faults` (or `make faults`) tries many points and writes the table; `make test` tries a few,
+and `make test-long` as many.
 """
 
 import random
@@ -128,11 +129,12 @@ class Matrix:
         return content(out), outcome
 
     def points(self, command: str, what: Any, kinds: tuple[str, ...], number: int, seed: int) -> list[Fault]:
-        """Return `number` moments of the command, of all kinds in turn, drawn by `seed`."""
+        """Return `number` moments of the command, drawn by `seed`; the next seed goes on with the next kinds."""
         rng, (left, outcome) = random.Random(f"{seed} {command} {what}"), self.undisturbed(command)
         most = {**outcome.events, WITHIN_WRITE: max(len(file) for file in left.values() if isinstance(file, bytes))}
         possible = [kind for kind in kinds if most.get(kind)]
-        return [Fault(what, kind, rng.randint(1, most[kind])) for kind in possible * number][:number]
+        in_turn = [possible[(seed * number + index) % len(possible)] for index in range(number)]
+        return [Fault(what, kind, rng.randint(1, most[kind])) for kind in in_turn]
 
     def trial(self, command: str, fault: Fault, name: str, flags: list[Any] | None = None) -> Trial:
         """Let `fault` happen to a command, give the same command again, and compare with an undisturbed one.

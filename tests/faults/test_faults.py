@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, rounds
 from tests.faults.harness import HOLD, Fault, Running, content, run, same
 from tests.faults.matrix import COMMANDS, EVERY, FAILURES, KILLS, SIGNALS, Matrix
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint
@@ -27,14 +27,15 @@ def matrix(tmp_path_factory):
     return Matrix(tmp_path_factory.mktemp("matrix"))
 
 
+@pytest.mark.parametrize("seed", rounds(6))
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("what", "kinds", "number"),
     [(signal.SIGKILL, KILLS, 4), (SIGNALS[0], KILLS[:1], 1), (SIGNALS[1], KILLS[:1], 1), (errno.ENOSPC, FAILURES, 2)],
 )
-def test_whatever_stops_it_the_same_command_ends_with_the_same_bits(matrix, command, what, kinds, number):
+def test_whatever_stops_it_the_same_command_ends_with_the_same_bits(matrix, command, what, kinds, number, seed):
     number = 1 if "2 workers" in command else number  # each starts three interpreters
-    for index, fault in enumerate(matrix.points(command, what, kinds, number, seed=len(command))):
+    for index, fault in enumerate(matrix.points(command, what, kinds, number, seed)):
         trial = matrix.trial(command, fault, f"{command}-{what}-{index}")
         assert not trial.problems, (fault, trial.problems)
 
