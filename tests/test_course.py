@@ -184,18 +184,37 @@ def test_a_stair_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(
     assert course.climb(opened, "other", recipe.but(seed=1), 1, first).run != first.run
 
 
-def test_the_study_is_shown_without_its_link_or_missed_in_a_sentence(tmp_path, monkeypatch, capsys):
+def test_of_the_study_six_steps_are_shown_and_a_link_or_it_is_missed_in_a_sentence(tmp_path, monkeypatch, capsys):
     shown = []
     monkeypatch.setattr(course, "display", shown.append)
     course.show_study(tmp_path)
     assert "make study" in capsys.readouterr().out
     assert not shown
-    (tmp_path / "ABLATION.md").write_text("# Study\n\n![stairs](ablation.png)\n\nA table.\n")
+    (tmp_path / "ABLATION.md").write_text(
+        "# Study\n\n| step | changed | Dice | gain | pooled |\n|---|---|---|---|---|\n"
+        "| published | - | 0.1 | | 0.2 |\n| cut to the head | crop True | 0.3 | +0.2 | 0.4 |\n"
+        "\n![stairs](ablation.png)\n"
+    )
     course.show_study(tmp_path)
-    assert [one.data for one in shown] == ["# Study\n\n\nA table."]
-    Image.new("RGB", (30, 20)).save(tmp_path / "ablation.png")
-    course.show_study(tmp_path)
-    assert shown[-1].size == (30, 20)
+    assert shown[0].data.splitlines()[:4] == [
+        "| step | changed | Dice | gain |",
+        "|---|---|---|---|",
+        "| cut to the head | crop True | 0.3 | +0.2 |",
+        "",
+    ]
+    assert "holds all 2 steps" in shown[0].data
+
+
+def test_the_steps_of_the_committed_study_are_found(monkeypatch):
+    shown = []
+    monkeypatch.setattr(course, "display", shown.append)
+    course.show_study()
+    (page,) = shown
+    rows = [line.split("|")[1].strip() for line in page.data.splitlines() if line.startswith("|")][2:]
+    assert rows == list(course.STUDY_STEPS)
+    assert len(rows) == 6
+    for link in re.findall(r"\]\(([^)]+)\)", page.data):
+        assert (course.NOTEBOOKS / link).exists()
 
 
 def test_a_folder_without_usable_patients_is_a_sentence(tmp_path):
