@@ -32,6 +32,7 @@ def problems(path: Path) -> list[str]:
         "holds a path of a machine": any(MACHINE.search(_text(output)) for output in outputs),
         "is of a short course": any("COURSE_SHORT" in _text(output) for output in outputs),
         "holds a drawn progress bar": any(DRAWN_BAR.search(_text(output)) for output in outputs),
+        "shows students a word to nbval": any("NBVAL" in cell.source for cell in cells),
         "has a cell of more than 25 lines": any(len(cell.source.splitlines()) > 25 for cell in cells),
         "loads from the network": bool(re.search(r"!\[[^]]*\]\(http|<img[^>]*src=.{0,2}http", text)),
     }
@@ -57,21 +58,71 @@ def test_some_outputs_are_checked_by_nbval(path):
     checked = [
         cell
         for cell in nbformat.read(path, 4).cells
-        if cell.cell_type == "code" and cell.source.startswith("# NBVAL_CHECK_OUTPUT")
+        if cell.cell_type == "code" and "nbval-check-output" in cell.metadata.get("tags", ())
     ]
     assert checked
     assert all(cell.outputs for cell in checked), "a check of no output checks nothing"
 
 
+CLOSING = ["What can go wrong", "Exercises", "Summary", "Next"]
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_every_chapter_has_the_parts_of_a_lesson(name):
-    text = markdown(NOTEBOOKS / f"{name}.ipynb")
-    for part in ("minutes", "**Question", "What can go wrong", "## Summary", "## Next"):
-        assert part in text, f"{name} lacks {part}"
-    solved = markdown(NOTEBOOKS / "solutions" / f"{name}.ipynb")
-    for number in (1, 2, 3):
-        assert f"Exercise {number}" in text
-        assert f"Exercise {number}" in solved
+def test_headings_questions_and_exercises_are_numbered_in_one_way(name):
+    text, number = markdown(NOTEBOOKS / f"{name}.ipynb"), int(name[:2])
+    title, *others = re.findall(r"^# (.+)$", text, re.MULTILINE)
+    assert title.startswith(f"{number}. ")
+    assert not others
+    sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    closing = [section for section in sections if section in CLOSING]
+    numbered = sections[: -len(closing)]
+    assert closing == [part for part in CLOSING if part in closing], "at the end, in this order"
+    assert {"What can go wrong", "Summary", "Next"} <= {*closing}
+    assert [section.split()[0] for section in numbered] == [f"{number}.{place + 1}" for place in range(len(numbered))]
+    assert not re.findall(r"^### \d", text, re.MULTILINE)
+    for kind in ("Question", "Exercise"):
+        told = re.findall(rf"^> \*\*{kind}(.*?)\*\*", text, re.MULTILINE)
+        assert told == [f" {place + 1}." for place in range(len(told))]
+        assert len(told) == text.count(f"**{kind}"), "each begins a box of its own"
+        assert told
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_each_exercise_is_solved_under_its_number_and_name(name):
+    text, solved = (markdown(NOTEBOOKS / folder / f"{name}.ipynb") for folder in ("", "solutions"))
+    named = re.findall(r"^> \*\*(Exercise \d\.)\*\* \*(.+?)\.?\* ", text, re.MULTILINE)
+    assert len(named) == 3
+    assert re.findall(r"^## (.+)$", solved, re.MULTILINE) == [" ".join(exercise) for exercise in named]
+    assert solved.startswith(f"# {int(name[:2])}. ")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_references_to_sections_lead_to_sections(name):
+    files = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions")]
+    text = "\n".join(cell.source for path in files for cell in nbformat.read(path, 4).cells)
+    sections = re.findall(r"^## (\d\.\d+) ", text, re.MULTILINE)
+    named = re.findall(r"\bsections? (\d+(?:\.\d+)?)", text, re.IGNORECASE)
+    assert [section for section in named if section not in sections] == []
+
+
+def minutes(path: Path) -> tuple[float, int]:
+    """Return the minutes that reading a chapter takes, and those that its questions and exercises take."""
+    cells, text = nbformat.read(path, 4).cells, markdown(path)
+    code = sum(cell.cell_type == "code" for cell in cells)
+    return len(text.split()) / 200 + code / 2, 2 * text.count("> **Question") + 10 * text.count("> **Exercise")
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_stated_minutes_are_enough_and_agree_with_the_readme(name):
+    path = NOTEBOOKS / f"{name}.ipynb"
+    found = re.search(r"\*\*Estimated time:\*\* (\d+) minutes to step through, (\d+) more with", markdown(path))
+    through, more = int(found[1]), int(found[2])
+    readme = NOTEBOOKS.with_name("README.md").read_text("utf-8")
+    row = re.search(rf"^\| \[.*\]\(notebooks/{name}.ipynb\) \|.*\| (\d+) min \| ([\d.]+) min \|$", readme, re.MULTILINE)
+    assert int(row[1]) == through
+    reading, answering = minutes(path)
+    assert reading + float(row[2]) <= through, f"{reading:.0f} minutes of reading, {row[2]} of waiting"
+    assert answering <= more
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
@@ -119,6 +170,7 @@ def broken(change):
         (lambda n: n.cells[0].outputs[0].update(text="saved in /home/anna/run"), "holds a path of a machine"),
         (lambda n: n.cells[0].outputs[0].update(text="A short course (`COURSE_SHORT`)"), "is of a short course"),
         (lambda n: n.cells[0].outputs[0].update(text="45%|####   | 7/20"), "holds a drawn progress bar"),
+        (lambda n: n.cells[0].update(source="# NBVAL_CHECK_OUTPUT\n1"), "shows students a word to nbval"),
         (lambda n: n.cells[0].update(source="1\n" * 26), "has a cell of more than 25 lines"),
         (lambda n: n.cells.append(nbformat.v4.new_markdown_cell("![x](https://a.b/c.png)")), "loads from the network"),
     ],
