@@ -11,7 +11,9 @@ from typing import IO
 from unetlib.errors import UnetlibError
 from unetlib.files import locked, read_json, refuse_link, write_json
 from unetlib.jobs import progress
+from unetlib.naming import TABLE
 
+WANTED = ".nii", ".nii.gz", ".tif", ".tiff"
 MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
 MAX_MEMBERS = 1_000_000
 MAX_HEADER = 2**20  # bytes that describe one member
@@ -22,8 +24,8 @@ MARKER = ".unetlib-archive.json"  # in an extracted folder: which archive it was
 def open_data(path: Path) -> Path:
     """Return the folder of the data: `path` itself, or what a tar archive holds, extracted beside it.
 
-    The images of `<stem>.tar` (.tar.gz, .tgz) go to `<stem>.extracted`, which appears when it is complete
-    and is used again as long as the archive keeps its size and time. Raises `UnetlibError` when `path`
+    The images of `<stem>.tar` (.tar.gz, .tgz), and its `patients.csv`, go to `<stem>.extracted`, which appears when it
+    is complete and is used again as long as the archive keeps its size and time. Raises `UnetlibError` when `path`
     is neither, the archive is damaged, or it holds anything but plain files and folders inside itself.
     """
     if path.is_dir():
@@ -107,7 +109,7 @@ def _extract(archive: Path, folder: Path) -> None:
             if number == MAX_MEMBERS:
                 raise UnetlibError(f"{archive} holds more than {MAX_MEMBERS} members. Extract what you need yourself.")
             name = str(PurePosixPath(member.name)).lower()  # ./a is a, and A is a on Windows and macOS
-            if member.isfile() and name.endswith((".nii", ".nii.gz", ".tif", ".tiff")):
+            if member.isfile() and (name.endswith(WANTED) or name.rpartition("/")[2] == TABLE):
                 if name in seen:  # the second would overwrite the first
                     raise UnetlibError(f"{archive} holds {member.name!r} twice. Make the archive again.")
                 seen.add(name)

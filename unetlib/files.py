@@ -177,13 +177,13 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[s
 
 
 def read_csv(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as dictionaries of strings.
+    """Return the rows of a CSV file, in UTF-8 with or without a byte order mark, as dictionaries of strings.
 
     Raises `UnetlibError` when it cannot be read, or a row lacks a finite number in one of the columns `numbers`.
     """
     try:
         _require_text(path)
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, restkey="", restval=""))
         for column in numbers:
             if not rows or not all(math.isfinite(float(row[column])) for row in rows):

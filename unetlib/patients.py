@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unetlib import naming
 from unetlib.archive import open_data
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.volumes import Source, Volume, assumption, read_volume
@@ -28,8 +29,7 @@ class Layout:
 
     `names` matches "folder/file" and captures `id`, `word` and, of a slice, `number`. `words` says what
     a word means: a modality, `MASK`, `STACK` or `TEST`. `labels` maps each value allowed in a mask file
-    to its label. The first group of `patient` is the part of an id that names the patient. `channels`
-    gives each modality's index in a stack.
+    to its label. `channels` gives each modality's index in a stack. Whom an id names, `naming` says.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Layout:
     names: re.Pattern[str]
     words: dict[str, str]
     labels: dict[int, int]
-    patient: re.Pattern[str] = re.compile("(.+)")
     channels: dict[str, int] = field(default_factory=dict)
 
 
@@ -52,7 +51,6 @@ WORDS = {word: word for word in (*MODALITIES, MASK)}
 BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
 NAMELESS = re.compile(r"(seg|segm|segmentation|mask)\.nii(\.gz)?", re.IGNORECASE)  # a mask that names no case
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # published under another name than its case
-TCGA_DATE = re.compile(r"(tcga_.+)_\d{8}", re.IGNORECASE)
 
 # Labels. BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid et al. 2021, arXiv:2107.02314). BraTS 2023:
 # 3 enhancing; BraTS 2024 adds 4, the resection cavity (de Verdier et al. 2024, arXiv:2405.18368). MSD: 1 oedema,
@@ -60,10 +58,7 @@ TCGA_DATE = re.compile(r"(tcga_.+)_\d{8}", re.IGNORECASE)
 # 255 (Buda et al. 2019, Comput. Biol. Med. 109). The first entry that matches a name wins.
 LAYOUTS = (
     *(
-        Layout(
-            *(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", _names(rf"brats{year}_.+"), WORDS, BRATS),
-            patient=re.compile(r"(.+)_\d+"),  # the rest is the number of the scan
-        )
+        Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", _names(rf"brats{year}_.+"), WORDS, BRATS)
         for year in (17, 18, 19)
     ),
     Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", _names(r"brats20_[a-z]+_\d+"), WORDS, BRATS),
@@ -74,7 +69,6 @@ LAYOUTS = (
         _names(r"brats-[a-z-]+-\d+(-\d+)?", r"-(?P<word>t2f|t1n|t1c|t2w|seg)\.nii(\.gz)?"),
         words={"t2f": "flair", "t1n": "t1", "t1c": "t1ce", "t2w": "t2", "seg": MASK},
         labels={0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
-        patient=re.compile(r"(.+\d)-\d+"),  # the rest is the number of the time point
     ),
     Layout(
         "Medical Segmentation Decathlon",
@@ -90,10 +84,9 @@ LAYOUTS = (
         _names(r"tcga_.+_\d{8}", r"_(?P<number>\d+)(?P<word>|_mask)\.tiff?"),
         words={"": STACK, "_mask": MASK},
         labels={0: 0, 255: 1},
-        patient=TCGA_DATE,
         channels={"t1": 0, "flair": 1, "t1ce": 2},
     ),
-    Layout("BraTS-style names", "<id>_flair.nii.gz", _names(".+"), WORDS, BRATS, patient=TCGA_DATE),
+    Layout("BraTS-style names", "<id>_flair.nii.gz", _names(".+"), WORDS, BRATS),
 )
 _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
@@ -102,7 +95,7 @@ _BY_NAME = {layout.name: layout for layout in LAYOUTS}
 class Case:
     """One scan of one patient: where each modality and the mask lie.
 
-    `patient` is what a split groups by: time points of one patient share it. `layout` names an entry
+    `patient` is what a split groups by: time points of one patient share it (see `naming`). `layout` names an entry
     of `LAYOUTS`. `images` maps a modality ("flair", "t1", "t1ce", "t2") to its source.
     """
 
@@ -131,7 +124,7 @@ class Cohort:
 
     `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the
     other cases, id -> the sentence why. `notes`: what a user should read, nothing left out. `assume`: the
-    orientation of files that do not say theirs, as in `Source`.
+    orientation of files that do not say theirs, as in `Source`. `table`: id -> patient, as `patients.csv` says.
     """
 
     root: Path
@@ -139,6 +132,12 @@ class Cohort:
     left_out: dict[str, str]
     notes: tuple[str, ...]
     assume: str | None = None
+    table: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def doubt(self) -> str:
+        """The sentence about names that could hide time points; empty where there are none."""
+        return naming.doubt(case.id for case in self.cases if case.id not in self.table)
 
 
 @dataclass
@@ -195,9 +194,8 @@ class _Draft:
             images = {
                 kind: source(STACK, self.layout.channels[kind]) for kind in MODALITIES if kind in self.layout.channels
             }
-        match = self.layout.patient.fullmatch(self.id)
         return Case(
-            self.id, match[1] if match else self.id, self.layout.name, images, source(MASK) if MASK in kinds else None
+            self.id, naming.patient_of(self.id), self.layout.name, images, source(MASK) if MASK in kinds else None
         )
 
 
@@ -247,8 +245,9 @@ def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`).
     `modality` is the one that a case must have beside its mask. `assume` ("ras" or "lps") is the orientation
-    of files that do not say theirs; without it, reading them is refused. Hidden files are ignored. Raises
-    `UnetlibError` when there is no such folder, or no case in it.
+    of files that do not say theirs; without it, reading them is refused. Hidden files are ignored. A table
+    `patients.csv` (case, patient) in the folder says who is one patient where the names do not. Raises
+    `UnetlibError` when there is no such folder, no case in it, or the table cannot be used.
     """
     assume = assumption(assume)
     if modality not in MODALITIES:
@@ -267,7 +266,10 @@ def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -
             left_out[draft.id] = problem
         else:
             cases.append(draft.case(assume))
-    return Cohort(root, _same_spelling(cases), left_out, (*scan.notes, *_notes(cases, scan)), assume)
+    table, told = _table(root, scan)
+    notes = (*scan.notes, *_notes(cases, scan), *told)
+    cohort = Cohort(root, _with_patients(cases, table), left_out, notes, assume, table)
+    return replace(cohort, notes=(*cohort.notes, *filter(None, [cohort.doubt])))
 
 
 def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
@@ -306,10 +308,31 @@ def _nothing_found(root: Path, scan: _Scan) -> str:
     )
 
 
-def _same_spelling(cases: list[Case]) -> tuple[Case, ...]:
-    """Return the cases with each patient spelled in one way, since a split compares them exactly."""
+def _table(root: Path, scan: _Scan) -> tuple[dict[str, str], list[str]]:
+    """Return what `patients.csv` says, the one that lies highest, and a sentence on it; empty where there is none."""
+    paths = sorted((len(path.parts), path) for path in scan.files if path.name.lower() == naming.TABLE)
+    if not paths:
+        return {}, []
+    if [depth for depth, _ in paths[:2]] == [paths[0][0]] * 2:
+        raise UnetlibError(
+            f"{root} holds two tables of patients, {paths[0][1]} and {paths[1][1]}. Make one of them, in {root}."
+        )
+    ids = [draft.id for draft in scan.drafts.values()]
+    table = naming.read_table(paths[0][1], ids)
+    told = f"{paths[0][1].name} names the patients of {counted(len(table), 'case')}."
+    if rest := sorted(set(ids) - table.keys()):
+        told += f" The patients of {counted(len(rest), 'case')} are told by their names: {first_of(rest, 5)}."
+    return table, [told]
+
+
+def _with_patients(cases: list[Case], table: dict[str, str]) -> tuple[Case, ...]:
+    """Return the cases with their patients, each spelled in one way, since a split compares them exactly."""
     first: dict[str, str] = {}
-    return tuple(replace(case, patient=first.setdefault(case.patient.lower(), case.patient)) for case in cases)
+    patients = [table.get(case.id, case.patient) for case in cases]
+    return tuple(
+        replace(case, patient=first.setdefault(naming.key(patient), patient))
+        for case, patient in zip(cases, patients, strict=True)
+    )
 
 
 def _notes(cases: list[Case], scan: _Scan) -> Iterator[str]:
@@ -342,6 +365,12 @@ def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, 
     damaged, they do not share one grid, a voxel is not finite, the image is constant, or the mask
     holds a value that the layout does not know.
     """
+    image, labels, found = read_labels(case, modality)
+    return image, labels > 0, found
+
+
+def read_labels(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
+    """Return what `read_case` does, with the voxels of the mask as stored in the place of the boolean mask."""
     try:
         return _read(case, modality)
     except UnetlibError as error:
@@ -373,7 +402,7 @@ def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]
             "wrong tissue. Resample or export the mask on the grid of the image."
         )
     image.require_contrast(str(source))
-    return image, mask.voxels > 0, _labels_of(case, mask.voxels)
+    return image, mask.voxels, _labels_of(case, mask.voxels)
 
 
 def _require_one_order(source: Source, image: Volume, seg: Source, mask: Volume) -> None:
