@@ -27,7 +27,7 @@ from unetlib.files import atomic, digest
 from unetlib.jobs import progress, say
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.phantom import make_cohort
-from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, is_synthetic, make_figures, save, to_png
+from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
 from unetlib.plots.screenshot import viewer_picture
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import PREPARE, Recipe, changed
@@ -240,11 +240,11 @@ def _introduce(course: Course) -> None:
 
 
 def _set_up_notebook() -> None:
-    """Have a notebook show figures as small PNG, and an error or a stop as its sentence, without a traceback."""
+    """Have a notebook show figures in full width with alt texts, and an error or a stop as its sentence alone."""
     shell = get_ipython()
     if shell is not None:
         shell.run_line_magic("matplotlib", "inline")
-        shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: to_png(figure, dpi=80))
+        shell.display_formatter.formatters["image/png"].for_type(Figure, in_notebook)
         shell.set_custom_exc((UnetlibError, KeyboardInterrupt), _sentence)
 
 

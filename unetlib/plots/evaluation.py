@@ -25,16 +25,21 @@ from unetlib.patients import Case, read_case
 from unetlib.plots.common import (
     BLUE,
     DISCLAIMER,
+    FAINT,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     GREY,
+    INK,
     ORANGE,
     OUTLINE,
     TRUE_POSITIVE,
+    cut_to_head,
     draw_errors,
     draw_outline,
+    fit_height,
     is_synthetic,
     largest_slice,
+    new_figure,
     save,
     show_slice,
     to_png,
@@ -125,25 +130,29 @@ def _ranking(run: Path) -> list[dict[str, str]]:
 
 def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     """Return one row a patient: the slice, the truth outlined, and where prediction and truth agree or differ."""
-    figure = Figure(figsize=(7.5, 2.55 * len(rows) + 0.6), layout="constrained")
+    names = "; ".join(row.title.replace("\n", ", ") for row in rows)
+    figure = new_figure(f"FLAIR, the truth outlined, and where the prediction is right and wrong. {names}")
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
         for axes in (plain, outlined, compared):
             show_slice(axes, row.image)
-        plain.set_ylabel(row.title, fontsize=9)
+        plain.set_ylabel(row.title, fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
         draw_outline(outlined, row.truth)
         draw_errors(compared, row.truth, row.prediction)
     for axes, text in zip(panels[0], ("FLAIR", "truth", "prediction against truth"), strict=True):
-        axes.set_title(text, fontsize=9)
+        axes.set_title(text, fontsize=10)
+    shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
+    ratio = cut_to_head(shown, [mask for row in rows for mask in (row.truth, row.prediction)])
+    fit_height(figure, ratio, 4, len(rows), 1)  # the fourth column: the titles
     handles = [panels[0, 2].plot([], [], "s", color=colour, label=text)[0] for colour, text in ERRORS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     _sign(figure, note)
     return figure
 
 
 def _sign(figure: Figure, note: str) -> None:
     """Put the note and what must stand under every figure below it."""
-    figure.supxlabel("\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER])), fontsize=8)
+    figure.supxlabel("\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER])), fontsize=9)
 
 
 def scroll_animation(
@@ -162,10 +171,13 @@ def scroll_animation(
     for z in slices[np.linspace(0, len(slices) - 1, min(frames, len(slices))).round().astype(int)]:
         row = Overlay(f"slice {z:3d}", *(volume[x, y, z].T for volume in (image, truth, prediction)))
         figure = overlay_figure([row], note)
-        figure.set_size_inches(6.6 * row.image.shape[1] / row.image.shape[0] + 0.6, 3.1)
+        figure.set_size_inches(6.6 * row.image.shape[1] / row.image.shape[0] + 1, 3.1)
+        height, width = row.image.shape
         for axes in figure.axes:
             axes.images[0].set_clim(*window)
-        pictures.append(Image.open(BytesIO(to_png(figure, dpi=80))).convert("RGB"))
+            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # alike in all frames
+        picture = Image.open(BytesIO(to_png(figure, dpi=80))).convert("RGBA")
+        pictures.append(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
     _save_gif(pictures, path)
 
 
@@ -184,11 +196,11 @@ def _save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
 def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
     """Return every Dice in a summary of `evaluate`, named by aggregation, slices and grid, with its interval if any."""
     rows = [(aggregation, slices) for aggregation in AGGREGATIONS for slices in SLICES]
-    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    figure = new_figure("", 4.8)
     axes = figure.subplots()
     shown = {(entry["aggregation"], entry["slices"], entry["grid"]): entry for entry in summary["figures"]}
     for place, (aggregation, slices) in enumerate(rows):
-        for grid, shift, face in (("model", -0.18, None), ("native", 0.18, "white")):
+        for grid, shift, face in (("model", -0.18, None), ("native", 0.18, "none")):
             if (entry := shown.get((aggregation, slices, grid))) is None:
                 continue
             y, colour = place + 0.5 * (place // 2) + shift, ORANGE if slices == "tumour" else BLUE
@@ -198,11 +210,12 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
                 entry["dice"], y, "o", color=colour, mfc=face or colour, ms=8, gid=f"{aggregation} {slices} {grid}"
             )
             axes.text(1.03, y, f"{entry['dice']:.3f}", va="center", fontsize=9, color=colour)
+    figure.set_label("Dice by aggregation, slices and grid: " + ", ".join(_named(entry) for entry in shown.values()))
     _label_rows(axes, rows)
-    for face, text in ((GREY, "model grid"), ("white", "native grid")):
+    for face, text in ((GREY, "model grid"), ("none", "native grid")):
         axes.plot([], [], "o", color=GREY, mfc=face, label=text)
     axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
     axes.set_title(
         f"One network, {len(shown)} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)", pad=10
@@ -211,13 +224,17 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
     return figure
 
 
+def _named(entry: Mapping[str, Any]) -> str:
+    return f"{entry['aggregation']}, {entry['slices']} slices, {entry['grid']} grid {entry['dice']:.3f}"
+
+
 def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]]) -> None:
     """Name the rows of `metrics_figure` and mark the one that papers give."""
     names = [f"{aggregation}, {slices} slices" for aggregation, slices in rows]
     names[0] += "\n(published: model grid)"
     axes.set_yticks([place + 0.5 * (place // 2) for place in range(len(rows))], names)
     axes.set(xlim=(0, 1.12), ylim=(len(rows) + 0.5, -0.6), xlabel="Dice", xticks=np.linspace(0, 1, 6))
-    axes.grid(axis="x", color="0.9")
+    axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -225,7 +242,8 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]]) -> None:
 
 def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, note: str = "") -> Figure:
     """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one."""
-    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    alt = f"Dice of {counted(len(dices), 'test patient')} in ascending order, from {min(dices):.2f} to {max(dices):.2f}"
+    figure = new_figure(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4)
     axes = figure.subplots()
     axes.plot(
         range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=8 if len(dices) <= 50 else 3, label="patient"
@@ -236,7 +254,7 @@ def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, no
     axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     _sign(figure, note)
     return figure
 
@@ -252,12 +270,13 @@ def paired_figure(
 
     `before`, `after`: in 0..1, in the order of `names`.
     """
-    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    means = [float(np.mean(before)), float(np.mean(after))]
+    alt = f"Dice of {counted(len(names), 'patient')} under two recipes: a mean of {means[0]:.3f} {labels[0]}"
+    figure = new_figure(f"{alt}, {means[1]:.3f} {labels[1]}", 3.8)
     axes = figure.subplots()
     for name, *pair in zip(names, before, after, strict=True):
         axes.plot([0, 1], pair, "o-", color=BLUE if pair[1] > pair[0] else ORANGE, lw=1.2, ms=5, gid=name)
-    means = [float(np.mean(before)), float(np.mean(after))]
-    axes.plot([0, 1], means, "s-", color="black", lw=2.5, ms=8, gid="mean")
+    axes.plot([0, 1], means, "s-", color=INK, lw=3.5, ms=9, gid="mean")
     for x, mean, side in ((0, means[0], "right"), (1, means[1], "left")):
         where = (-12 if side == "right" else 12, 0)
         axes.annotate(f"{mean:.3f}", (x, mean), xytext=where, textcoords="offset points", ha=side, va="center")
@@ -266,9 +285,9 @@ def paired_figure(
             axes.annotate(name, (1, y), xytext=(58, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_xticks([0, 1], labels)
     axes.set(xlim=(-0.35, 1.9 if len(names) <= 12 else 1.35), ylim=(-0.03, 1.03), ylabel="Dice of a patient")
-    for colour, text in ((BLUE, "better"), (ORANGE, "not better"), ("black", "mean")):
+    for colour, text in ((BLUE, "better"), (ORANGE, "not better"), (INK, "mean")):
         axes.plot([], [], "-", color=colour, label=text)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _sign(figure, note)
     return figure
@@ -287,7 +306,8 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
 
     `cases` maps the id of a case to its title.
     """
-    figure = Figure(figsize=(8, 1.7 * len(cases) + 0.9), layout="constrained")
+    alt = f"Pixels found, missed and falsely marked in every axial slice of {', '.join(cases.values())}"
+    figure = new_figure(alt.replace("\n", " "), 1.7 * len(cases) + 0.9)
     panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     for (case, title), axes in zip(cases.items(), panels, strict=True):
         own = [row for row in rows if row["case"] == case]
@@ -298,14 +318,14 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
             base = base + values
         inside = [int(row["z"]) for row in own if int(row["tumour"])]
         if inside:
-            axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color="0.93", zorder=0, label="tumour")
+            axes.axvspan(min(inside) - 0.5, max(inside) + 0.5, color=FAINT, lw=0, zorder=0, label="tumour")
         axes.set_title(title, fontsize=9, loc="left")
         axes.set(ylabel="pixels", xlim=(min(z) - 0.5, max(z) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("axial slice z, from neck to crown")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     _sign(figure, note)
     return figure
 
@@ -317,20 +337,21 @@ def threshold_figure(
 
     `val` and `test` hold the pooled counts at each of `thresholds` (T,).
     """
-    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    alt = "Dice, precision and recall against the threshold, on validation patients and on test patients"
+    figure = new_figure(f"{alt}; chosen: {chosen:.2f}", 3.4)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, counts, title in zip(panels, (val, test), ("validation: choose here", "test: look once"), strict=True):
         for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
             values = [float(metrics.METRICS[name](at)) for at in counts]
             axes.plot(thresholds, values, style, color=colour, ms=3, label=name)
         axes.axvline(chosen, color=ORANGE, lw=1.5, label=f"chosen: {chosen:.2f}")
-        axes.axvline(0.5, color="0.75", lw=1, zorder=0)
+        axes.axvline(0.5, color=FAINT, lw=1, zorder=0)
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pooled over the tumour slices")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     _sign(figure, note)
     return figure
 
@@ -368,12 +389,13 @@ def calibration_figure(found: Reliability, note: str = "") -> Figure:
     """Return the reliability diagram: the share of tumour against the probability, above the pixels in each bin."""
     bins = len(found.number)
     centres, filled = (np.arange(bins) + 0.5) / bins, found.number > 0
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
+    alt = f"Reliability diagram: the share of tumour against the predicted probability in {bins} bins"
+    figure = new_figure(f"{alt}; the expected calibration error is {found.error():.3f}", 4.6)
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    top.plot([0, 1], [0, 1], "-", color="0.75", label="calibrated")
+    top.plot([0, 1], [0, 1], "-", color=GREY, label="calibrated")
     top.plot(found.predicted[filled], found.observed[filled], "o-", color=BLUE, label="this network")
     top.set(ylabel="share that is tumour", xlim=(0, 1), ylim=(0, 1))
-    top.legend(frameon=False, fontsize=9)
+    top.legend(frameon=False)
     below.bar(centres, found.number, width=0.9 / bins, color=GREY)
     below.set(xlabel="predicted probability of tumour", ylabel="pixels", yscale="log")
     for axes in (top, below):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,12 +15,16 @@ from unetlib.patients import MODALITIES, Case, read_case
 from unetlib.plots.common import (
     BLUE,
     DISCLAIMER,
+    FALSE_NEGATIVE,
     GREY,
     ORANGE,
     OUTLINE,
+    cut_to_head,
     draw_outline,
+    fit_height,
     is_synthetic,
     largest_slice,
+    new_figure,
     show_slice,
 )
 from unetlib.volumes import Volume, read_volume
@@ -125,21 +130,25 @@ def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:
     """Return one row a case: the modalities it has in the slice with most tumour, the whole tumour outlined."""
-    figure = Figure(figsize=(2.1 * max(len(modalities), 2), 2.5 * len(cases) + 0.4), layout="constrained")
+    names = ", ".join(case.id for case in cases)
+    figure = new_figure(f"Axial slices of {names} in {', '.join(modalities)}, the whole tumour outlined in yellow")
     panels = figure.subplots(len(cases), len(modalities), squeeze=False)
-    synthetic = False
+    synthetic, shown, masks = False, [], []
     for case, line in zip(cases, panels, strict=True):
         flair, mask, _ = read_case(case)
         synthetic |= is_synthetic(flair)
         z = largest_slice(mask)
+        masks.append(mask[:, :, z].T)
         for axes, modality in zip(line, modalities, strict=True):
             axes.set_axis_off()
             if modality in case.images:
                 show_slice(axes, read_volume(case.images[modality]).voxels[:, :, z].T)
-                draw_outline(axes, mask[:, :, z].T)
-                axes.set_title(f"{modality}, slice {z}", fontsize=9)
-        line[0].set_title(f"{case.id}\n{line[0].get_title()}", fontsize=9)
-    figure.supxlabel(("synthetic images; " if synthetic else "") + DISCLAIMER, fontsize=8)
+                draw_outline(axes, masks[-1])
+                axes.set_title(f"{modality}, slice {z}", fontsize=10)
+                shown.append((axes, flair.voxels[:, :, z].T))
+        line[0].set_title(f"{case.id}\n{line[0].get_title()}", fontsize=10)
+    fit_height(figure, cut_to_head(shown, masks), max(len(modalities), 2), len(cases), 0.4 + 0.4 * len(cases))
+    figure.supxlabel(("synthetic images; " if synthetic else "") + DISCLAIMER, fontsize=9)
     return figure
 
 
@@ -150,20 +159,23 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
     """
     row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
     patch = image[row - half : row + half + 1, column - half : column + half + 1]
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    figure = new_figure("An axial slice, a small square marked on it, and the square magnified: a number in each voxel")
     whole, zoom = figure.subplots(1, 2)
     show_slice(whole, image)
     corner = (column - half - 0.5, row - half - 0.5)
     whole.add_patch(Rectangle(corner, 2 * half + 1, 2 * half + 1, fill=False, edgecolor=OUTLINE, linewidth=1.5))
-    whole.set_title(f"one slice: {image.shape[1]} x {image.shape[0]} voxels", fontsize=10)
+    whole.set_title(f"one slice: {image.shape[1]} x {image.shape[0]} voxels, cut to the head", fontsize=10)
+    mark = np.zeros(image.shape, bool)
+    mark[row - half : row + half + 1, column - half : column + half + 1] = True
+    fit_height(figure, cut_to_head([(whole, image)], [mark]), 2)
     low, high = whole.images[0].get_clim()
     zoom.imshow(patch, cmap="gray", vmin=low, vmax=high)
     for (i, j), value in np.ndenumerate(patch):
-        colour = "black" if value > (low + high) / 2 else "white"
-        zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=8)
+        colour = "#000000" if value > (low + high) / 2 else "white"
+        zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=11)
     zoom.set(xticks=[], yticks=[])
     zoom.set_title("the yellow square, as numbers", fontsize=10)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -172,31 +184,35 @@ def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figu
 
     `image` and `labels`: (H, W), as displayed; labels 1 to 4, 0 is none.
     """
-    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    found = sorted(set(np.unique(labels).tolist()) & LABELS.keys())
+    alt = f"An axial slice plain, with the labels {', '.join(map(str, found)) or 'none'} in colours, and outlined"
+    figure = new_figure(alt)
     panels = figure.subplots(1, 3)
     for axes, title in zip(panels, ("image", "labels", "whole tumour: label > 0"), strict=True):
         show_slice(axes, image)
         axes.set_title(title, fontsize=10)
-    for label in sorted(set(np.unique(labels).tolist()) & LABELS.keys()):
+    for label in found:
         panels[1].imshow((labels == label)[..., None] * np.array(to_rgba(LABELS[label], 0.75)), interpolation="nearest")
         panels[1].plot([], [], "s", color=LABELS[label], label=f"label {label}")
     draw_outline(panels[2], labels > 0)
     if panels[1].lines:
-        panels[1].legend(loc="lower right", fontsize=7, framealpha=0.8, handletextpad=0.2, borderpad=0.3)
-    figure.supxlabel(note, fontsize=8)
+        panels[1].legend(loc="lower right", fontsize=9, facecolor="#000000", labelcolor="white", handletextpad=0.2)
+    fit_height(figure, cut_to_head([(axes, image) for axes in panels], [labels > 0]), 3)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
 def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float] = (), note: str = "") -> Figure:
     """Return slices (H, W) side by side under their titles; `aspects`: height to width of each one's pixels, or 1."""
-    figure = Figure(figsize=(2.3 * len(pictures), 3), layout="constrained")
+    figure = new_figure(f"Slices side by side: {', '.join(pictures)}".replace("\n", " "))
     panels = figure.subplots(1, len(pictures), squeeze=False)[0]
     ratios = aspects or [1.0] * len(pictures)
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
         show_slice(axes, image)
         axes.set_aspect(ratio)
         axes.set_title(title, fontsize=10)
-    figure.supxlabel(note, fontsize=8)
+    fit_height(figure, cut_to_head([*zip(panels, pictures.values(), strict=True)]), max(len(pictures), 2))
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -208,17 +224,17 @@ def _letters(axes: Axes, letters: str) -> None:
 
 def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str = "") -> Figure:
     """Return the histogram of each named sample of intensities, all with area 1."""
-    figure = Figure(figsize=(6, 2.9), layout="constrained")
+    figure = new_figure(f"Histograms of {xlabel}: {', '.join(samples)}")
     axes = figure.subplots()
     top = np.percentile(np.concatenate([*samples.values()]), 99.8)
-    for (name, values), colour in zip(samples.items(), (GREY, ORANGE, BLUE), strict=False):
+    for (name, values), colour in zip(samples.items(), cycle((GREY, ORANGE, BLUE, FALSE_NEGATIVE)), strict=False):
         axes.hist(
             values, bins=60, range=(0, top), density=True, histtype="stepfilled", alpha=0.6, color=colour, label=name
         )
     axes.set(xlabel=xlabel, ylabel="share of voxels", yticks=[])
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -227,13 +243,13 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
 
     In colour: the patients of the lowest and of the highest median as stored.
     """
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    figure = new_figure(f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1")
     panels = figure.subplots(1, 2, sharey=True)
     order = sorted(portraits, key=lambda one: float(np.median(one.sample)))
     special = {order[0].id: (BLUE, "lowest median"), order[-1].id: (ORANGE, "highest median")}
     for one in [*order[1:-1], order[0], order[-1]]:  # the coloured ones on top
         low, high = one.limits
-        colour, name = special.get(one.id, ("#BBBBBB", ""))
+        colour, name = special.get(one.id, ((GREY, 0.5), ""))
         for axes, values in zip(panels, (one.sample, (one.sample - low) / (high - low)), strict=True):
             counts, edges = np.histogram(values, 30)
             middles = (edges[1:] + edges[:-1]) / 2
@@ -244,24 +260,25 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     panels[0].xaxis.set_major_formatter("{x:g}")
     panels[0].xaxis.set_minor_formatter("")
     panels[1].set(xlabel="after min-max of the volume", xlim=(0, 1))
-    panels[1].legend(frameon=False, fontsize=8)
+    panels[1].legend(frameon=False)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
 def sizes_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     """Return the size of each patient's tumour in ml, from the smallest to the largest, and the median."""
     sizes = sorted(one.millilitres for one in portraits)
-    figure = Figure(figsize=(6.5, 2.7), layout="constrained")
+    alt = f"Tumour volumes of {len(sizes)} patients in order, from {sizes[0]:.0f} to {sizes[-1]:.0f} ml"
+    figure = new_figure(f"{alt}; the median is {np.median(sizes):.0f} ml")
     axes = figure.subplots()
     axes.bar(range(1, len(sizes) + 1), sizes, color=BLUE)
     axes.axhline(np.median(sizes), color=ORANGE, linestyle="--", label=f"median {np.median(sizes):.0f} ml")
     axes.set(xlabel="patients, ordered by size", ylabel="whole tumour, ml")
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -271,7 +288,8 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     Every head is stretched to one box; the line is the outline of half of the heads, the area of a
     dot grows with the size of the tumour.
     """
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    alt = "Where tumours lie: patients with tumour at each place from above, and the centres from the front"
+    figure = new_figure(f"{alt}, {len(portraits)} patients", 4.5)
     axial, front = figure.subplots(1, 2)
     heat = np.sum([one.tumour_map for one in portraits], axis=0)
     picture = axial.imshow(heat.T, cmap="magma", aspect=HEAD_ASPECT)
@@ -286,7 +304,7 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     for axes, letters in ((axial, "RLAP"), (front, "RLSI")):
         axes.set(xticks=[], yticks=[])
         _letters(axes, letters)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -294,7 +312,8 @@ def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     """Return, a row a patient, which slices from the lowest to the highest hold tumour, and their share."""
     order = sorted(portraits, key=lambda one: one.share_of_slices)
     rows = np.stack([_stretched(one.tumour_per_slice / one.pixels) for one in order])
-    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
+    alt = f"A row a patient, {len(portraits)} in all: which slices from neck to crown hold tumour, and their share"
+    figure = new_figure(alt, 3.8)
     strips, shares = figure.subplots(1, 2, width_ratios=(2, 1))
     picture = strips.imshow(100 * rows, cmap="magma", aspect="auto", origin="lower", interpolation="nearest")
     figure.colorbar(picture, ax=strips, label="% of the slice that is tumour")
@@ -302,7 +321,7 @@ def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     shares.barh(range(len(order)), [100 * one.share_of_slices for one in order], height=0.9, color=BLUE)
     shares.set(xlabel="slices with tumour, %", xlim=(0, 100), ylim=(-0.5, len(order) - 0.5), yticks=[])
     shares.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 

@@ -14,8 +14,12 @@ from unetlib.plots.common import (
     GREY,
     ORANGE,
     TRUE_POSITIVE,
+    cut_to_head,
     draw_errors,
     draw_outline,
+    fit_height,
+    new_figure,
+    show_grey,
     show_slice,
 )
 
@@ -32,15 +36,17 @@ def sheet_figure(
     `images`, `masks`: one (H, W) array a slice, real numbers and 0/1 or bool.
     """
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.45 * columns, 1.65 * rows + 0.25), layout="constrained")
+    figure = new_figure(f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes in panels:
         axes.set_axis_off()
     for axes, image, mask, title in zip(figure.axes[: len(images)], images, masks, titles, strict=True):
         show_slice(axes, image)
         draw_outline(axes, mask)
-        axes.set_title(title, fontsize=7)
-    figure.supxlabel(note, fontsize=8)
+        axes.set_title(title, fontsize=10)
+    ratio = cut_to_head([*zip(figure.axes, images, strict=False)], [np.asarray(mask) > 0 for mask in masks])
+    fit_height(figure, ratio, columns, rows, 0.4 + 0.3 * rows)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -50,23 +56,25 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
     pixels brighter than the mean of `clean`: head rather than background.
     """
-    figure = Figure(figsize=(8.5, 2.9), layout="constrained")
+    figure = new_figure("A slice as it is, the same slice darkened by one bright voxel, and the histograms of both")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     inside = clean > clean.mean()
     for axes, image, title, colour in (
         (left, clean, "as it is", BLUE),
         (middle, spoiled, "with one bright voxel", ORANGE),
     ):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes.set_axis_off()
+        show_grey(axes, image)
         axes.set_title(title, fontsize=10)
         right.hist(image[inside], bins=50, range=(0, 1), histtype="stepfilled", alpha=0.6, color=colour, label=title)
     row, column = np.unravel_index(spoiled.argmax(), spoiled.shape)
     middle.plot(column, row, "o", ms=14, mfc="none", mec=ORANGE)
+    outlier = np.zeros(spoiled.shape, bool)
+    outlier[row, column] = True
+    fit_height(figure, cut_to_head([(left, clean), (middle, clean)], [outlier]), 3)
     right.set(xlabel="value after min-max", ylabel="pixels of the head", yticks=[], xlim=(0, 1))
-    right.legend(frameon=False, fontsize=9)
+    right.legend(frameon=False)
     right.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -77,7 +85,7 @@ def grid_figure(
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    figure = new_figure("A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost", 3.6)
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
         (native, image, mask, "as scanned"),
@@ -85,15 +93,14 @@ def grid_figure(
         (errors, image, np.zeros_like(mask), "the mask, there and back"),
     ):
         show_slice(axes, picture)
-        axes.images[0].set_interpolation("nearest")
         draw_outline(axes, outline)
-        axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=8)
+        axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
         _zoom(axes, mask | back, len(picture) / max(mask.shape) if axes is small else None)
     draw_errors(errors, mask, back)
     for colour, text in ((TRUE_POSITIVE, "kept"), (FALSE_POSITIVE, "added"), (FALSE_NEGATIVE, "lost")):
         errors.plot([], [], "s", color=colour, label=text)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False, fontsize=8)
-    figure.supxlabel(note, fontsize=8)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -114,7 +121,10 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     Patients without tumour cannot stand on a logarithmic axis and are left out.
     """
     dots = [(volume, dice) for volume, dice in zip(voxels, dices, strict=True) if volume > 0]
-    figure = Figure(figsize=(6, 3.1), layout="constrained")
+    alt = (
+        f"Dice that the masks of {len(dots)} patients keep on a grid of {size} x {size}, against the size of the tumour"
+    )
+    figure = new_figure(f"{alt}: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3)
     axes = figure.subplots()
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
@@ -124,7 +134,7 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     axes.xaxis.set_minor_formatter("")
     axes.set_ylim(min([0.95, *(dice for _, dice in dots)]) - 0.02, 1.005)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -134,7 +144,8 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     The last row is the mean of all networks.
     """
     rows = [*zip(names, leaky, honest, strict=True), ("mean", float(np.mean(leaky)), float(np.mean(honest)))]
-    figure = Figure(figsize=(7.5, 0.5 * len(rows) + 1.5), layout="constrained")
+    alt = f"Pooled Dice of {len(names)} networks; on average {rows[-1][1]:.2f} on other slices of known patients"
+    figure = new_figure(f"{alt}, {rows[-1][2]:.2f} on patients never seen", 0.5 * len(rows) + 1.5)
     axes = figure.subplots()
     for y, (_, known, unseen) in enumerate(rows):
         axes.plot([known, unseen], [y, y], "-", color=GREY, lw=3 if y == len(names) else 1.5, zorder=1)
@@ -145,6 +156,6 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     axes.set_yticks(height, [row[0] for row in rows])
     axes.set(xlim=(0, 1.08), ylim=(len(names) + 0.5, -0.5), xlabel="pooled Dice of the same network")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
-    figure.supxlabel(note, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel(note, fontsize=9)
     return figure

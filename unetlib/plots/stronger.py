@@ -7,7 +7,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetlib.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.plots.common import BLUE, DISCLAIMER, GREY, ORANGE, show_slice
+from unetlib.plots.common import (
+    BLUE,
+    DISCLAIMER,
+    FAINT,
+    GREY,
+    INK,
+    ORANGE,
+    draw_curves,
+    fit_height,
+    new_figure,
+    show_grey,
+    show_slice,
+)
 from unetlib.slices import Window
 
 
@@ -24,7 +36,8 @@ def staircase_figure(
     `after`: for every step the place of that which it follows, `None` where that is not shown (as for the first);
     without it, the one before.
     """
-    figure = Figure(figsize=(9, 0.36 * len(names) + 1.3), layout="constrained")
+    walk = ", ".join(f"{name} {dice:.3f}" for name, dice in zip(names, dices, strict=True))
+    figure = new_figure(f"Mean Dice after each step: {walk}; beside it what each gained", 0.36 * len(names) + 1.3)
     stairs, gains = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     height, before = np.arange(len(names)), [None, *range(len(names) - 1)] if after is None else after
     begun = [dice if place is None else dices[place] for dice, place in zip(dices, before, strict=True)]
@@ -45,10 +58,10 @@ def staircase_figure(
         if interval is not None:
             gains.plot(interval, [y, y], "-", color=colour, lw=1.5)
         gains.plot(change, y, "o", ms=7, color=colour, gid=names[y])
-    gains.axvline(0, color="0.6", lw=1, zorder=0)
+    gains.axvline(0, color=GREY, lw=1, zorder=0)
     gains.set(xlabel="its gain" + (", 95 % interval" if any(intervals) else ""))
     for axes in (stairs, gains):
-        axes.grid(axis="y", color="0.93")
+        axes.grid(axis="y", color=FAINT)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -62,31 +75,31 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
     `image`: (H, W), the slice as scanned. `pictures`: a title for each (S, S), 0..1, shown with 0 as black and 1 as
     white.
     """
-    figure = Figure(figsize=(2.6 * (len(pictures) + 1), 3), layout="constrained")
+    alt = f"A slice with the square that a recipe sees, and what arrives on the model's grid: {', '.join(pictures)}"
+    figure = new_figure(alt)
     native, *others = figure.subplots(1, len(pictures) + 1)
     show_slice(native, image)
     corner = (window.left - 0.5, window.top - 0.5)
     native.add_patch(Rectangle(corner, window.side, window.side, fill=False, edgecolor=ORANGE, lw=1.5, clip_on=False))
-    native.set_title(f"as scanned, {image.shape[0]} x {image.shape[1]}", fontsize=9)
+    native.set_title(f"as scanned, {image.shape[0]} x {image.shape[1]}", fontsize=10)
     for axes, (title, picture) in zip(others, pictures.items(), strict=True):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(f"{title}, {picture.shape[0]} x {picture.shape[1]}", fontsize=9)
-    figure.supxlabel(note or DISCLAIMER, fontsize=8)
+        show_grey(axes, picture)
+        axes.set_title(f"{title}, {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
+    fit_height(figure, image.shape[0] / image.shape[1], len(pictures) + 1)
+    figure.supxlabel(note or DISCLAIMER, fontsize=9)
     return figure
 
 
 def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure:
     """Return the learning rate of every step of a training, a curve a schedule: `rates` maps its name to the rates."""
-    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    figure = new_figure(f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}")
     axes = figure.subplots()
-    for (name, values), colour in zip(rates.items(), (GREY, BLUE, ORANGE), strict=False):
-        axes.plot(values, color=colour, label=name)
+    draw_curves(axes, rates)
     top = max(max(values) for values in rates.values())
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.supxlabel(note, fontsize=8)
+    axes.legend(frameon=False)
+    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -95,17 +108,16 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
 
     `dices`: (thresholds, sizes) as in `unetlib.decision.dice_table`.
     """
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    alt = f"Mean validation Dice for {len(THRESHOLDS)} thresholds and {len(SIZES_ML)} smallest pieces kept"
+    figure = new_figure(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml")
     axes = figure.subplots()
-    shades = [str(0.75 - 0.6 * place / (len(SIZES_ML) - 1)) for place in range(len(SIZES_ML))]
-    for column, size, shade in zip(dices.T, SIZES_ML, shades, strict=True):
-        name = f"pieces from {size:g} ml on" if size else "all pieces"
-        axes.plot(THRESHOLDS, column, "o-", ms=3, color=shade, label=name)
+    names = [f"pieces from {size:g} ml on" if size else "all pieces" for size in SIZES_ML]
+    draw_curves(axes, dict(zip(names, dices.T, strict=True)), THRESHOLDS, marker="o")
     if chosen.threshold in THRESHOLDS and chosen.smallest_ml in SIZES_ML:
         best = dices[THRESHOLDS.index(chosen.threshold), SIZES_ML.index(chosen.smallest_ml)]
-        axes.plot(chosen.threshold, best, "o", ms=13, mfc="none", mec=ORANGE, mew=2, ls="", label="chosen")
+        axes.plot(chosen.threshold, best, "o", ms=20, mfc="none", mec=INK, mew=2, ls="", label="chosen")
     axes.set(xlabel="threshold", ylabel="mean Dice, validation", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.supxlabel(note, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False)
+    figure.supxlabel(note, fontsize=9)
     return figure

@@ -12,18 +12,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from unetlib.errors import counted
 from unetlib.plots.common import (
     BLUE,
     DISCLAIMER,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     GREY,
+    INK,
     ORANGE,
     TRUE_POSITIVE,
+    cut_to_head,
     draw_errors,
     draw_outline,
+    fit_height,
+    in_notebook,
+    new_figure,
     show_slice,
-    to_png,
 )
 from unetlib.unet import UNet
 
@@ -50,7 +55,9 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     heights = [2.1 * (shapes[f"down {level}"][1] / size) ** 0.5 for level in range(depth + 1)]
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
     end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
-    figure = Figure(figsize=(max(0.5 * (end + 2), 7.5), 0.5 * (1 - bottom) + 1), layout="constrained")
+    title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
+    figure = new_figure(f"{title}; the channels and the size of every picture on the way of one slice, a U")
+    figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
     axes.set_axis_off()
@@ -75,7 +82,6 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
     handles = [Line2D([], [], color=COLOURS[kind], linestyle=_line(kind), lw=2, label=kind) for kind in ARROWS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
 
@@ -98,8 +104,9 @@ class _Drawing:
         height, middle, width = self.heights[level], self.middles[level], _width(channels)
         face = colour or matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
         corner = (centre - width / 2, middle - height / 2)
-        self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor="#1B3A57"))
-        self.axes.text(centre, middle + height / 2 + 0.05, str(channels), ha="center", va="bottom", fontsize=9)
+        self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
+        place, side = (corner[0] + width, "right") if colour else (centre, "center")  # a copy stands close
+        self.axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
         return corner[0], corner[0] + width
 
     def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -120,7 +127,9 @@ def loss_figure() -> Figure:
     """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
     logits = np.linspace(-6, 6, 241)
     probabilities = 1 / (1 + np.exp(-logits))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    figure = new_figure(
+        "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0", 3.2
+    )
     losses, gradients = figure.subplots(1, 2)
     for target, colour in ((1, ORANGE), (0, BLUE)):
         name = f"target {target} ({'tumour' if target else 'no tumour'})"
@@ -141,13 +150,15 @@ def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray
 
     `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
     """
-    figure = Figure(figsize=(1.8 * len(images), 2.5), layout="constrained")
+    figure = new_figure(f"{len(images)} slices of a batch: found, missed and false alarm in colours")
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
         draw_errors(axes, truth, prediction)
+    ratio = cut_to_head([*zip(panels, images, strict=True)], [*truths, *predictions])
+    fit_height(figure, ratio, max(len(images), 3), extra=1)
     _error_legend(figure, panels[0])
-    figure.supxlabel(note or DISCLAIMER, fontsize=8)
+    figure.supxlabel(note or DISCLAIMER, fontsize=9)
     return figure
 
 
@@ -158,27 +169,30 @@ def probability_figure(
 
     All (H, W), ready for display; `truth` is boolean, `probability` in 0..1.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
+    figure = new_figure(f"{alt} {threshold:g} is right and wrong")
     outlined, shaded, compared = figure.subplots(1, 3)
     for axes in (outlined, compared):
         show_slice(axes, image)
     draw_outline(outlined, truth)
-    shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1)
+    shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     shaded.set(xticks=[], yticks=[])
     figure.colorbar(shades, ax=shaded, shrink=0.7)
+    panels, marks = (outlined, shaded, compared), [truth, probability >= threshold]
+    fit_height(figure, cut_to_head([(axes, image) for axes in panels], marks), 3, extra=1)
     draw_errors(compared, truth, probability >= threshold)
     titles = ("FLAIR, truth outlined", "probability of tumour", f"probability >= {threshold:g} against truth")
-    for axes, title in zip((outlined, shaded, compared), titles, strict=True):
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
     _error_legend(figure, compared)
-    figure.supxlabel(note or DISCLAIMER, fontsize=8)
+    figure.supxlabel(note or DISCLAIMER, fontsize=9)
     return figure
 
 
 def _error_legend(figure: Figure, axes: Axes) -> None:
     colours = {"found": TRUE_POSITIVE, "false alarm": FALSE_POSITIVE, "missed": FALSE_NEGATIVE}
     handles = [axes.plot([], [], "s", color=colour, label=text)[0] for text, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
@@ -188,14 +202,17 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     """
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    best = int(np.argmax(column["val_dice"]))
+    alt = (
+        f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is {column['val_dice'][best]:.3f}"
+    )
+    figure = new_figure(f"{alt}, in epoch {epochs[best]}", 3.4)
     losses, dices = figure.subplots(1, 2)
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
-    best = int(np.argmax(column["val_dice"]))
     dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
-    dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec="black")
+    dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
     dices.annotate(
         f"best: {column['val_dice'][best]:.3f} in epoch {epochs[best]}",
         (epochs[best], column["val_dice"][best]),
@@ -224,7 +241,8 @@ class LiveCurves:
 
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Draw the epochs so far."""
-        picture = Image(data=to_png(curves_figure(history, self.title, self.killed_at), dpi=80))
+        png, about = in_notebook(curves_figure(history, self.title, self.killed_at))
+        picture = Image(data=png, **about)
         if self.shown is None:
             self.shown = display(picture, display_id=True)
         else:
