@@ -78,14 +78,14 @@ def test_a_volume_stored_in_another_orientation_gives_the_same_slices(cohort, pr
 
 
 def test_a_finished_folder_is_reused_without_reading_a_volume(cohort, prepared, monkeypatch):
-    monkeypatch.setattr(preparing, "read_case", None)  # calling it would fail
+    monkeypatch.setattr(preparing, "read_labels", None)  # calling it would fail
     before = (prepared / "images.npy").stat().st_mtime_ns
     prepare(cohort, prepared, SMALL, workers=1)
     assert (prepared / "images.npy").stat().st_mtime_ns == before
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, tmp_path, monkeypatch):
-    read, seen = preparing.read_case, []
+    read, seen = preparing.read_labels, []
 
     def stop_at_the_sixth(case):
         seen.append(case.id)
@@ -93,7 +93,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, t
             raise KeyboardInterrupt
         return read(case)
 
-    monkeypatch.setattr(preparing, "read_case", stop_at_the_sixth)
+    monkeypatch.setattr(preparing, "read_labels", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert not (tmp_path / "p" / "prepared.json").exists()
@@ -225,7 +225,8 @@ def test_time_points_of_one_patient_stay_on_one_side(tmp_path):
             for kind, word in (("flair", "t2f"), ("seg", "seg")):
                 target = tmp_path / "data" / case / f"{case}-{word}.nii.gz"
                 image = nib.load(source / name / f"{name}_{kind}.nii.gz")
-                voxels = np.minimum(np.asarray(image.dataobj), 3) if kind == "seg" else np.asarray(image.dataobj)
+                voxels = np.asarray(image.dataobj)
+                voxels = np.minimum(voxels, 3) if kind == "seg" else voxels + (time_point - 100)
                 nib.save(nib.Nifti1Image(voxels, image.affine), target)
     data = prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
     assert len(data.about["cases"]) == 16

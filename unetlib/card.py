@@ -14,7 +14,7 @@ import numpy as np
 from unetlib import plots
 from unetlib.checkpoint import BEST, LATEST, caveats, load_checkpoint, load_model, previous, read_run
 from unetlib.decision import Decision, read_decision
-from unetlib.errors import UnetlibError, brief, counted, first_of, printable
+from unetlib.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.evaluation import COUNTS, evaluate, read_patients
 from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256
 from unetlib.patients import Cohort
@@ -22,6 +22,7 @@ from unetlib.provenance import PACKAGES, own_cohort, read_provenance
 from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
 from unetlib.split import PARTS, Split
 from unetlib.unet import UNet
+from unetlib.unseen import told_divided
 from unetlib.volumes import read_volume
 
 PAGE, TITLE = "README.md", "# Model card: "
@@ -266,8 +267,9 @@ def _data(facts: _Facts) -> str:
 
 def _protocol(facts: _Facts) -> str:
     summary = facts.summary
+    split = told_divided(facts.cohort, facts.provenance.get("cases", {})) or "nobody is in two parts."
     return (
-        "## Protocol\n\nThe split is by patient: nobody is in two parts. The weights kept are those of the epoch with "
+        f"## Protocol\n\nThe split is by patient: {split} The weights kept are those of the epoch with "
         "the highest Dice on the validation patients. The test patients, on whom training chose nothing, are scored in "
         f"all their axial slices: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour. Probabilities are "
@@ -426,7 +428,9 @@ def _reproduce(facts: _Facts) -> str:
         f"{flags[PREPARE]}\nunetlib train PREPARED RUN{flags[TRAIN]}{first}\n"
         "unetlib evaluate RUN\nunetlib card RUN\n```\n\n"
         "The same split is certain when this run's `split.json` is copied into PREPARED first. `recipe.json` and "
-        "`provenance.json` of the run hold the recipe, every file of the data with its SHA-256, and all versions."
+        "`provenance.json` of the run hold the recipe, every file of the data with its SHA-256, and all versions. The "
+        f"slices were prepared by unetlib {facts.provenance.get('prepared_by', made_by({}))}, the run was begun by "
+        f"unetlib {made_by(read_run(facts.run))}, and scored by unetlib {made_by(facts.summary)}."
     )
 
 

@@ -1,6 +1,8 @@
 """The one exception a user of the course meets, and turns of phrase for its sentences."""
 
 import reprlib
+from collections.abc import Mapping
+from typing import Any
 
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 100
@@ -17,6 +19,11 @@ class UnetlibError(Exception):
 def counted(number: int, unit: str) -> str:
     """Return a number with its noun, such as "1 case" or "3 cases"."""
     return f"{number} {unit}{'s' * (number != 1)}"
+
+
+def made_by(about: Mapping[str, Any]) -> str:
+    """Return which version of the library wrote a description such as `prepared.json`."""
+    return str(about.get("unetlib", "0.3 or older"))
 
 
 def brief(value: object) -> str:

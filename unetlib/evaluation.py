@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from unetlib import metrics
+from unetlib import __version__, metrics
 from unetlib.checkpoint import caveats, read_run
-from unetlib.errors import UnetlibError, brief, counted, first_of
+from unetlib.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, refuse_link, sha256, write_csv, write_json
 from unetlib.inference import Predictor, identity
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
-from unetlib.patients import Case, Cohort, find_cases, read_case
-from unetlib.provenance import own_cohort, read_provenance, require_unchanged
+from unetlib.patients import Case, read_case
 from unetlib.slices import Window, mask_to_slices, slices_to_volume
-from unetlib.split import PARTS, Split
+from unetlib.unseen import choose_others, choose_own
 
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
@@ -38,7 +37,7 @@ def evaluate(
 
     Without `data`, the patients are those of one part of the run's own split (`test` by default;
     `val`, `train`, `all`). With `data`, another folder of patients: all whom the run has neither
-    trained nor validated on (told by their names, and by the content of their files), unless `split` is
+    trained nor validated on (told by their names, and by the voxels of their images), unless `split` is
     given; `assume` is the orientation of its files that do not say theirs. The result lies in `RUN/evaluation/`
     for the run's own test patients and in a folder of its own below it otherwise: `slices.csv` (counts of every
     slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused.
@@ -48,14 +47,13 @@ def evaluate(
     """
     if assume and not data:
         raise UnetlibError("an orientation to assume belongs to --data; the run's own patients are read as prepared.")
-    root = data or Path(read_run(run)["data"])
-    cohort, cases, note = _choose_cases(root, run, split, data is not None, assume)
+    root, folder = data or Path(read_run(run)["data"]), _folder(run, data, split)
+    cohort, cases, notes = choose_others(data, run, split, folder, assume) if data else choose_own(run, split)
     predictor = Predictor.open(run, device)
     weights = identity(run)
     assumed = [cohort.assume] if cohort.assume else []
     keys = {case.id: digest([weights, case.stamp(cohort.root), *assumed])[:16] for case in cases}
-    note = " ".join(filter(None, (note, predictor.checkpoint.get("note"), caveats(run, predictor.checkpoint))))
-    folder = _folder(run, data, split)
+    note = " ".join(filter(None, (*notes, predictor.checkpoint.get("note"), caveats(run, predictor.checkpoint))))
     with locked(folder):
         if done := _done(folder, digest([keys, note])):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
@@ -74,6 +72,7 @@ def evaluate(
         patients = _patient_rows(rows, scores)
         summary = {
             "key": digest([keys, note]),
+            "unetlib": __version__,
             "split": split or ("unseen" if data else "test"),
             "data": str(root),
             "note": note,
@@ -108,70 +107,6 @@ def _check(folder: Path, summary: dict[str, Any]) -> str:
     return digest([summary, sha256(folder / "slices.csv", folder / "patients.csv")])
 
 
-def _choose_cases(
-    root: Path, run: Path, part: str | None, other: bool, assume: str | None = None
-) -> tuple[Cohort, list[Case], str]:
-    """Return the cohort, the cases of it to score, and a sentence on how they were chosen."""
-    if not root.exists() and not other:
-        raise UnetlibError(
-            f"{root}, where the patients were, does not exist any more. If they moved, change `data` in the "
-            "run's recipe.json; to score others, name their folder with --data."
-        )
-    cohort = find_cases(root, assume=assume) if other else own_cohort(run)
-    split = Split.load(run / "split.json")
-    provenance = read_provenance(run)
-    known_cases = provenance.get("cases", {})
-    parts = _parts(cohort, split, {**provenance.get("earlier", {}), **known_cases})
-    if other and part is None:
-        chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
-        seen = len(cohort.cases) - len(chosen)
-        note = (
-            f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on." if seen else ""
-        )
-    else:
-        wanted = PARTS if part == "all" else (part or "test",)
-        chosen = [case for case in cohort.cases if parts[case.id] in wanted or (other and part == "all")]
-        if not other:
-            _require_all(split.patients(*wanted), chosen, cohort)
-            require_unchanged(known_cases, chosen, cohort)
-        unchecked = ""
-        if not (known_cases or other):
-            unchecked = "The run has no provenance.json: whether its patients' files have changed was not checked."
-        known = sum(parts[case.id] in ("train", "val") for case in chosen)
-        flatters = f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
-        note = " ".join(filter(None, (flatters, unchecked)))
-    if not chosen and other and part is None:
-        raise UnetlibError(
-            f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}), and to "
-            f"score them would flatter.{_reasons(cohort)} Name another folder with --data, or ask for these with "
-            "--split all."
-            if seen
-            else f"{root} holds nobody who can be scored.{_reasons(cohort)}"
-        )
-    if not chosen:
-        raise UnetlibError(
-            f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part or 'test'!r} of the split."
-            f"{_reasons(cohort)} Name another folder with --data or another part with --split."
-        )
-    return cohort, chosen, note
-
-
-def _parts(cohort: Cohort, split: Split, known: dict[str, dict[str, Any]]) -> dict[str, str | None]:
-    """Return the part of the split that each case belongs to: by the patient's name, or as a copy of a `known` case.
-
-    A patient of whom one case is a copy of a training case is a training patient with all cases.
-    """
-    part_of = {case["sha256"]: case["part"] for case in known.values()}
-    sizes = {tuple(file[1] for file in case["files"]) for case in known.values()}
-    copies = {}
-    for case in cohort.cases:
-        if tuple(file[1] for file in case.stamp(cohort.root)) in sizes:  # only then it is worth reading
-            part = part_of.get(sha256(*case.files()))
-            if part in ("train", "val"):
-                copies[case.patient] = part
-    return {case.id: copies.get(case.patient) or split.part_of(case.patient) for case in cohort.cases}
-
-
 def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Path], strict: bool) -> dict[str, str]:
     """Write the part of every case that has none; return the cases that cannot be read, with the reason.
 
@@ -190,21 +125,6 @@ def _score_missing(predictor: Predictor, cases: list[Case], parts: dict[str, Pat
                 write_json(parts[case.id], score)
             bar.update()
     return left_out
-
-
-def _require_all(planned: set[str], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when patients of the run's own split are gone: the figures would be of fewer patients."""
-    if missing := sorted(planned - {case.patient for case in chosen}):
-        raise UnetlibError(
-            f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
-            f"({first_of(missing, 5)}). Put them back, or score what is there with --data {cohort.root}."
-            f"{_reasons(cohort)}"
-        )
-
-
-def _reasons(cohort: Cohort) -> str:
-    """Say who cannot be used, and why."""
-    return "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
 
 
 def _folder(run: Path, data: Path | None, part: str | None) -> Path:
@@ -327,7 +247,7 @@ def _table(summary: dict[str, Any]) -> str:
     head = (
         f"{summary['split']}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
-        f"best model of epoch {summary['epoch']}"
+        f"best model of epoch {summary['epoch']}; scored by unetlib {made_by(summary)}"
     )
     lines = [head, *([summary["note"]] if summary["note"] else [])]
     if summary["left_out"]:

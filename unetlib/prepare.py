@@ -16,7 +16,8 @@ import torch
 from numpy.lib.format import open_memmap, write_array_header_1_0
 from torch import Tensor
 
-from unetlib.errors import UnetlibError, brief, counted, first_of
+from unetlib import __version__
+from unetlib.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.files import (
     PARTIAL,
     atomic,
@@ -32,10 +33,12 @@ from unetlib.files import (
     write_json,
 )
 from unetlib.jobs import run_jobs, say
-from unetlib.patients import SHARE, Case, Cohort, find_cases, read_case
+from unetlib.naming import TABLE, key, scheme_of
+from unetlib.patients import SHARE, Case, Cohort, find_cases, read_labels
 from unetlib.recipe import PREPARE, Recipe, changed, with_defaults
+from unetlib.sameness import HASHES, copy_of, hash_case, is_unchanged
 from unetlib.slices import Window, choose_slices, image_to_slices, mask_to_slices
-from unetlib.split import PARTS, Split, make_split
+from unetlib.split import PARTS, Split, divided, make_split
 from unetlib.volumes import ASSUMABLE, assumed_as
 
 SHARD = ".unetlib-shard"
@@ -99,9 +102,19 @@ class Prepared:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What a run is tied to: the recipe's fields of the stage `prepare`, and hashes of data and split."""
-        shas = {name: case["sha256"] for name, case in self.about["cases"].items()}
+        known = all("content" in case for case in self.about["cases"].values())
+        data = self.digest("content") if known else self.digest("sha256")
         assume = {"assume": self.assume} if self.assume else {}
-        return {"data": digest(shas), "split": self.split.hash, **self.about["recipe"], **assume}
+        return {"data": data, "split": self.split.hash, **self.about["recipe"], **assume}
+
+    @property
+    def version(self) -> str:
+        """The version of the library that made it."""
+        return made_by(self.about)
+
+    def digest(self, kind: str) -> str:
+        """Return one hash for all cases: of their files (`"sha256"`, as in version 0.3) or of their `"content"`."""
+        return digest({name: case[kind] for name, case in self.about["cases"].items()})
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -149,7 +162,8 @@ class Prepared:
             f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
             f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)",
             "split by patient: "
-            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS),
+            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS)
+            + f"; made by unetlib {self.version}",
         ]
         if left_out := self.about["left_out"]:
             lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
@@ -170,14 +184,15 @@ def _require_types(about: dict[str, Any]) -> int:
     """Return the number of slices that a `prepared.json` tells of; raises `ValueError` or the like for wrong types."""
     slices = 0
     for case in about["cases"].values():
-        strings = isinstance(case["patient"], str) and isinstance(case["sha256"], str)
+        hashes = [case.get(kind, case["sha256"]) for kind in HASHES]  # before 0.4 only that of the files
+        strings = all(isinstance(text, str) for text in (case["patient"], *hashes))
         if not strings or type(case["slices"]) is not int or case["slices"] < 0:
             raise ValueError("a case without patient, number of slices or hash")
         slices, _ = slices + case["slices"], case["stamp"]
     about["recipe"] = with_defaults(about["recipe"], PREPARE)
     Recipe.published.but(depth=1, **about["recipe"])
     reasons = {name: about["left_out"][name] for name in about["unusable"].keys() & about["left_out"].keys()}
-    texts = [about["data"], *about["left_out"].values()]
+    texts = [about["data"], *about["left_out"].values(), *about.get("patients_csv", {}).values()]
     if reasons.keys() != about["unusable"].keys() or not all(isinstance(text, str) for text in texts):
         raise ValueError("data or left_out")
     if about.get("assume") not in (None, *ASSUMABLE):
@@ -197,16 +212,17 @@ class _Job:
     @property
     def part(self) -> Path:
         assume = [self.case.seg.assume] if self.case.seg and self.case.seg.assume else []
-        key = digest([self.recipe.stage(PREPARE), self.stamp, *assume])
+        key = digest([self.recipe.stage(PREPARE), self.stamp, HASHES, *assume])
         return self.folder / PARTIAL / f"{self.case.id}-{key[:16]}.npz"
 
 
 def _prepare_case(job: _Job) -> str | None:
     """Write the part of one case; return why it is left out, or `None`."""
     try:
-        volume, mask, _ = read_case(job.case)
+        volume, labels, _ = read_labels(job.case)
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
+    mask, (image, content) = labels > 0, hash_case(volume, labels)
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than all, then those
     masks = mask_to_slices(mask, job.recipe, z, Window.of(volume.voxels, job.recipe))
@@ -218,6 +234,8 @@ def _prepare_case(job: _Job) -> str | None:
             z=z,
             tumour_voxels=mask[:, :, z].sum((0, 1)),
             sha256=np.array(sha256(*job.case.files())),
+            image=np.array(image),
+            content=np.array(content),
         )
     return None
 
@@ -236,14 +254,17 @@ def prepare(
     Works with one volume in memory for each of `workers` processes, shows the time left, and goes
     on where it was stopped. A finished folder made from the same data and recipe is reused; a
     change of either is refused by name, unless `rebuild`. A `split.json` that lies in the folder is
-    reused. A patient who cannot be used is named and left out; with `strict` this is an error. `assume` ("ras"
-    or "lps") is the orientation of files that do not say theirs: it is kept, for the runs that are trained here.
+    reused. A patient who cannot be used is named and left out; with `strict` this is an error. So is a scan that is
+    there under another name already. `assume` ("ras" or "lps") is the orientation of files that do not say theirs: it
+    is kept, for the runs that are trained here.
 
     Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
     another process is preparing the same folder.
     """
     cohort = find_cases(data, assume=assume)
     _report(cohort.left_out, strict)
+    if cohort.doubt:
+        say(cohort.doubt)
     with locked(folder):
         for shard in folder.glob(f"{SHARD}-*"):  # one that is still at work is told by its lock
             with locked(shard):
@@ -291,6 +312,7 @@ def _prepare(
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
         _refuse_changes(prepared, cohort, jobs, recipe)
+        _tell_divided(prepared, cohort)
         _report({name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}, strict)
         shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
@@ -303,14 +325,21 @@ def _prepare(
         if reason is not None:
             _report({job.case.id: reason}, strict)
             unusable[job.case.id] = reason
+    patients, copies = _without_copies([job for job in jobs if job.case.id not in unusable])
+    _report(copies, strict)
+    unusable |= copies
     usable = [job for job in jobs if job.case.id not in unusable]
-    split = _get_split(folder, {job.case.patient for job in usable}, recipe, rebuild)
-    cases = _merge(folder, usable, recipe)
+    split = _get_split(folder, {patients[job.case.id] for job in usable}, recipe, rebuild)
+    cases = _merge(folder, usable, patients, recipe)
+    for name, case in cases.items():
+        case["named_by"] = TABLE if name in cohort.table else scheme.name if (scheme := scheme_of(name)) else "its name"
     split.save(folder / "split.json")
     about = {
+        "unetlib": __version__,
         "data": str(cohort.root.resolve()),
         "recipe": recipe.stage(PREPARE),
         "cases": cases,
+        "patients_csv": cohort.table,
         "left_out": {**cohort.left_out, **unusable},
         "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
         **({"assume": cohort.assume} if cohort.assume else {}),
@@ -327,6 +356,40 @@ def _report(left_out: dict[str, str], strict: bool) -> None:
         say(f"left out {name}: {reason}")
 
 
+def _without_copies(jobs: list[_Job]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the patient of each case, and the cases whose image is that of another one, with a sentence.
+
+    Two patients who share a scan are one person: all that they have gets one name.
+    """
+    first: dict[str, Case] = {}
+    copies: dict[str, str] = {}
+    same: dict[str, str] = {}
+
+    def name(patient: str) -> str:
+        return name(same[patient]) if patient in same else patient
+
+    for job in jobs:
+        case, image = job.case, str(_read_part(job)["image"])
+        other = first.setdefault(image, case)
+        if other is not case:
+            copies[case.id] = copy_of(other.id)
+            if name(case.patient) != name(other.patient):
+                same[name(case.patient)] = name(other.patient)
+    return {job.case.id: name(job.case.patient) for job in jobs}, copies
+
+
+def _tell_divided(prepared: Prepared, cohort: Cohort) -> None:
+    """Say whose scans the split of an older version has put on two sides."""
+    known = prepared.about["cases"]
+    patients = {case.id: key(case.patient) for case in cohort.cases if case.id in known}
+    parts = {id: prepared.split.part_of(known[id]["patient"]) or "" for id in patients}
+    if names := sorted(divided((patients[id], parts[id]) for id in patients)):
+        say(
+            f"{prepared.folder} was split under other names: scans of {counted(len(names), 'patient')} "
+            f"({first_of(names, 5)}) are in two parts, and the figures will flatter. Prepare again with --rebuild."
+        )
+
+
 def _refuse_changes(prepared: Prepared, cohort: Cohort, jobs: list[_Job], recipe: Recipe) -> None:
     """Raise `UnetlibError` when a finished folder was made with another recipe or from other data."""
     folder, about = prepared.folder, prepared.about
@@ -337,12 +400,23 @@ def _refuse_changes(prepared: Prepared, cohort: Cohort, jobs: list[_Job], recipe
         raise UnetlibError(
             f"{folder} was prepared with {assumed_as(prepared.assume)}, not with {assumed_as(cohort.assume)}. {again}"
         )
+    before = about.get("patients_csv", {})
+    renamed = sorted(
+        name
+        for name in before.keys() | cohort.table.keys()
+        if key(before.get(name, "")) != key(cohort.table.get(name, ""))
+    )
+    if renamed:
+        raise UnetlibError(
+            f"{folder} was split by other patients: {TABLE} has changed for {counted(len(renamed), 'case')} "
+            f"({first_of(renamed, 5)}). {again}"
+        )
     stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about["unusable"]
-    now = {job.case.id: job for job in jobs}
+    now, known = {job.case.id: job for job in jobs}, about["cases"]
     differing = [
         name
         for name in sorted(stamps.keys() | now.keys())
-        if name not in now or name not in stamps or not _same_files(now[name], stamps[name], about["cases"].get(name))
+        if name not in now or name not in stamps or not _is_same(now[name], cohort.root, stamps[name], known.get(name))
     ]
     if differing:
         raise UnetlibError(
@@ -351,11 +425,9 @@ def _refuse_changes(prepared: Prepared, cohort: Cohort, jobs: list[_Job], recipe
         )
 
 
-def _same_files(job: _Job, stamp: list[list[str | int]], case: dict[str, Any] | None) -> bool:
-    """A copied file has a new time of change; then its content decides."""
-    if job.stamp == stamp:
-        return True
-    return case is not None and sha256(*job.case.files()) == case["sha256"]
+def _is_same(job: _Job, root: Path, stamp: list[list[str | int]], known: dict[str, Any] | None) -> bool:
+    """Tell whether a case is as it was: by its stamp alone where it could not be read."""
+    return job.stamp == stamp if known is None else is_unchanged(job.case, root, stamp, known)
 
 
 def _get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -> Split:
@@ -384,7 +456,7 @@ def _still_fits(folder: Path, patients: set[str], recipe: Recipe) -> bool:
     return same and split.patients() == patients
 
 
-def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _merge(folder: Path, jobs: list[_Job], patients: dict[str, str], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Write all parts into two arrays and one table; return what is known of each case."""
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
@@ -392,11 +464,11 @@ def _merge(folder: Path, jobs: list[_Job], recipe: Recipe) -> dict[str, dict[str
         part = _read_part(job)
         pixels = part["masks"].sum((1, 2, 3))
         for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
-            rows.append([len(rows), job.case.id, job.case.patient, int(z), int(voxels), int(inside)])
+            rows.append([len(rows), job.case.id, patients[job.case.id], int(z), int(voxels), int(inside)])
         cases[job.case.id] = {
-            "patient": job.case.patient,
+            "patient": patients[job.case.id],
             "slices": len(part["z"]),
-            "sha256": str(part["sha256"]),
+            **{kind: str(part[kind]) for kind in HASHES},
             "stamp": job.stamp,
         }
     if not any(row[4] for row in rows):
@@ -423,11 +495,11 @@ def _read_part(job: _Job) -> dict[str, np.ndarray]:
     try:
         refuse_packed(job.part)
         with np.load(job.part, allow_pickle=False) as file:
-            part = {name: file[name] for name in ("images", "masks", "z", "tumour_voxels", "sha256")}
+            part = {name: file[name] for name in ("images", "masks", "z", "tumour_voxels", *HASHES)}
         images, masks, number = part["images"], part["masks"], len(part["z"])
         if images.shape != (number, 1, side, side) or masks.shape != images.shape:
             raise ValueError(f"images {images.shape} and masks {masks.shape}")
-        if images.dtype != np.float16 or masks.dtype != np.uint8 or part["sha256"].dtype != "<U64":
+        if images.dtype != np.float16 or masks.dtype != np.uint8 or any(part[kind].dtype != "<U64" for kind in HASHES):
             raise ValueError("arrays of other types")
         if part["tumour_voxels"].shape != (number,) or masks.max(initial=0) > 1 or not np.isfinite(images).all():
             raise ValueError("values that no slice has")

@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import torch
 from unetlib import __version__
 from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import digest, read_json, sha256, write_json
+from unetlib.files import digest, read_json, write_json
+from unetlib.naming import world_name
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.prepare import Prepared
-from unetlib.split import PARTS
+from unetlib.sameness import HASHES, is_unchanged
+from unetlib.split import PARTS, Split
 
 NAME = "provenance.json"
 PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
@@ -27,10 +31,11 @@ def write_provenance(
     """Write `provenance.json` of a run: what it is trained on, and a list of sessions, with one entry more
     when this session's software, machine, device or number of threads differ from those of the last.
 
-    `files` and `contents` are SHA-256 of the list of file names and of the files' bytes; every case
-    has its files as (name, size, time of change in ns), the SHA-256 of their bytes, its part and number of
-    prepared slices. `left_out` names the cases that could not be used. `earlier` are the cases that the run
-    `start_from`, whose weights this one began with, and those before it have learned from.
+    `files` and `contents` are SHA-256 of the list of file names and of all images and masks; every case has its
+    files as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels,
+    `content` of those and the mask's), its part and number of prepared slices. `left_out` names the cases that could
+    not be used. `earlier` are the cases that the run `start_from`, whose weights this one began with, and those
+    before it have learned from. `prepared_by` is the version of the library that prepared the data.
     """
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     cases = {
@@ -38,13 +43,13 @@ def write_provenance(
             "patient": case["patient"],
             "part": part_of[case["patient"]],
             "files": case["stamp"],
-            "sha256": case["sha256"],
-            "slices": case["slices"],
+            **{name: case[name] for name in (*HASHES, "slices", "named_by") if name in case},  # 0.3 knows only two
         }
         for name, case in data.about["cases"].items()
     }
     about = {
         "data": str(data.data),
+        "prepared_by": data.version,
         "files": digest(sorted(file[0] for case in cases.values() for file in case["files"])),
         "contents": data.identity["data"],
         "split": data.split.hash,
@@ -64,27 +69,67 @@ def read_provenance(run: Path) -> dict[str, Any]:
     return read_json(run / NAME) if (run / NAME).exists() else {}
 
 
-def own_cohort(run: Path) -> Cohort:
-    """Return the cohort that a run was prepared from, to be read as it was read then."""
+def find_own(run: Path) -> Cohort:
+    """Return the cohort that a run was prepared from, to be read as it was read then, with the names of today."""
     about = read_run(run)
     return find_cases(Path(about["data"]), assume=about.get("assume"))
 
 
+def own_cohort(run: Path) -> Cohort:
+    """Return the cohort that a run was prepared from, with the patients' names that the run was split with."""
+    return as_recorded(find_own(run), run)
+
+
 def learned(run: Path) -> dict[str, dict[str, Any]]:
-    """Return the cases that a run, or one whose weights it began with, has trained or validated on, by SHA-256."""
+    """Return the cases that a run, or one whose weights it began with, has trained or validated on, by a hash."""
     known = read_provenance(run)
-    own = {case["sha256"]: case for case in known.get("cases", {}).values() if case["part"] != "test"}
+    own = {
+        case.get("image", case["sha256"]): {**case, "case": name}
+        for name, case in known.get("cases", {}).items()
+        if case["part"] != "test"
+    }
     return {**known.get("earlier", {}), **own}
 
 
+def signs(case: dict[str, Any], name: str = "") -> set[str]:
+    """Return by what a recorded case is known in any folder: hashes of scan and files, and a name that is unique.
+
+    Two cases with a sign in common are of one person. `name` is the id of the case, where the record lacks it.
+    """
+    hashes = {case[kind] for kind in ("image", "sha256") if kind in case}
+    return hashes | set(filter(None, map(world_name, (case["patient"], name or case.get("case", "")))))
+
+
+def part_by_sign(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return the part of each sign of recorded cases; of several the first, since to be trained on weighs most."""
+    last_first = sorted(cases, key=lambda case: -PARTS.index(case["part"]))
+    return {sign: case["part"] for case in last_first for sign in signs(case)}
+
+
+def as_recorded(cohort: Cohort, run: Path) -> Cohort:
+    """Return the cases of a run's own data with the patients' names that the run was split with.
+
+    An older version may have named them in another way, or `patients.csv` may have come later.
+    """
+    known, split = read_provenance(run).get("cases", {}), Split.load(run / "split.json").patients()
+
+    def patient(case: Case) -> str:
+        if case.id in known:
+            return str(known[case.id]["patient"])
+        return case.id if case.id in split else case.patient  # before 0.3 nothing was recorded but the split
+
+    return replace(cohort, cases=tuple(replace(case, patient=patient(case)) for case in cohort.cases))
+
+
 def require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when files of a run's own patients are others now: the figures would be of other data."""
+    """Raise `UnetlibError` when images or masks of a run's own patients are others now.
+
+    The figures would be of other data. Files that were renamed or compressed anew are the same, voxel by voxel.
+    """
     changed = [
         case.id
         for case in chosen
-        if case.id in known
-        and case.stamp(cohort.root) != known[case.id]["files"]
-        and sha256(*case.files()) != known[case.id]["sha256"]
+        if case.id in known and not is_unchanged(case, cohort.root, known[case.id]["files"], known[case.id])
     ]
     if changed:
         raise UnetlibError(

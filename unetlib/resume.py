@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from unetlib import __version__
 from unetlib.checkpoint import (
     BEST,
     LATEST,
@@ -23,12 +24,12 @@ from unetlib.checkpoint import (
     require_weights,
     restore,
 )
-from unetlib.errors import UnetlibError, brief, counted, first_of
+from unetlib.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.files import require_empty, sha256, write_csv, write_json
 from unetlib.jobs import first_process, say
 from unetlib.parallel import share_statistics
 from unetlib.prepare import Prepared
-from unetlib.provenance import learned, read_provenance, write_provenance
+from unetlib.provenance import learned, part_by_sign, read_provenance, signs, write_provenance
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.split import PARTS
 
@@ -100,10 +101,11 @@ def start_or_resume(
         return model, average, optimizer, done, first
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
+    begun_by = made_by(read_run(run)) if (run / "recipe.json").exists() else __version__
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
     if data.assume:
         about["assume"] = data.assume
-    write_json(run / "recipe.json", about)
+    write_json(run / "recipe.json", {"unetlib": begun_by, **about})
     data.split.save(run / "split.json")
     write_provenance(run, data, recipe.as_dict(), fabric.device, start_from if content is None else None)
     return model, average, optimizer, done, first
@@ -132,11 +134,12 @@ def _refuse_leak(other: Path, data: Prepared) -> None:
             f"{other} does not say whom it was trained on (it has no provenance.json): validation and test could be "
             "among them. Start from a run that says so."
         )
-    rank = {sha: PARTS.index(case["part"]) for sha, case in learned(other).items()}
+    rank = {sign: PARTS.index(part) for sign, part in part_by_sign(learned(other).values()).items()}
     leaked = [
         name
         for name, case in data.about["cases"].items()
-        if rank.get(case["sha256"], len(PARTS)) < PARTS.index(data.split.part_of(case["patient"]))
+        if min(rank.get(sign, len(PARTS)) for sign in signs(case, name))
+        < PARTS.index(data.split.part_of(case["patient"]))
     ]
     if leaked:
         raise UnetlibError(
@@ -169,7 +172,10 @@ def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: 
         raise UnetlibError(
             f"{run / LATEST} does not say what it was trained on. Restore it, or delete it to start over."
         )
-    if differences := changed({**Recipe.published.stage(PREPARE), **content["prepared"]}, data.identity):
+    before = {**Recipe.published.stage(PREPARE), **content["prepared"]}
+    if before.get("data") == data.digest("sha256"):  # as version 0.3 tells which data they were
+        before["data"] = data.identity["data"]
+    if differences := changed(before, data.identity):
         raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
     before, now = read_recipe(content["recipe"], run / LATEST).as_dict(), recipe.as_dict()
     longer = {"epochs": 0} if recipe.schedule == "constant" else {}  # a cosine has to know its end

@@ -6,7 +6,6 @@ radiological display: the nose up, the patient's right on the left of the pictur
 """
 
 import gzip
-import hashlib
 import io
 import os
 import warnings
@@ -202,18 +201,6 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
             "axes towards left, back and head. Give a nibabel image instead, which is turned by its affine."
         )
     return Volume(array, affine, affine, nib.Nifti1Header())
-
-
-def hash_voxels(voxels: np.ndarray) -> str:
-    """Return the SHA-256 of an array (X, Y, Z), of its shape and its values in single precision.
-
-    The same scan has the same hash whatever its number type, scale factor, compression or storage order, when it is
-    in LPS order. What was resampled, cropped or rescaled has another.
-    """
-    found = hashlib.sha256(str(voxels.shape).encode())
-    for z in range(voxels.shape[2]):  # slice by slice, x fastest, as NIfTI stores them: 4 x faster than in C order
-        found.update(np.ascontiguousarray(voxels[:, :, z].T, dtype="<f4") + np.float32(0))  # -0 becomes 0
-    return found.hexdigest()
 
 
 def read_shape(source: Source) -> tuple[int, ...]:
