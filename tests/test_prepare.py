@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import LPS, SMALL, STRONG, write_patient
+from unetlib import __version__
 from unetlib import prepare as preparing
 from unetlib.errors import UnetlibError
-from unetlib.files import PARTIAL, locked, read_csv
+from unetlib.files import PARTIAL, digest, locked, read_csv
 from unetlib.patients import find_cases, read_case
 from unetlib.prepare import Prepared, prepare, prepare_shard
 from unetlib.slices import Window, image_to_slices, mask_to_slices, with_neighbours
@@ -361,3 +362,142 @@ def test_a_folder_from_before_crop_opens_as_one_without_it_and_is_reused(cohort,
     assert "reused" in capsys.readouterr().out
     with pytest.raises(UnetlibError, match=r"another recipe \(crop: False -> True\)"):
         prepare(cohort, tmp_path / "p", SMALL.but(crop=True), workers=1)
+
+
+# Who is one patient, whether a scan is there twice, and what has changed
+
+
+def as_cases(cohort, folder, names, change=lambda name, voxels: voxels):
+    """Copy the small patients in order under these names; `change` alters the voxels of an image."""
+    for source, name in zip(sorted(cohort.iterdir()), names, strict=False):
+        (folder / name).mkdir(parents=True)
+        for kind in ("flair", "seg"):
+            image = nib.load(source / f"{source.name}_{kind}.nii.gz")
+            voxels = np.asarray(image.dataobj)
+            voxels = change(name, voxels) if kind == "flair" else voxels
+            nib.save(nib.Nifti1Image(voxels, image.affine), folder / name / f"{name}_{kind}.nii.gz")
+    return folder
+
+
+SCANS = [f"UPENN-GBM-{number:05d}_{scan}" for number in range(5) for scan in (11, 21)]
+
+
+def parts_of(data):
+    """The parts that the cases of each person are in, by the person's part of the name."""
+    found = {}
+    for name, case in data.about["cases"].items():
+        found.setdefault(name.rpartition("_")[0], set()).add(data.split.part_of(case["patient"]))
+    return found
+
+
+def test_two_scans_of_a_public_scheme_stay_on_one_side_and_the_scheme_is_written_down(cohort, tmp_path):
+    data = prepare(as_cases(cohort, tmp_path / "data", SCANS), tmp_path / "p", SMALL, workers=1)
+    assert len(data.about["cases"]) == 10
+    assert all(len(parts) == 1 for parts in parts_of(data).values())
+    assert {case["named_by"] for case in data.about["cases"].values()} == {"UPENN-GBM"}
+
+
+def test_a_table_of_patients_is_honoured_kept_and_a_change_of_it_refused_by_name(cohort, tmp_path, capsys):
+    names = [f"{number}_{scan}" for number in range(5) for scan in (1, 2)]
+    folder = as_cases(cohort, tmp_path / "data", names)
+    prepare(folder, tmp_path / "without", SMALL, workers=1)
+    assert "0_1, 0_2 could be scans of one patient" in capsys.readouterr().out
+    rows = [f"{name},{name[0]}" for name in names]
+    (folder / "patients.csv").write_text("\n".join(["case,patient", *rows]))
+    with pytest.raises(UnetlibError, match=r"patients\.csv has changed for 10 cases \(0_1, .*--rebuild"):
+        prepare(folder, tmp_path / "without", SMALL, workers=1)
+    data = prepare(folder, tmp_path / "p", SMALL, workers=1)
+    assert "could be scans" not in capsys.readouterr().out
+    assert data.split.patients() == set("01234")
+    assert data.about["patients_csv"] == {name: name[0] for name in names}
+    assert {case["named_by"] for case in data.about["cases"].values()} == {"patients.csv"}
+    (folder / "patients.csv").write_text("\n".join(["patient,case", *(f"{name[0]},{name}" for name in names[::-1])]))
+    prepare(folder, tmp_path / "p", SMALL, workers=1)  # another order of lines and columns says the same
+    (folder / "patients.csv").write_text("\n".join(["case,patient", *rows[:-1], "4_2,x"]))
+    with pytest.raises(UnetlibError, match=r"patients\.csv has changed for 1 case \(4_2\)"):
+        prepare(folder, tmp_path / "p", SMALL, workers=1)
+    (folder / "patients.csv").unlink()
+    with pytest.raises(UnetlibError, match=r"patients\.csv has changed for 10 cases"):
+        prepare(folder, tmp_path / "p", SMALL, workers=1)
+    assert len(prepare(folder, tmp_path / "p", SMALL, workers=1, rebuild=True).split.patients()) == 10
+
+
+def test_a_scan_that_is_there_under_two_names_counts_once_and_both_patients_are_one(cohort, tmp_path, capsys):
+    """A second scan of each of the two lies there, too: neither may land on another side than the first."""
+    names = ["TCGA_A_A_20000101", "TCGA_A_A_20010101", "TCGA_Z_Z_20010101", *(f"S{number}" for number in range(7))]
+    folder = as_cases(cohort, tmp_path / "data", names)
+    shutil.copytree(folder / names[0], folder / "copy")
+    for kind in ("flair", "seg"):
+        image = nib.load(folder / "copy" / f"{names[0]}_{kind}.nii.gz")
+        voxels = np.asarray(image.dataobj, np.float32) + 0.0
+        nib.save(nib.Nifti1Image(voxels, image.affine), folder / "copy" / f"TCGA_Z_Z_20000101_{kind}.nii")
+        (folder / "copy" / f"{names[0]}_{kind}.nii.gz").unlink()
+    for seed in range(4):
+        data = prepare(folder, tmp_path / f"{seed}", SMALL.but(split_seed=seed), workers=1)
+        assert "TCGA_Z_Z_20000101" not in data.about["cases"]
+        assert data.about["cases"]["TCGA_Z_Z_20010101"]["patient"] == "TCGA_A_A"
+        assert len(data.split.patients()) == 8
+    assert f"left out TCGA_Z_Z_20000101: its image has the same voxels as that of {names[0]}" in capsys.readouterr().out
+    prepare(folder, tmp_path / "0", SMALL, workers=1)
+    assert "reused" in capsys.readouterr().out
+    with pytest.raises(UnetlibError, match=r"TCGA_Z_Z_20000101: its image has the same voxels.*--strict"):
+        prepare(folder, tmp_path / "strict", SMALL, workers=1, strict=True)
+
+
+def test_files_compressed_or_named_anew_are_no_change_and_a_voxel_is(cohort, tmp_path, capsys):
+    folder = as_cases(cohort, tmp_path / "data", [f"S{number}" for number in range(10)])
+    before = prepare(folder, tmp_path / "p", SMALL, workers=1)
+    for path in folder.glob("*/*.nii.gz"):
+        image = nib.load(path)
+        array = np.asarray(image.dataobj, np.float32)[::-1]
+        mirrored = image.affine @ nib.orientations.inv_ornt_aff([[0, -1], [1, 1], [2, 1]], array.shape)
+        nib.save(nib.Nifti1Image(array, mirrored), path.with_name(path.name.removesuffix(".gz")))
+        path.unlink()
+    prepare(folder, tmp_path / "p", SMALL, workers=1)
+    assert "reused" in capsys.readouterr().out
+    again = prepare(folder, tmp_path / "q", SMALL, workers=1)
+    assert again.identity == before.identity
+    assert again.digest("sha256") != before.digest("sha256")
+    mask = folder / "S3" / "S3_seg.nii"
+    image = nib.load(mask)
+    for value in (1, 0):  # another label is a change as well
+        array = np.asarray(image.dataobj).copy()
+        array[tuple(np.argwhere(array == 4)[0])] = value
+        nib.save(nib.Nifti1Image(array, image.affine), mask)
+        with pytest.raises(UnetlibError, match=r"other data: 1 case .*\(S3\)"):
+            prepare(folder, tmp_path / "p", SMALL, workers=1)
+
+
+def as_03(folder, patients=None):
+    """Write a prepared folder's description as version 0.3 did, with its patients' names and split where given."""
+    about = json.loads((folder / "prepared.json").read_text())
+    for name in ("unetlib", "patients_csv"):
+        del about[name]
+    for name, case in about["cases"].items():
+        for new in ("image", "content", "named_by"):
+            del case[new]
+        case["patient"] = patients[name] if patients else case["patient"]
+    (folder / "prepared.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_a_folder_of_version_0_3_opens_is_reused_and_told_as_such(cohort, prepared, tmp_path, capsys):
+    assert "made by unetlib 0.3 or older" in str(Prepared.open(as_03(shutil.copytree(prepared, tmp_path / "p"))))
+    assert f"made by unetlib {__version__}" in str(Prepared.open(prepared))
+    old, new = Prepared.open(tmp_path / "p"), Prepared.open(prepared)
+    assert (
+        old.identity["data"] == new.digest("sha256") == digest({n: c["sha256"] for n, c in old.about["cases"].items()})
+    )
+    prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert "reused" in capsys.readouterr().out
+
+
+def test_a_folder_of_version_0_3_keeps_its_patients_and_says_whose_scans_it_divides(cohort, tmp_path, capsys):
+    folder = as_cases(cohort, tmp_path / "data", SCANS)
+    data = prepare(folder, tmp_path / "p", SMALL, workers=1)
+    as_03(tmp_path / "p", {name: name for name in SCANS})
+    Split(tuple(SCANS[:7]), (SCANS[7],), tuple(SCANS[8:])).save(tmp_path / "p" / "split.json")
+    again = prepare(folder, tmp_path / "p", SMALL, workers=1)
+    assert again.split.patients() == set(SCANS)
+    assert "scans of 1 patient (UPENN-GBM-00003) are in two parts" in " ".join(capsys.readouterr().out.split())
+    assert prepare(folder, tmp_path / "p", SMALL, workers=1, rebuild=True).split == data.split

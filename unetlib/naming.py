@@ -7,7 +7,7 @@ a case's id names the person is written here and nowhere else: each scheme is on
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,19 @@ def world_name(id: str) -> str | None:
     """Return the key of the patient where the name is that of one person in any folder, `None` otherwise."""
     scheme = scheme_of(id)
     return key(patient_of(id)) if scheme and scheme.unique else None
+
+
+def divided(parts: Mapping[str, str], patients: Mapping[str, str]) -> list[str]:
+    """Return the patients with scans in two parts of a split, as an older version may have made it.
+
+    `parts`: the part of each case, by its id. `patients`: whose a case is, where it is still there to be asked.
+    """
+    names: dict[str, str] = {}
+    found: dict[str, set[str]] = defaultdict(set)
+    for id, part in parts.items():
+        name = patients.get(id, patient_of(id))
+        found[names.setdefault(key(name), name)].add(part)
+    return sorted(name for name, own in found.items() if len(own) > 1)
 
 
 # Of an unknown name: a last letter or two, a small number, a date; a first word of time.

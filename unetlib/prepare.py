@@ -33,12 +33,12 @@ from unetlib.files import (
     write_json,
 )
 from unetlib.jobs import run_jobs, say
-from unetlib.naming import TABLE, key, scheme_of
+from unetlib.naming import TABLE, divided, key, scheme_of
 from unetlib.patients import SHARE, Case, Cohort, find_cases, read_labels
 from unetlib.recipe import PREPARE, Recipe, changed, with_defaults
 from unetlib.sameness import HASHES, copy_of, hash_case, is_unchanged
 from unetlib.slices import Window, choose_slices, image_to_slices, mask_to_slices
-from unetlib.split import PARTS, Split, divided, make_split
+from unetlib.split import PARTS, Split, make_split
 from unetlib.volumes import ASSUMABLE, assumed_as
 
 SHARD = ".unetlib-shard"
@@ -380,10 +380,8 @@ def _without_copies(jobs: list[_Job]) -> tuple[dict[str, str], dict[str, str]]:
 
 def _tell_divided(prepared: Prepared, cohort: Cohort) -> None:
     """Say whose scans the split of an older version has put on two sides."""
-    known = prepared.about["cases"]
-    patients = {case.id: key(case.patient) for case in cohort.cases if case.id in known}
-    parts = {id: prepared.split.part_of(known[id]["patient"]) or "" for id in patients}
-    if names := sorted(divided((patients[id], parts[id]) for id in patients)):
+    parts = {id: prepared.split.part_of(case["patient"]) or "" for id, case in prepared.about["cases"].items()}
+    if names := divided(parts, {case.id: case.patient for case in cohort.cases}):
         say(
             f"{prepared.folder} was split under other names: scans of {counted(len(names), 'patient')} "
             f"({first_of(names, 5)}) are in two parts, and the figures will flatter. Prepare again with --rebuild."

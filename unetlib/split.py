@@ -70,14 +70,6 @@ class Split:
         return split
 
 
-def divided(scans: Iterable[tuple[str, str]]) -> set[str]:
-    """Return the persons who are in more than one part, given (person, part) of every scan."""
-    parts: dict[str, set[str]] = {}
-    for person, part in scans:
-        parts.setdefault(person, set()).add(part)
-    return {person for person, own in parts.items() if len(own) > 1}
-
-
 def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0.70) -> Split:
     """Return a random patient-level split: `train_fraction` of the patients, the rest halved into val and test.
 

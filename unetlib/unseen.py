@@ -8,11 +8,11 @@ from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import digest, read_json, sha256, write_json
 from unetlib.jobs import run_jobs
-from unetlib.naming import TABLE, key, patient_of
+from unetlib.naming import TABLE, divided, key, patient_of
 from unetlib.patients import SHARE, Case, Cohort, find_cases
 from unetlib.provenance import as_recorded, find_own, part_by_sign, read_provenance, require_unchanged, signs
 from unetlib.sameness import copy_of, hash_voxels
-from unetlib.split import PARTS, Split, divided
+from unetlib.split import PARTS, Split
 from unetlib.volumes import read_volume
 
 
@@ -52,9 +52,8 @@ def told_divided(found: Cohort, known: dict[str, dict[str, Any]]) -> str:
 
     `found` are the cases of its data as they are named today, `known` those that it has recorded.
     """
-    now = {case.id: case.patient for case in found.cases}
-    names = sorted(divided((key(now.get(id, patient_of(id))), case["part"]) for id, case in known.items()))
-    if not names:
+    parts = {id: case["part"] for id, case in known.items()}
+    if not (names := divided(parts, {case.id: case.patient for case in found.cases})):
         return ""
     return (
         f"The run was split under other names: scans of {counted(len(names), 'patient')} ({first_of(names, 5)}) are "
