@@ -1,31 +1,41 @@
 """Extract a tar archive of MRI safely: nothing is executed, nothing lands outside of its folder."""
 
 import gzip
+import os
 import re
 import shutil
 import tarfile
+import tempfile
 import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from unetlib.errors import UnetlibError
-from unetlib.files import locked, read_json, refuse_link, write_json
+from unetlib.files import fold, locked, read_json, refuse_link, takes_paths, write_json
 from unetlib.jobs import progress
 from unetlib.naming import TABLE
+from unetlib.nifti import ENDINGS
 
-WANTED = ".nii", ".nii.gz", ".tif", ".tiff"
+WANTED = (*ENDINGS, ".tif", ".tiff", "dataset.json")
+PLACE = "UNETLIB_EXTRACTED"  # the environment variable that names a folder to extract into
 MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
 MAX_MEMBERS = 1_000_000
 MAX_HEADER = 2**20  # bytes that describe one member
 ROOM = 2**28  # bytes of the disk that stay free
+ELSEWHERE = (
+    f"Name a folder with room in the environment variable {PLACE}, or extract the archive yourself (tar -xf ARCHIVE -C "
+    "FOLDER) and give that folder."
+)
 MARKER = ".unetlib-archive.json"  # in an extracted folder: which archive it was made from
 
 
+@takes_paths
 def open_data(path: Path) -> Path:
     """Return the folder of the data: `path` itself, or what a tar archive holds, extracted beside it.
 
-    The images of `<stem>.tar` (.tar.gz, .tgz), and its `patients.csv`, go to `<stem>.extracted`, which appears when it
-    is complete and is used again as long as the archive keeps its size and time. Raises `UnetlibError` when `path`
+    The images of `<stem>.tar` (.tar.gz, .tgz), and its `patients.csv`, go to `<stem>.extracted` beside it, or in the
+    folder that the variable `UNETLIB_EXTRACTED` names. It appears when it is complete and is used again as long as
+    the archive keeps its size and time. Raises `UnetlibError` when `path`
     is neither, the archive is damaged, or it holds anything but plain files and folders inside itself.
     """
     if path.is_dir():
@@ -34,9 +44,9 @@ def open_data(path: Path) -> Path:
         raise UnetlibError(
             f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
         )
-    target = path.with_name(
-        re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE) + ".extracted"
-    )
+    place = Path(os.environ[PLACE]).expanduser() if os.environ.get(PLACE) else path.parent
+    stem = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE)
+    target = place / f"{stem}.extracted"
     origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
     if _origin(target) == origin:
         return target
@@ -45,6 +55,7 @@ def open_data(path: Path) -> Path:
     temporary = target.with_name(f".tmp-{target.name}")
     for place in (target, temporary):
         refuse_link(place)
+    _require_writable(place, path)
     with locked(temporary):
         try:
             shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
@@ -52,14 +63,28 @@ def open_data(path: Path) -> Path:
             write_json(temporary / "images" / MARKER, origin)
             shutil.rmtree(target, ignore_errors=True)
             (temporary / "images").rename(target)
-        except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
+        except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, RecursionError) as error:
             raise UnetlibError(
-                f"{path} cannot be extracted ({error}). If it is a .tar archive, copy or download it again and see "
-                f"that {path.parent} can be written and has room; otherwise give the folder that the patients lie in."
+                f"{path} cannot be extracted: it is damaged or no .tar archive ({error}). Copy or download it again, "
+                "or give the folder that the patients lie in."
             ) from error
+        except OSError as error:
+            raise UnetlibError(f"{path} cannot be extracted into {place} ({error}). {ELSEWHERE}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _require_writable(place: Path, archive: Path) -> None:
+    """Raise `UnetlibError` where nothing can be written to the folder that an archive would be extracted into."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UnetlibError(
+            f"{archive} cannot be extracted into {place} ({error.strerror or error}). {ELSEWHERE}"
+        ) from error
 
 
 def _origin(folder: Path) -> dict[str, object]:
@@ -108,7 +133,7 @@ def _extract(archive: Path, folder: Path) -> None:
             _refuse_hostile(archive, member)
             if number == MAX_MEMBERS:
                 raise UnetlibError(f"{archive} holds more than {MAX_MEMBERS} members. Extract what you need yourself.")
-            name = str(PurePosixPath(member.name)).lower()  # ./a is a, and A is a on Windows and macOS
+            name = fold(str(PurePosixPath(member.name)))  # ./a is a, and A is a on Windows and macOS
             if member.isfile() and (name.endswith(WANTED) or name.rpartition("/")[2] == TABLE):
                 if name in seen:  # the second would overwrite the first
                     raise UnetlibError(f"{archive} holds {member.name!r} twice. Make the archive again.")
@@ -149,7 +174,7 @@ def _require_room(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
     if member.size + ROOM > (free := shutil.disk_usage(folder).free):
         raise UnetlibError(
             f"{archive} cannot be extracted: {member.name!r} needs {member.size} bytes and the disk has room for "
-            f"{free}, of which {ROOM} stay free. Free some space."
+            f"{free}, of which {ROOM} stay free. {ELSEWHERE}"
         )
 
 

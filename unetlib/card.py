@@ -16,7 +16,7 @@ from unetlib.checkpoint import BEST, LATEST, caveats, load_checkpoint, load_mode
 from unetlib.decision import Decision, read_decision
 from unetlib.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.evaluation import COUNTS, evaluate, read_patients
-from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256
+from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
 from unetlib.patients import Cohort
 from unetlib.provenance import PACKAGES, own_cohort, read_provenance
 from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
@@ -42,6 +42,7 @@ SOURCES = {  # what to cite, by a word of the layout of the data; "" always
 CARDS = 'Model cards: M. Mitchell et al., "Model Cards for Model Reporting", FAT* 2019.'
 
 
+@takes_paths
 def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path:
     """Write the model card of a run, `README.md` with its pictures, in `RUN/card` unless `out` is given.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unetlib.errors import UnetlibError, counted, first_of
+from unetlib.files import takes_paths
 from unetlib.jobs import run_jobs
 from unetlib.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case
 from unetlib.volumes import Volume, read_shape
@@ -100,6 +101,7 @@ def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
     return " x ".join(f"{axis[0]:g}" if len(axis) == 1 else f"{axis[0]:g}-{axis[-1]:g}" for axis in axes)
 
 
+@takes_paths
 def check(data: Path, workers: int | None = None, assume: str | None = None) -> Report:
     """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
 
@@ -137,7 +139,7 @@ def _compare(case: Case, modality: str, flair: Volume) -> str:
         shape = read_shape(source)
     except UnetlibError as error:
         return f"{case.id}: {error} The case is usable without {modality}."
-    expected = flair.header.get_data_shape()
+    expected = flair.to_stored(flair.voxels).shape
     if shape == expected:
         return ""
     return f"{case.id}: {modality} has shape {shape}, flair {expected}. The case is usable without {modality}."

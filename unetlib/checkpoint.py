@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unetlib.errors import UnetlibError, brief, counted
-from unetlib.files import atomic, keep_as, read_json, refuse_packed
+from unetlib.files import atomic, keep_as, read_json, refuse_packed, takes_paths
 from unetlib.jobs import say
 from unetlib.recipe import Recipe
 from unetlib.unet import UNet
@@ -161,6 +161,7 @@ def _unet(recipe: Recipe) -> UNet:
     return UNet(in_channels=1 + 2 * recipe.neighbours, width=recipe.width, depth=recipe.depth)
 
 
+@takes_paths
 def read_run(run: Path) -> dict[str, Any]:
     """Return the content of a run's `recipe.json`; raises `UnetlibError` when it is missing, damaged or foreign."""
     path = run / "recipe.json"
@@ -206,6 +207,7 @@ def caveats(run: Path, best: dict[str, Any]) -> str:
     return " ".join(told)
 
 
+@takes_paths
 def load_model(run: Path, name: str = BEST) -> tuple[UNet, Recipe, dict[str, Any]]:
     """Return the trained network of a run folder (in evaluation mode), its recipe and the whole checkpoint."""
     path = run / name

@@ -23,7 +23,7 @@ from unetlib import __version__
 from unetlib.chance import balanced_number
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import atomic, digest
+from unetlib.files import atomic, digest, takes_paths
 from unetlib.jobs import progress, say
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.phantom import make_cohort
@@ -113,6 +113,7 @@ class Course:
         return ("synthetic images; " if self.synthetic else "") + DISCLAIMER
 
 
+@takes_paths
 def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     """Open the data of the course, say which they are, and print the versions in use.
 
@@ -254,6 +255,7 @@ def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: o
     return lines
 
 
+@takes_paths
 def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
     """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML.
 
@@ -283,6 +285,7 @@ def refresh_notebooks() -> None:
             nbformat.write(notebook, temporary)
 
 
+@takes_paths
 def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw what the README shows, from the notebooks' own cohort and run, which are made where they are missing.
 

@@ -15,7 +15,18 @@ import numpy as np
 from unetlib import __version__, metrics
 from unetlib.checkpoint import caveats, read_run
 from unetlib.errors import UnetlibError, brief, counted, first_of, made_by
-from unetlib.files import PARTIAL, digest, locked, read_csv, read_json, refuse_link, sha256, write_csv, write_json
+from unetlib.files import (
+    PARTIAL,
+    digest,
+    locked,
+    read_csv,
+    read_json,
+    refuse_link,
+    sha256,
+    takes_paths,
+    write_csv,
+    write_json,
+)
 from unetlib.inference import Predictor, identity
 from unetlib.jobs import progress, say
 from unetlib.metrics import METRICS, Counts
@@ -30,6 +41,7 @@ SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid i
 PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd95_mm", "surface_dice")
 
 
+@takes_paths
 def evaluate(
     run: Path, data: Path | None = None, split: str | None = None, device: str = "auto", assume: str | None = None
 ) -> dict[str, Any]:
@@ -283,6 +295,7 @@ def _table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@takes_paths
 def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
     """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
     table = read_csv(folder / "patients.csv", numbers=("dice",))

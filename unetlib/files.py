@@ -3,15 +3,18 @@
 import csv
 import glob
 import hashlib
+import inspect
 import json
 import math
 import os
 import shutil
+import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -20,6 +23,37 @@ from unetlib.errors import UnetlibError, first_of
 MAX_TEXT = 2**25  # bytes of a JSON or CSV file: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
 LOCK = ".unetlib-lock"
+P = ParamSpec("P")
+R = TypeVar("R")
+_PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
+
+
+def fold(name: str) -> str:
+    """Return a name as Windows and macOS compare it: letter case, and how accents are encoded, do not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function whose parameters are annotated as `Path` take texts, too, and `~` for the user's folder."""
+    signature = inspect.signature(function)
+    names = [name for name, parameter in signature.parameters.items() if parameter.annotation in _PATHS]
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name in names:
+            if (value := given.arguments.get(name)) is not None:
+                given.arguments[name] = [*map(_home, value)] if isinstance(value, list | tuple) else _home(value)
+        return function(*given.args, **given.kwargs)
+
+    return wrapped
+
+
+def _home(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UnetlibError(f"{path}: there is no user of that name. Give the folder itself.") from error
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from unetlib.checkpoint import BEST, load_model
 from unetlib.decision import FILE, Decision, read_decision
 from unetlib.engine import start_engine
 from unetlib.errors import UnetlibError, first_of
-from unetlib.files import atomic, digest, read_json, remove_temporary, sha256
+from unetlib.files import atomic, digest, fold, read_json, remove_temporary, sha256, takes_paths
 from unetlib.jobs import progress, say
+from unetlib.nifti import files_of, is_nifti, stem
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
 from unetlib.volumes import Source, Volume, assumption, read_assumed, read_description, read_shape, read_volume
@@ -35,6 +36,7 @@ class Predictor:
     decision: Decision
 
     @classmethod
+    @takes_paths
     def open(cls, run: Path, device: str = "auto", name: str = BEST, decision: Decision | None = None) -> "Predictor":
         """Load `best_model.pth` (or another checkpoint) of a run folder, with the run's decision or the one given.
 
@@ -79,6 +81,7 @@ class Predictor:
         return self.slices(with_neighbours(image_to_slices(voxels, self.recipe), self.recipe.neighbours))
 
 
+@takes_paths
 def predict(
     run: Path,
     images: list[Path],
@@ -101,13 +104,14 @@ def predict(
     Raises `UnetlibError` when an image cannot be used, two of them have one name, or a file that
     would be written exists and was made from other weights or another image, unless `overwrite`.
     """
-    names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
+    names = [stem(path.name) for path in images]
     kinds = ("mask", "probability") if probabilities else ("mask",)
     sources = [Source((path,), channel, assumption(assume)) for path in images]
     _check_images(sources, names)
     weights, written = identity(run)[:16], []
     origins = [
-        ORIGIN.format(weights, sha256(source.paths[0])[:12], channel or 0, read_assumed(source)) for source in sources
+        ORIGIN.format(weights, sha256(*files_of(source.paths[0]))[:12], channel or 0, read_assumed(source))
+        for source in sources
     ]
     targets = [[out / f"{name}_{kind}.nii.gz" for kind in kinds] for name in names]
     done = [False if overwrite else _are_done(files, origin) for files, origin in zip(targets, origins, strict=True)]
@@ -155,10 +159,11 @@ def _check_images(sources: list[Source], names: list[str]) -> None:
     """Raise `UnetlibError` before anything is written, for names that cannot be right."""
     for source in sources:
         path = source.paths[0]
-        if not path.name.lower().endswith((".nii", ".nii.gz")):
+        if not is_nifti(path.name):
             raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
         read_shape(source)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    folded = list(map(fold, names))  # on Windows and macOS A_mask and a_mask are one file
+    if twice := sorted({name for name in names if folded.count(fold(name)) > 1}):
         raise UnetlibError(
             f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
             "different folders."

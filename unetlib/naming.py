@@ -5,14 +5,13 @@ a case's id names the person is written here and nowhere else: each scheme is on
 """
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import read_csv
+from unetlib.files import fold, read_csv
 
 TABLE = "patients.csv"
 
@@ -143,7 +142,7 @@ SCHEMES = (
 
 def key(name: str) -> str:
     """Return a name as it is compared: letter case, and how accents are encoded, tell nobody apart."""
-    text = unicodedata.normalize("NFC", name).casefold()
+    text = fold(name)
     return text.replace("_", "-") if text.startswith("tcga") else text  # both are in use
 
 

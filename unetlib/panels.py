@@ -11,8 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 from unetlib.errors import UnetlibError, first_of
+from unetlib.nifti import stem
 from unetlib.plots.common import is_synthetic, largest_slice
-from unetlib.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, to_lps
+from unetlib.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, to_lps, whole_labels
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
 NOMINAL = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of an array without one: 1 mm, LPS order
@@ -102,7 +103,7 @@ def _file_name(item: Any) -> str:
     if isinstance(item, nib.Nifti1Pair):
         item = item.get_filename() or ""
     known = isinstance(item, str | Path | Source)
-    return Path(str(item)).name.removesuffix(".gz").removesuffix(".nii") if known else ""
+    return stem(Path(str(item)).name) if known else ""
 
 
 def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
@@ -185,10 +186,11 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
 
 
 def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
+    voxels = whole_labels(voxels)
     low, high = voxels.min(), voxels.max()
     if low < 0 or high > 255 or (voxels.dtype.kind == "f" and (voxels != np.rint(voxels)).any()):
         raise UnetlibError(
-            f"{name} holds values from {low:g} to {high:g}; whole labels from 0 to 255 were expected. Threshold "
+            f"{name} holds values from {low:.9g} to {high:.9g}; whole labels from 0 to 255 were expected. Threshold "
             "probabilities first."
         )
     return voxels.astype(np.uint8)

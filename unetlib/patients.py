@@ -7,9 +7,12 @@ left out by name, with a sentence that says why.
 
 import os
 import re
+import unicodedata
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,78 +20,35 @@ import numpy as np
 from unetlib import naming
 from unetlib.archive import open_data
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.volumes import Source, Volume, assumption, read_volume
-
-MODALITIES = ("flair", "t1", "t1ce", "t2")
-MASK, STACK, TEST = "seg", "stack", "test"  # a mask; a file with a channel per modality; an image without a mask
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one data set names its files.
-
-    `names` matches "folder/file" and captures `id`, `word` and, of a slice, `number`. `words` says what
-    a word means: a modality, `MASK`, `STACK` or `TEST`. `labels` maps each value allowed in a mask file
-    to its label. `channels` gives each modality's index in a stack. Whom an id names, `naming` says.
-    """
-
-    name: str
-    example: str
-    names: re.Pattern[str]
-    words: dict[str, str]
-    labels: dict[int, int]
-    channels: dict[str, int] = field(default_factory=dict)
-
-
-def _names(
-    id: str, rest: str = r"_(?P<word>flair|t1|t1ce|t2|seg)\.nii(\.gz)?", folder: str = "[^/]*"
-) -> re.Pattern[str]:
-    return re.compile(f"{folder}/(?P<id>{id}){rest}", re.IGNORECASE | re.ASCII)
-
+from unetlib.files import fold, takes_paths
+from unetlib.layouts import (
+    AUTOMATIC,
+    BY_NAME,
+    FOREIGN,
+    IMAGES,
+    KAGGLE,
+    LAYOUTS,
+    MASK,
+    MASK_WORDS,
+    MODALITIES,
+    NAMELESS,
+    NO_ID,
+    NO_MASK,
+    OTHER,
+    SERIES,
+    STACK,
+    STRAY,
+    TEST,
+    Found,
+    Layout,
+    recognise,
+    recognise_task,
+    task_layout,
+)
+from unetlib.nifti import files_of, stem
+from unetlib.volumes import Source, Volume, assumption, read_volume, whole_labels
 
 SHARE = 50  # cases that are read by the time that another process has started
-WORDS = {word: word for word in (*MODALITIES, MASK)}
-BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
-NAMELESS = re.compile(r"(seg|segm|segmentation|mask)\.nii(\.gz)?", re.IGNORECASE)  # a mask that names no case
-STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # published under another name than its case
-
-# Labels. BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid et al. 2021, arXiv:2107.02314). BraTS 2023:
-# 3 enhancing; BraTS 2024 adds 4, the resection cavity (de Verdier et al. 2024, arXiv:2405.18368). MSD: 1 oedema,
-# 2 non-enhancing, 3 enhancing (Antonelli et al. 2022, Nat. Commun. 13:4128). TCGA-LGG: the FLAIR abnormality as
-# 255 (Buda et al. 2019, Comput. Biol. Med. 109). The first entry that matches a name wins.
-LAYOUTS = (
-    *(
-        Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", _names(rf"brats{year}_.+"), WORDS, BRATS)
-        for year in (17, 18, 19)
-    ),
-    Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", _names(r"brats20_[a-z]+_\d+"), WORDS, BRATS),
-    Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", _names(r"brats2021_\d+"), WORDS, BRATS),
-    Layout(
-        "BraTS 2023/2024",
-        "BraTS-GLI-00000-000-t2f.nii.gz",
-        _names(r"brats-[a-z-]+-\d+(-\d+)?", r"-(?P<word>t2f|t1n|t1c|t2w|seg)\.nii(\.gz)?"),
-        words={"t2f": "flair", "t1n": "t1", "t1c": "t1ce", "t2w": "t2", "seg": MASK},
-        labels={0: 0, 1: 1, 2: 2, 3: 3, 4: 4},
-    ),
-    Layout(
-        "Medical Segmentation Decathlon",
-        "imagesTr/BRATS_001.nii.gz",
-        _names(r"brats_\d+", r"\.nii(\.gz)?", folder="(?P<word>imagesTr|labelsTr|imagesTs)"),
-        words={"imagestr": STACK, "labelstr": MASK, "imagests": TEST},
-        labels={0: 0, 1: 1, 2: 2, 3: 3},
-        channels={"flair": 0, "t1": 1, "t1ce": 2, "t2": 3},
-    ),
-    Layout(
-        "TCGA-LGG (Kaggle)",
-        "TCGA_CS_5395_19981004_8.tif",
-        _names(r"tcga_.+_\d{8}", r"_(?P<number>\d+)(?P<word>|_mask)\.tiff?"),
-        words={"": STACK, "_mask": MASK},
-        labels={0: 0, 255: 1},
-        channels={"t1": 0, "flair": 1, "t1ce": 2},
-    ),
-    Layout("BraTS-style names", "<id>_flair.nii.gz", _names(".+"), WORDS, BRATS),
-)
-_BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -106,8 +66,9 @@ class Case:
     seg: Source | None
 
     def files(self, modality: str = "flair") -> tuple[Path, ...]:
-        """Return the files of one modality and of the mask."""
-        return (*self.images[modality].paths, *(self.seg.paths if self.seg else ()))
+        """Return the files of one modality and of the mask: two of a pair of header and voxels."""
+        paths = (*self.images[modality].paths, *(self.seg.paths if self.seg else ()))
+        return tuple(file for path in paths for file in files_of(path))
 
     def stamp(self, root: Path) -> list[list[str | int]]:
         """Return name (below `root`), size and time of change of these files: equal stamps spare reading them.
@@ -142,20 +103,46 @@ class Cohort:
 
 @dataclass
 class _Draft:
-    """A case while its files are being collected; `files` maps (kind, slice number) to the path."""
+    """A case while its files are being collected; `files` maps (kind, slice number) to the path.
+
+    `twins`: pairs of files that claim the same, which is no fault where they hold the same.
+    """
 
     id: str
     layout: Layout
     files: dict[tuple[str, int], Path] = field(default_factory=dict)
+    twins: list[tuple[Path, Path]] = field(default_factory=list)
     clash: str = ""
+    likely: str = ""  # what looks like the file that it lacks, and what to do
 
     def claim(self, layout: Layout, kind: str, number: int, path: Path) -> None:
         """Note that `path` is this case's `kind`, or that another file says so already."""
-        other = self.files.get((kind, number)) if layout is self.layout else next(iter(self.files.values()))
+        same = layout.name == self.layout.name
+        other = self.files.get((kind, number)) if same else next(iter(self.files.values()))
         if other is None:
             self.files[kind, number] = path
+        elif same:
+            self.twins.append((other, path))
         elif not self.clash:
-            self.clash = f"two files claim this case, {other} and {path}. Keep one and move the other elsewhere."
+            self.clash = _two_claim(other, path)
+
+    def settle(self) -> int:
+        """Return how many files are there twice with the same content; where it differs, that is a clash."""
+        for one, other in () if self.clash else self.twins:
+            if not _hold_the_same(one, other):
+                self.clash = _two_claim(one, other)
+                return 0
+        return len(self.twins)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask, by an expert or by a program."""
+        return bool(self.numbers(MASK) or self.numbers(AUTOMATIC))
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an image of whatever modality."""
+        return any(kind in (*MODALITIES, STACK) for kind, _ in self.files)
 
     def numbers(self, kind: str) -> list[int]:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
@@ -167,23 +154,25 @@ class _Draft:
             return self.clash
         case, folder = self.case(), next(iter(self.files.values())).parent
         if modality not in case.images:
-            return f"it has no {modality} image (found in {folder}: {', '.join(case.images) or 'a mask only'}). Add it."
+            found = ", ".join(case.images) or "a mask only"
+            return f"it has no {modality} image (found in {folder}: {found}). {self.likely or 'Add it.'}"
         if case.seg is None:
-            return f"it has no tumour mask in {folder}. Add it, or keep the case for `predict`."
+            return f"it has no tumour mask in {folder}. {self.likely or 'Add it, or keep the case for `predict`.'}"
         slices, masks = self.numbers(STACK), self.numbers(MASK)
         if slices and set(slices) != set(masks):
             odd = min(set(slices) ^ set(masks))
             lacks = "has no mask" if odd in slices else "is a mask without its image"
-            return f"slice {odd} in {folder} {lacks}. Copy the folder again."
+            return f"slice {odd} in {folder} {lacks}. Unpack or copy the folder again."
         if slices and len(slices) <= slices[-1] - slices[0]:
             gap = min(set(range(slices[0], slices[-1])) - set(slices))
             return (
-                f"slice {gap} is missing in {folder}: {slices[0]} to {slices[-1]} were expected. Copy the folder again."
+                f"slice {gap} is missing in {folder}: {slices[0]} to {slices[-1]} were expected. Unpack or copy the "
+                "folder again."
             )
         return ""
 
     def case(self, assume: str | None = None) -> Case:
-        """Return what was collected as a case, whose files are to be read with `assume`."""
+        """Return what was collected as a case, to be read with `assume`; an expert's mask goes first."""
 
         def source(kind: str, channel: int | None = None) -> Source:
             return Source(tuple(self.files[kind, number] for number in self.numbers(kind)), channel, assume)
@@ -194,54 +183,187 @@ class _Draft:
             images = {
                 kind: source(STACK, self.layout.channels[kind]) for kind in MODALITIES if kind in self.layout.channels
             }
-        return Case(
-            self.id, naming.patient_of(self.id), self.layout.name, images, source(MASK) if MASK in kinds else None
-        )
+        mask = next((kind for kind in (MASK, AUTOMATIC) if kind in kinds), None)
+        patient = naming.patient_of(self.id)
+        return Case(self.id, patient, self.layout.name, images, source(mask) if mask else None)
+
+
+def _two_claim(one: Path, other: Path) -> str:
+    return f"two files claim this case, {one} and {other}. Keep one and move the other elsewhere."
+
+
+def _hold_the_same(one: Path, other: Path) -> bool:
+    """Tell whether two files hold the same, byte for byte or voxel for voxel; a damaged file is like no other."""
+    stats = [file.stat() for path in (one, other) for file in files_of(path)]
+    return _compare(one, other, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+
+
+@lru_cache(maxsize=100_000)
+def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> bool:
+    if len(stamps) == 2 and stamps[0][0] == stamps[1][0] > 0 and one.read_bytes() == other.read_bytes():
+        return True
+    try:
+        first, second = (read_volume(Source((path,), assume="las")) for path in (one, other))
+    except UnetlibError:
+        return False
+    return (
+        first.assumed == second.assumed
+        and np.array_equal(first.voxels, second.voxels)
+        and np.allclose(first.affine, second.affine, rtol=0, atol=1e-2)
+    )
 
 
 @dataclass
 class _Scan:
     """What one pass over the folder has met."""
 
-    drafts: dict[str, _Draft] = field(default_factory=dict)  # by the id in lower case, as Windows and macOS compare
+    root: Path
+    drafts: dict[str, _Draft] = field(default_factory=dict)  # by the id as file systems compare it
     files: list[Path] = field(default_factory=list)  # that no layout knows
     tests: int = 0
     notes: list[str] = field(default_factory=list)
+    tasks: dict[Path, Layout | None] = field(default_factory=dict)
 
     def add(self, folder: Path, name: str) -> None:
-        """Give one file to the case that its name tells."""
-        for layout in LAYOUTS:
-            if match := layout.names.fullmatch(f"{folder.name}/{name}"):
-                kind, number = layout.words[match["word"].lower()], int(match.groupdict().get("number") or 0)
-                if kind == TEST:
-                    self.tests += 1
-                else:
-                    draft = self.drafts.setdefault(match["id"].lower(), _Draft(match["id"], layout))
-                    draft.claim(layout, kind, number, folder / name)
-                return
-        self.files.append(folder / name)
+        """Give one file to the case that its path tells."""
+        place = (self.root.name, *folder.relative_to(self.root).parts)
+        found = None if name.lower() in STRAY else recognise("/".join((*place, name))) or self._in_task(folder, name)
+        if found is None:
+            self.files.append(folder / name)
+        elif found.kind == TEST:
+            self.tests += 1
+        elif found.kind != OTHER:
+            self._draft(found.id, found.layout).claim(found.layout, found.kind, found.number, folder / name)
+
+    def _draft(self, id: str, layout: Layout) -> _Draft:
+        return self.drafts.setdefault(fold(id), _Draft(unicodedata.normalize("NFC", id), layout))
+
+    def _in_task(self, folder: Path, name: str) -> Found | None:
+        if folder.name.lower() not in ("imagestr", "labelstr", "imagests"):
+            return None
+        if (task := folder.parent) not in self.tasks:
+            self.tasks[task], note = task_layout(task)
+            self.notes += [note] if note else []
+        layout = self.tasks[task]
+        return recognise_task(layout, folder.name, name) if layout else None
 
     def adopt(self) -> None:
-        """Give a mask whose name tells no case to the one case of its folder, where that has none."""
-        masks = defaultdict(list)
+        """Give files whose names tell no case to the one case of their folder, or make that a case."""
+        nameless: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        strangers = set()
         for path in self.files:
-            if NAMELESS.fullmatch(path.name) or path.name.lower() in STRAY:
-                masks[path.parent].append(path)
+            if match := NO_ID.fullmatch(path.name):
+                word = match["word"]
+                nameless[path.parent][BY_NAME[NAMELESS].kind_of(word) if word else MASK].append(path)
+            elif path.name.lower() in STRAY:
+                nameless[path.parent][MASK].append(path)
+            elif path.name.lower().endswith(IMAGES):
+                strangers.add(path.parent)
+        owners = self._owners() if nameless else {}
+        for folder, kinds in nameless.items():
+            own = owners.get(folder, [])
+            if not own and kinds.keys() & set(MODALITIES):
+                parts = folder.relative_to(self.root).parts or (self.root.name,)
+                own = [self._draft("_".join(parts), BY_NAME[NAMELESS])]
+            if len(own) == 1:
+                self._give(own[0], kinds, folder, folder in strangers)
+
+    def _owners(self) -> dict[Path, list[_Draft]]:
+        """Return the cases that have files in a folder."""
         owners = defaultdict(list)
-        for draft in self.drafts.values() if masks else ():
+        for draft in self.drafts.values():
             for folder in {path.parent for path in draft.files.values()}:
                 owners[folder].append(draft)
-        for folder, (path, *more) in masks.items():
-            if more or len(owners[folder]) != 1 or (draft := owners[folder][0]).numbers(MASK):
+        return owners
+
+    def _give(self, draft: _Draft, kinds: dict[str, list[Path]], folder: Path, strangers: bool) -> None:
+        """Give a case the files of its own folder that it lacks, where there is one of a kind."""
+        bare = draft.layout.name == NAMELESS
+        for kind, paths in kinds.items():
+            wanted = not draft.has_mask and not strangers if kind == MASK else bare
+            owner = STRAY.get(paths[0].name.lower(), fold(draft.id))
+            if wanted and len(paths) == 1 and owner == fold(draft.id):
+                draft.claim(draft.layout, kind, 0, paths[0])
+                self.files.remove(paths[0])
+                if not bare:
+                    self.notes.append(f"{draft.id}: {paths[0].name} was taken as its mask, the only one in {folder}.")
+
+    def settle(self) -> None:
+        """Count files that are there twice once, and say so."""
+        twice = {draft.id: draft.twins[0] for draft in self.drafts.values() if draft.settle()}
+        if twice:
+            one, other = next(iter(twice.values()))
+            self.notes.append(
+                f"{counted(len(twice), 'case')} lie here twice with the same voxels, for example as {one} and {other}; "
+                "each counts once."
+            )
+
+    def demote(self) -> None:
+        """Take masks of further kinds, `x_brain_segmentation` beside the images of `x`, for what they are: no case."""
+        for key, draft in list(self.drafts.items()):
+            whole = (self.drafts.get(short) for short in _beginnings(key))
+            if not draft.has_image and any(other and other.has_image for other in whole):
+                self.files += self.drafts.pop(key).files.values()
+
+    def look_around(self, modality: str) -> None:
+        """Find what looks like the file that a case lacks, under a name that no layout knows."""
+        loose = [path for path in self.files if path.name.lower().endswith(IMAGES)]
+        owners, names, homes = self._owners(), sorted((fold(path.name), path) for path in loose), defaultdict(list)
+        for path in loose:
+            homes[path.parent].append(path)
+        for key, draft in list(self.drafts.items()):
+            lacks = modality if modality not in draft.case().images else "" if draft.has_mask else MASK
+            if draft.clash or not lacks or not draft.has_image:
                 continue
-            if STRAY.get(path.name.lower(), draft.id.lower()) == draft.id.lower():
-                draft.claim(draft.layout, MASK, 0, path)
-                self.files.remove(path)
-                self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {folder}.")
+            near = [*_starting_with(names, key)]
+            for folder in {path.parent for path in draft.files.values()}:
+                near += homes[folder] if _alone(draft, owners[folder]) else []
+            short = next((short for short in _beginnings(key) if lacks == MASK and short in self.drafts), "")
+            if short and not self.drafts[short].has_image:
+                near += self.drafts.pop(short).files.values()
+            draft.likely = next((_advise(path, draft, lacks) for path in near if _looks_like(path, lacks)), "")
 
 
+def _advise(path: Path, draft: _Draft, kind: str) -> str:
+    """Return the sentence on a file that looks like the mask, or the image, that a case lacks."""
+    what, name = f"its {kind} image", f"as in {draft.layout.example}"
+    if kind == MASK:
+        what, name = "its mask", draft.layout.mask.format(id=draft.id)
+    return f"{path} looks like {what}: if it is, rename it {name}."
+
+
+def _beginnings(key: str) -> Iterator[str]:
+    """Yield the beginnings of a case's id that end before a sign such as `_`, the longest first."""
+    for at in range(len(key) - 1, 0, -1):
+        if not key[at].isalnum():
+            yield key[:at]
+
+
+def _alone(draft: _Draft, owners: list[_Draft]) -> bool:
+    """Tell whether a case is the only one with an image in a folder."""
+    return all(other is draft or not other.has_image for other in owners)
+
+
+def _starting_with(names: list[tuple[str, Path]], key: str) -> Iterator[Path]:
+    """Yield the files of a sorted list whose names begin with a case's id."""
+    at = bisect_left(names, (key,))
+    while at < len(names) and names[at][0].startswith(key):
+        if not names[at][0][len(key) :][:1].isalnum():
+            yield names[at][1]
+        at += 1
+
+
+def _looks_like(path: Path, kind: str) -> bool:
+    """Tell whether a name could be that of a mask, or of an image of a modality."""
+    name = stem(path.name)
+    if kind == MASK:
+        return bool(MASK_WORDS.search(name) and not NO_MASK.search(name))
+    return any(BY_NAME[NAMELESS].kind_of(found["word"]) == kind for found in SERIES.finditer(name))
+
+
+@takes_paths
 def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -> Cohort:
-    """Return the cases in `data`, from file names alone: no voxel is read.
+    """Return the cases in `data`, from file names: voxels are read only where two files claim the same.
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`).
     `modality` is the one that a case must have beside its mask. `assume` ("ras" or "lps") is the orientation
@@ -253,11 +375,16 @@ def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -
     if modality not in MODALITIES:
         raise UnetlibError(f"{modality!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
     root = open_data(data)
-    scan = _Scan()
+    scan = _Scan(root)
     for folder, names in _walk(root, scan.notes):
+        there = set(map(str.lower, names))
         for name in names:
-            scan.add(folder, name)
+            if not (re.search(r"\.img(\.gz)?$", name.lower()) and f"{stem(name).lower()}.hdr" in there):
+                scan.add(folder, name)
     scan.adopt()
+    scan.settle()
+    scan.demote()
+    scan.look_around(modality)
     if not scan.drafts:
         raise UnetlibError(_nothing_found(root, scan))
     cases, left_out = [], {}
@@ -299,6 +426,9 @@ def _nothing_found(root: Path, scan: _Scan) -> str:
     )
     if scan.tests:
         found = f"{counted(scan.tests, 'image')} in imagesTs, without masks, and {found}"
+    ends = Counter(kind for path in files for kind in FOREIGN if path.name.lower().endswith(kind))
+    if ends:
+        found += f" ({FOREIGN[ends.most_common(1)[0][0]]})"
     archive = next((path for path in files if path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))), None)
     action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
     expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))
@@ -349,11 +479,19 @@ def _notes(cases: list[Case], scan: _Scan) -> Iterator[str]:
             lacking = [case.id for case in of_layout if modality not in case.images]
             if lacking and 2 * counts[modality] > len(of_layout):
                 yield f"Without {modality}, which the rest of {layout} has, but usable: {first_of(lacking)}."
-        if layout == "TCGA-LGG (Kaggle)":
+        automatic = [
+            draft for draft in scan.drafts.values() if draft.layout.name == layout and draft.numbers(AUTOMATIC)
+        ]
+        if both := [draft.id for draft in automatic if draft.numbers(MASK)]:
+            told = f"{counted(len(both), 'case')} have an expert's mask and an automatic one"
+            yield f"{layout}: {told}; the expert's is used."
+        if alone := len(automatic) - len(both):
+            yield f"{layout}: {counted(alone, 'case')} have no mask by an expert; the automatic one is used."
+        if layout == KAGGLE:
             yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
     if scan.tests:
         yield f"{counted(scan.tests, 'image')} in imagesTs, without masks: ignored."
-    if other := [path.name for path in scan.files if path.name.lower().endswith((".nii", ".nii.gz", ".tif", ".tiff"))]:
+    if other := [path.name for path in scan.files if path.name.lower().endswith(IMAGES)]:
         yield f"No layout knows the names of {counted(len(other), 'image')}, ignored: {first_of(other, 3)}."
 
 
@@ -388,6 +526,7 @@ def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]
     if case.seg is None:
         raise UnetlibError("it has no tumour mask. Add it to the folder of the case.")
     image, mask = read_volume(source), read_volume(case.seg)
+    mask = replace(mask, voxels=whole_labels(mask.voxels))
     if image.voxels.shape != mask.voxels.shape:
         raise UnetlibError(
             f"{case.seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; "
@@ -421,7 +560,7 @@ def _require_one_order(source: Source, image: Volume, seg: Source, mask: Volume)
 
 def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
     """Return the labels in a mask; raises `UnetlibError` when one is not among those of the layout."""
-    allowed = _BY_NAME[case.layout].labels
+    allowed = BY_NAME[case.layout].labels
     stored = voxels.ravel("K")  # in the order of memory: 4 x faster
     foreground = stored[stored != 0]  # few voxels: sorting all of them would take ten times longer
     values = np.unique(foreground).tolist() + [0] * (foreground.size < voxels.size)
@@ -432,6 +571,6 @@ def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
     if set(values) <= {0, 255}:
         advice = "It looks like an 8-bit 0/255 mask: divide it by 255."
     raise UnetlibError(
-        f"{case.seg} holds the labels {first_of([f'{value:g}' for value in strange], 5)}; "
+        f"{case.seg} holds the labels {first_of([f'{value:.9g}' for value in strange], 5)}; "
         f"{case.layout} has {', '.join(map(str, allowed))} only. {advice}"
     )

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, locked, read_json, write_json
+from unetlib.files import atomic, locked, read_json, takes_paths, write_json
 from unetlib.jobs import run_jobs
 
 Rng = np.random.Generator
@@ -75,6 +75,7 @@ class Phantom:
     affine: np.ndarray
 
 
+@takes_paths
 def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None, varied: bool = False) -> None:
     """Write `patients` synthetic patients as `out/Phantom_00000/Phantom_00000_flair.nii.gz` and so on.
 

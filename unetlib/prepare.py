@@ -29,6 +29,7 @@ from unetlib.files import (
     refuse_packed,
     require_empty,
     sha256,
+    takes_paths,
     write_csv,
     write_json,
 )
@@ -60,6 +61,7 @@ class Prepared:
     masks: np.ndarray
 
     @classmethod
+    @takes_paths
     def open(cls, folder: Path) -> "Prepared":
         """Open a folder made by `prepare`; raises `UnetlibError` when it is missing, unfinished or damaged."""
         if not (folder / "prepared.json").is_file():
@@ -240,6 +242,7 @@ def _prepare_case(job: _Job) -> str | None:
     return None
 
 
+@takes_paths
 def prepare(
     data: Path,
     folder: Path,
@@ -273,6 +276,7 @@ def prepare(
         return _prepare(cohort, folder, recipe, workers, strict, rebuild)
 
 
+@takes_paths
 def prepare_shard(
     data: Path,
     folder: Path,

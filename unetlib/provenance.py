@@ -14,7 +14,7 @@ import torch
 from unetlib import __version__
 from unetlib.checkpoint import read_run
 from unetlib.errors import UnetlibError, counted, first_of
-from unetlib.files import digest, read_json, write_json
+from unetlib.files import digest, read_json, takes_paths, write_json
 from unetlib.naming import world_name
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.prepare import Prepared
@@ -69,6 +69,7 @@ def read_provenance(run: Path) -> dict[str, Any]:
     return read_json(run / NAME) if (run / NAME).exists() else {}
 
 
+@takes_paths
 def find_own(run: Path) -> Cohort:
     """Return the cohort that a run was prepared from, to be read as it was read then, with the names of today."""
     about = read_run(run)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetlib.errors import UnetlibError, counted
-from unetlib.files import digest, read_json, write_json
+from unetlib.files import digest, read_json, takes_paths, write_json
 
 PARTS = ("train", "val", "test")
 
@@ -52,6 +52,7 @@ class Split:
         write_json(path, {part: list(getattr(self, part)) for part in PARTS} | {"hash": self.hash})
 
     @classmethod
+    @takes_paths
     def load(cls, path: Path) -> "Split":
         """Read a split file; raises `UnetlibError` when it is damaged, edited or not disjoint."""
         content = read_json(path)

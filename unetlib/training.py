@@ -21,7 +21,7 @@ from unetlib.chance import balanced, balanced_number, shuffled
 from unetlib.checkpoint import BEST, LATEST, read_run, save_checkpoint
 from unetlib.engine import process_count, resolve_precision, start_engine
 from unetlib.errors import UnetlibError, brief, counted
-from unetlib.files import locked, write_csv
+from unetlib.files import locked, takes_paths, write_csv
 from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
 from unetlib.parallel import any_of, gather, share
@@ -33,6 +33,7 @@ from unetlib.schedule import learning_rate, move_average
 VALIDATION_BATCH = 32
 
 
+@takes_paths
 def train(
     prepared: Path,
     run: Path,

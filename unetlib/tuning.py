@@ -8,7 +8,7 @@ import numpy as np
 from unetlib.checkpoint import BEST, read_run
 from unetlib.decision import Decision, choose, dice_table, read_decision, write_decision
 from unetlib.errors import UnetlibError, counted
-from unetlib.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, write_json
+from unetlib.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, takes_paths, write_json
 from unetlib.inference import Predictor
 from unetlib.jobs import progress, say
 from unetlib.patients import read_case
@@ -17,6 +17,7 @@ from unetlib.recipe import Recipe
 from unetlib.split import Split
 
 
+@takes_paths
 def tune(run: Path, device: str = "auto") -> Decision:
     """Choose threshold and smallest component for `best_model.pth` of a run, and keep them in `decision.json`.
 

@@ -5,8 +5,6 @@ Every volume is turned to LPS voxel order: x grows towards the patient's left, y
 radiological display: the nose up, the patient's right on the left of the picture.
 """
 
-import gzip
-import io
 import os
 import warnings
 from dataclasses import dataclass, replace
@@ -15,22 +13,22 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
 from unetlib.errors import UnetlibError
+from unetlib.nifti import AGAIN, EXPORT, open_nifti, reason, require_file, require_voxels, single_header
 
 LPS = axcodes2ornt(("L", "P", "S"))
 ASSUMABLE = ("ras", "lps")  # where the three axes of an image that does not say so run to
 ASSUME = "UNETLIB_ASSUME"  # the environment variable that says it in the place of --assume-ras or --assume-lps
 GUESS = "las"  # of a viewer: what nibabel and most programs take
 MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more is a damaged or hostile header
-MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
-MAX_TAIL = 2**20  # bytes behind the voxels
 MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
+NEARLY = 1.001e-3  # of a label
 SPACINGS = 1e-3, 1e3  # millimetres
 MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
+KINDS = {"c": "Save their magnitude as float32.", "V": "They are colours: export the intensities themselves."}
 MAX_SIDE = 2**15 - 1  # pixels along an axis: what a NIfTI header can hold
 
 
@@ -99,10 +97,9 @@ def read_volume(source: Source) -> Volume:
     """
     if _is_tiff(source):
         return _to_lps(str(source), *_read_tiffs(source))
-    with _open_nifti(source.paths[0]) as stream:
-        image = _read_header(stream, source.paths[0])
+    with open_nifti(source.paths[0]) as image:
         volume = image_to_volume(image, str(source), source.channel, source.assume)
-        _require_end(stream, image, source.paths[0])
+        require_voxels(image, source.paths[0])
     return volume
 
 
@@ -127,38 +124,53 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
 
     Raises `UnetlibError` where `read_volume` does, with `name` in the place of the file.
     """
-    shape = tuple(image.shape)
-    while len(shape) > 3 and shape[-1] == 1 and channel is None:
-        shape = shape[:-1]
+    shape = _without_ones(image.shape, 3 if channel is None else 4)
     if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise UnetlibError(f"{name}: the header announces {shape} voxels, which no MRI volume has. Copy it again.")
-    if channel is None and len(shape) != 3:
         raise UnetlibError(
-            f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. "
-            + (
-                "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
-                if len(shape) == 4
-                else "Give the whole volume."
-            )
+            f"{name}: the header announces {shape} voxels, which no MRI volume has. It is damaged or no image. {EXPORT}"
         )
+    if channel is None and len(shape) != 3:
+        raise UnetlibError(f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. {_advice(shape)}")
     if channel is not None and (len(shape) != 4 or shape[3] <= channel):
-        raise UnetlibError(f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected.")
+        raise UnetlibError(
+            f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected. "
+            + ("It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel.")
+        )
     try:
         _require_real(image.get_data_dtype(), name)
         proxy = image.dataobj
-        voxels = np.asanyarray(proxy if channel is None else proxy[..., channel]).reshape(shape[:3])
+        voxels = np.asanyarray(proxy if channel is None else proxy[:, :, :, channel]).reshape(shape[:3])
     except UnetlibError:
         raise
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
         raise UnetlibError(
-            f"{name} is damaged: its voxels cannot be read ({_reason(error)}). Copy or download it again."
+            f"{name} is damaged: its voxels cannot be read ({reason(error)}). It ends too soon or was changed on the "
+            f"way. {AGAIN}"
         ) from error
     _require_finite(voxels, name)
+    header = single_header(image.header)
     if is_oriented(image):
         affine = image.header.get_best_affine() if image.affine is None else image.affine
-        return _to_lps(name, voxels, np.asarray(affine, dtype=np.float64), image.header)
+        return _to_lps(name, voxels, np.asarray(affine, dtype=np.float64), header)
     assume = _require_assumption(name, assume)
-    return replace(_to_lps(name, voxels, _assumed_affine(image, assume), image.header), assumed=assume)
+    return replace(_to_lps(name, voxels, _assumed_affine(image, assume), header), assumed=assume)
+
+
+def _without_ones(shape: tuple[int, ...], least: int = 3) -> tuple[int, ...]:
+    """Return a shape without axes of length 1 at its end, down to `least` axes: a 4-D file of one volume is 3-D."""
+    sizes = tuple(int(n) for n in shape)
+    while len(sizes) > least and sizes[-1] == 1:
+        sizes = sizes[:-1]
+    return sizes
+
+
+def _advice(shape: tuple[int, ...]) -> str:
+    """Return what to do about an image of another number of axes than three."""
+    if len(shape) < 3:
+        return "It is a single slice: give the whole volume."
+    if len(shape) == 4:
+        return "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
+    return "It holds several values a voxel, as a field of vectors does: give the image itself."
 
 
 def is_oriented(image: Any) -> bool:
@@ -192,6 +204,8 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     Raises `UnetlibError` with `name` when it is not 3-D, holds other than finite real numbers, or
     the affine is not that of voxels in LPS order.
     """
+    if (shape := _without_ones(array.shape)) != array.shape:
+        array = array.reshape(shape)
     if array.ndim != 3 or not array.size:
         raise UnetlibError(f"{name} has shape {array.shape}; a 3-D array (X, Y, Z) was expected. Choose one volume.")
     _require_finite(array, name)
@@ -210,24 +224,34 @@ def read_shape(source: Source) -> tuple[int, ...]:
     """
     if _is_tiff(source):
         return (*_open_tiff(source.paths[0]).size, len(source.paths))
-    with _open_nifti(source.paths[0]) as stream:
-        image = _read_header(stream, source.paths[0])
+    with open_nifti(source.paths[0]) as image:
         if not is_oriented(image):
             _require_assumption(str(source), source.assume)
-        return tuple(int(n) for n in image.shape)
+        return _without_ones(image.shape)
 
 
 def read_assumed(source: Source) -> str:
     """Return the orientation that is assumed for a NIfTI source, such as "ras"; empty where its header says it."""
-    with _open_nifti(source.paths[0]) as stream:
-        return "" if is_oriented(_read_header(stream, source.paths[0])) else source.assume or ""
+    with open_nifti(source.paths[0]) as image:
+        return "" if is_oriented(image) else source.assume or ""
+
+
+def whole_labels(voxels: np.ndarray) -> np.ndarray:
+    """Return the voxels of a mask, with values within `NEARLY` of a whole number as that number.
+
+    A mask that was scaled or compressed on its way holds 0.99999994 or 1.0000153 where 1 is meant.
+    """
+    if voxels.dtype.kind != "f":
+        return voxels
+    whole = np.rint(voxels)
+    return np.where(np.abs(voxels - whole) <= NEARLY, whole, voxels)
 
 
 def read_description(path: Path) -> str:
     """Return the description in the header of a NIfTI file, at most 80 letters; empty when it cannot be read."""
     try:
-        with _open_nifti(path) as stream:
-            return str(_read_header(stream, path).header["descrip"].item().decode("latin-1"))
+        with open_nifti(path) as image:
+            return str(image.header["descrip"].item().decode("latin-1"))
     except UnetlibError:
         return ""
 
@@ -267,60 +291,11 @@ def _is_tiff(source: Source) -> bool:
     return source.paths[0].suffix.lower() in (".tif", ".tiff")
 
 
-def _open_nifti(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    if not path.is_file():
-        raise UnetlibError(f"{path} does not exist or is not a file. A .nii or .nii.gz file was expected.")
-    try:
-        return igzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")  # 2.7 x faster than gzip
-    except OSError as error:
-        raise UnetlibError(f"{path} cannot be read ({_reason(error)}). See that you may read it.") from error
-
-
-def _read_header(stream: gzip.GzipFile | io.BufferedReader, path: Path) -> Any:
-    """Return the nibabel image in an open file: the header is read, within bounds, and the voxels are not."""
-    try:
-        head = stream.read(540)
-        kinds = nib.Nifti1Image, nib.Nifti2Image
-        kind = next((kind for kind in kinds if kind.header_class.may_contain_header(head)), None)
-        if kind is None:
-            raise ValueError("it does not begin like one")
-        raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
-        if raw["magic"] != kind.header_class.single_magic:
-            raise ValueError("its voxels are announced in another file")
-        if not {int(raw["sform_code"]), int(raw["qform_code"])} <= nib.nifti1.xform_codes.value_set("code"):
-            raise ValueError("its sform or qform has a code that is none")  # nibabel would take 0
-        if raw["sform_code"] <= 0 < raw["qform_code"] and raw["pixdim"][0] not in (-1, 0, 1):
-            raise ValueError(f"its qfac is {raw['pixdim'][0]}, so an axis may be mirrored")  # nibabel would take 1
-        if raw.get_xyzt_units()[0] not in ("mm", "unknown"):
-            raise ValueError(f"its unit is {raw.get_xyzt_units()[0]}; millimetres were expected")
-        start = float(raw["vox_offset"])
-        if not kind.header_class.single_vox_offset <= start <= MAX_HEADER:
-            raise ValueError(f"its voxels are announced {start:g} bytes behind its begin")
-        head += stream.read(max(0, int(start) - len(head)))
-        kind.header_class.from_fileobj(io.BytesIO(head))  # what is damaged here, nibabel would look for without end
-        stream.seek(0)
-        return kind.from_stream(stream)
-    except EOFError as error:
-        raise UnetlibError(f"{path} is damaged ({_reason(error)}). Copy or download it again.") from error
-    except Exception as error:  # nibabel raises a dozen kinds on damaged headers
-        raise UnetlibError(f"{path} cannot be read as NIfTI ({_reason(error)}). Copy or download it again.") from error
-
-
-def _require_end(stream: gzip.GzipFile | io.BufferedReader, image: Any, path: Path) -> None:
-    """Read a compressed file to its end: only there stands the checksum that tells damage."""
-    if not isinstance(stream, gzip.GzipFile):
-        return
-    try:
-        stream.seek(image.dataobj.offset + int(np.prod(image.shape)) * image.get_data_dtype().itemsize)
-        if len(stream.read(MAX_TAIL + 1)) > MAX_TAIL:
-            raise ValueError("it goes on behind the last voxel")
-    except Exception as error:
-        raise UnetlibError(f"{path} is damaged ({_reason(error)}). Copy or download it again.") from error
-
-
 def _require_real(dtype: np.dtype, name: str) -> None:
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise UnetlibError(f"{name} holds voxels of type {dtype}; real numbers of up to 8 bytes were expected.")
+    if dtype.kind in "biuf" and dtype.itemsize <= 8:
+        return
+    advice = KINDS.get(dtype.kind, "Save them as float32.")
+    raise UnetlibError(f"{name} holds voxels of type {dtype}; real numbers of up to 8 bytes were expected. {advice}")
 
 
 def _require_finite(voxels: np.ndarray, name: str) -> None:
@@ -336,12 +311,11 @@ def _require_finite(voxels: np.ndarray, name: str) -> None:
 
 
 def _open_tiff(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise UnetlibError(f"{path} does not exist or is not a file. A TIFF file was expected.")
+    require_file(path, "A TIFF file was expected.")
     try:
         image = Image.open(path, formats=["TIFF"])  # Pillow would hand PostScript of that name to Ghostscript
     except Exception as error:  # Pillow too raises a dozen kinds on damaged headers
-        raise UnetlibError(f"{path} cannot be read as TIFF ({_reason(error)}). Copy or download it again.") from error
+        raise UnetlibError(f"{path} cannot be read as TIFF ({reason(error)}). Copy or download it again.") from error
     if max(image.size) > MAX_SIDE:
         raise UnetlibError(f"{path}: the header announces {image.size} pixels, which no MRI slice has. Copy it again.")
     return image
@@ -362,7 +336,7 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
         except UnetlibError:
             raise
         except Exception as error:
-            raise UnetlibError(f"{path} is damaged ({_reason(error)}). Copy or download it again.") from error
+            raise UnetlibError(f"{path} is damaged ({reason(error)}). Copy or download it again.") from error
         if source.channel is not None:
             if plane.ndim != 3 or plane.shape[2] <= source.channel:
                 raise UnetlibError(
@@ -378,7 +352,3 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
     affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # TIFF has no spacing: a nominal 1 mm, rows as displayed
     voxels = np.stack([plane.T for plane in planes], axis=2)
     return voxels, affine, nib.Nifti1Image(voxels.astype(np.float32), affine).header
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

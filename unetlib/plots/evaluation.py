@@ -17,7 +17,7 @@ from unetlib import metrics
 from unetlib.checkpoint import load_model
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import AGGREGATIONS, SLICES, read_patients
-from unetlib.files import atomic, read_csv, read_json
+from unetlib.files import atomic, read_csv, read_json, takes_paths
 from unetlib.inference import Predictor
 from unetlib.jobs import progress
 from unetlib.metrics import Counts
@@ -404,6 +404,7 @@ def calibration_figure(found: Reliability, note: str = "") -> Figure:
     return figure
 
 
+@takes_paths
 def make_figures(run: Path, out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw an evaluated run, and return the files written, in `RUN/figures` unless `out` is given.
 
