@@ -60,9 +60,9 @@ EXTREME = {
 # The oracle
 
 
-def parse(content, name):
+def parse(content):
     """Return the voxels and the affine of a NIfTI-1 file, after the standard; raise `ValueError` where it has none."""
-    if name.endswith(".gz"):
+    if content[:2] == b"\x1f\x8b":
         try:
             content = gzip.decompress(content)
         except Exception as error:
@@ -309,9 +309,10 @@ def write_round(folder, seed):
 def expected(case):
     """Return the voxels, the mask and the affine of a case after the standard; raise `ValueError` where it has none."""
     (image, affine), (mask, other) = (
-        turn(*parse(path.read_bytes(), path.name)) for path in (case.images["flair"].paths[0], case.seg.paths[0])
+        turn(*parse(path.read_bytes())) for path in (case.images["flair"].paths[0], case.seg.paths[0])
     )
-    if not set(np.unique(mask)) <= {0, 1, 2, 4}:
+    mask = np.where(abs(mask - np.rint(mask)) <= 1e-3, np.rint(mask), mask)
+    if not set(np.unique(mask)) <= {0, 1, 2, 3, 4}:
         raise ValueError("labels")
     if image.shape != mask.shape or not np.allclose(affine, other, rtol=0, atol=1.1e-2):
         raise ValueError("image and mask are on different grids")
@@ -361,7 +362,7 @@ def test_a_thousand_mutants_are_read_rightly_or_refused_in_a_sentence(tmp_path, 
         assert not re.search(r"it cannot be read \(\w+: ", reason), f"{done[name]}: unforeseen: {reason}"
         assert reason.endswith("."), f"{done[name]}: {reason}"
         assert len(reason) < 1500, f"{done[name]}: {reason}"
-        assert not re.match(r"M\d+ of round \d+: kind (14|nothing)", done[name]) or "wrong name" in done[name], (
+        assert not re.match(r"M\d+ of round \d+: kind (14|nothing)", done[name]), (
             f"{done[name]}: refused without need: {reason}"
         )
     start, wrong = 0, []
@@ -378,9 +379,9 @@ def test_a_thousand_mutants_are_read_rightly_or_refused_in_a_sentence(tmp_path, 
 
 def test_the_oracle_reads_what_it_built():
     voxels = np.arange(480).reshape(SHAPE)
-    found, affine = parse(build(voxels), "a.nii")
+    found, affine = parse(build(voxels))
     assert np.array_equal(found, voxels)
     assert np.array_equal(turn(found, affine)[0], voxels)
     for broken in (build(voxels)[:-1], build(voxels, magic=[b"ni1\0"]), build(voxels, dim=[9] * 8), b""):
         with pytest.raises(ValueError, match=r"\w"):
-            parse(broken, "a.nii")
+            parse(broken)

@@ -247,7 +247,7 @@ def test_a_value_that_is_refused_is_shown_with_enough_digits(tmp_path):
     style(tmp_path, mask=labels(1, 1.0025))
     with pytest.raises(UnetlibError, match=r"labels 1\.0025"):
         read_case(only(tmp_path))
-    with pytest.raises(UnetlibError, match=r"values from 0 to 1\.0025"):
+    with pytest.raises(UnetlibError, match=r"whole labels .* \(1\.0025 is none\)"):
         SliceViewer(IMAGE, labels(1, 1.0025), affine=LPS)
 
 

@@ -35,8 +35,8 @@ def open_data(path: Path) -> Path:
 
     The images of `<stem>.tar` (.tar.gz, .tgz), and its `patients.csv`, go to `<stem>.extracted` beside it, or in the
     folder that the variable `UNETLIB_EXTRACTED` names. It appears when it is complete and is used again as long as
-    the archive keeps its size and time. Raises `UnetlibError` when `path`
-    is neither, the archive is damaged, or it holds anything but plain files and folders inside itself.
+    the archive keeps its size and time. Raises `UnetlibError` when `path` is neither, nothing can be written there,
+    the archive is damaged, or it holds anything but plain files and folders inside itself.
     """
     if path.is_dir():
         return path
@@ -53,8 +53,8 @@ def open_data(path: Path) -> Path:
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
     temporary = target.with_name(f".tmp-{target.name}")
-    for place in (target, temporary):
-        refuse_link(place)
+    for folder in (target, temporary):
+        refuse_link(folder)
     _require_writable(place, path)
     with locked(temporary):
         try:

@@ -83,17 +83,20 @@ def stem(name: str) -> str:
 
 def files_of(path: Path) -> tuple[Path, ...]:
     """Return the files that make up an image: `path` itself, or header and voxels of a pair."""
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        return (path,)
-    pair = {file.suffix.lower(): file for file in (path, _partner(path)) if file}
-    return tuple(pair[ending] for ending in PARTNER if ending in pair) if len(pair) == 2 else (path,)
+    other = _partner(path)
+    return tuple(sorted((path, other), key=_ending)) if other else (path,)  # .hdr goes before .img
+
+
+def _ending(path: Path) -> str:
+    """Return ".hdr" or ".img" for a file of a pair, compressed or not."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _partner(path: Path) -> Path | None:
     """Return the other file of a pair, in whatever case and compressed or not; `None` where there is none."""
-    endings = tuple(PARTNER[ending] + packed for ending in PARTNER for packed in ("", ".gz")
-                    if path.name.lower().endswith((ending, f"{ending}.gz")))  # fmt: skip
-    wanted = {stem(path.name).casefold() + ending for ending in endings}
+    if _ending(path) not in PARTNER:
+        return None
+    wanted = {f"{stem(path.name)}{PARTNER[_ending(path)]}{packed}".casefold() for packed in ("", ".gz")}
     found = [file for file in path.parent.iterdir() if file.name.casefold() in wanted] if path.parent.is_dir() else []
     return min(found, default=None)
 
@@ -115,12 +118,14 @@ def open_nifti(path: Path) -> Iterator[Any]:
 def _two_files(path: Path) -> tuple[Path, Path | None]:
     """Return the file of the header and, of a pair, that of the voxels; raises `UnetlibError` where one is missing."""
     require_file(path, "A NIfTI file, .nii or .nii.gz, was expected.")
-    if path.name.lower().endswith((".nii", ".nii.gz")) or stem(path.name) == path.name:
+    if _ending(path) not in PARTNER:
         return path, None
     files = files_of(path)
     if len(files) < 2:
-        kind, other = ("header", ".img") if ".hdr" in path.name.lower()[-7:] else ("voxels", ".hdr")
-        raise UnetlibError(f"{path} holds only the {kind} of an image. Put {stem(path.name)}{other} beside it.")
+        kind = "header" if _ending(path) == ".hdr" else "voxels"
+        raise UnetlibError(
+            f"{path} holds only the {kind} of an image. Put {stem(path.name)}{PARTNER[_ending(path)]} beside it."
+        )
     return files[0], files[1]
 
 
@@ -160,13 +165,13 @@ def _read(stream: Stream, body: Stream, path: Path) -> Any:
         end = int(raw["vox_offset"]) if single else MAX_HEADER  # of the header with its extensions
         head += stream.read(max(0, end - len(head)))
         header = kind.from_fileobj(io.BytesIO(head))  # what is damaged here, nibabel would look for without end
+        return _image(kind)(ArrayProxy(body, header), None, header)  # the affine is that of the header
     except EOFError as error:
         raise UnetlibError(f"{path} is damaged ({reason(error)}). {AGAIN}") from error
     except (HeaderDataError, ImageFileError, ValueError, OSError, OverflowError) as error:
         raise _FaultError(reason(error), _advice(str(error))) from error
     except Exception as error:
         raise _FaultError(reason(error), EXPORT) from error
-    return _image(kind)(ArrayProxy(body, header), None, header)  # the affine is that of the header
 
 
 def _is(kind: Any, head: bytes) -> bool:
@@ -205,6 +210,7 @@ def _require_sane(raw: Any, single: bool, alone: bool) -> None:
 
 def _faults(raw: Any, single: bool, alone: bool) -> Iterator[tuple[bool, str, str]]:
     """Yield whether a header has a fault, its description, and advice, for each fault."""
+    yield not 1 <= raw["dim"][0] <= 7, "it does not say how many axes it has", EXPORT
     yield not single and alone, "its voxels are announced in another file, .img", "Put the .img beside its .hdr."
     codes = [int(raw["sform_code"]), int(raw["qform_code"])]
     known = nib.nifti1.xform_codes.value_set("code")

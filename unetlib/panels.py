@@ -188,9 +188,11 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
 def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
     voxels = whole_labels(voxels)
     low, high = voxels.min(), voxels.max()
-    if low < 0 or high > 255 or (voxels.dtype.kind == "f" and (voxels != np.rint(voxels)).any()):
+    strange = voxels[voxels != np.rint(voxels)] if voxels.dtype.kind == "f" else voxels[:0]
+    if low < 0 or high > 255 or strange.size:
+        told = f" ({strange.flat[0]:.9g} is none)" if strange.size else ""
         raise UnetlibError(
-            f"{name} holds values from {low:.9g} to {high:.9g}; whole labels from 0 to 255 were expected. Threshold "
+            f"{name} holds values from {low:g} to {high:g}; whole labels from 0 to 255 were expected{told}. Threshold "
             "probabilities first."
         )
     return voxels.astype(np.uint8)
