@@ -32,9 +32,15 @@ def fail_at_3(number):
 
 
 def end_at_1(number):
-    """End the worker as a crash in a library does."""
+    """End the worker as some libraries do."""
     if number == 1:
         os._exit(0)
+    return number
+
+
+def end_with_3_at_1(number):
+    if number == 1:
+        os._exit(3)
     return number
 
 
@@ -45,8 +51,18 @@ def kill_at_1(number):
     return number
 
 
+def crash_at_1(number):
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number
+
+
 def handler_of_ctrl_c(_):
     return signal.getsignal(signal.SIGINT)
+
+
+def blocked_signals(_):
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def kill_or_wait(process):
@@ -143,14 +159,61 @@ def test_results_come_before_the_exception_that_ends_the_work():
         next(results)
 
 
-@pytest.mark.parametrize("function", [end_at_1, kill_at_1])
-def test_a_worker_that_dies_ends_in_a_sentence_and_not_in_a_hang(function):
-    with pytest.raises(UnetlibError, match=r"worker process died, perhaps for lack of memory.* fewer --workers"):
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (kill_at_1, r"was killed \(signal 9\), as a system does that runs out of memory.* fewer --workers"),
+        (crash_at_1, r"ended by signal 11 \(Segmentation fault\) before its work was done.* --workers 1 "),
+        (end_with_3_at_1, r"ended with status 3 before its work was done.* --workers 1 "),
+        (end_at_1, r"ended with status 0 before its work was done.* --workers 1 "),
+    ],
+)
+def test_a_worker_that_dies_ends_in_a_sentence_that_tells_how_and_not_in_a_hang(function, told):
+    with pytest.raises(UnetlibError, match=told):
         run(function, ITEMS, 2)
+
+
+SCRIPT = """
+from pathlib import Path
+from unetlib.check import check
+from unetlib.prepare import prepare
+from unetlib.recipe import Recipe
+print("the script runs", flush=True)
+prepare(Path({data!r}), Path({out!r}), Recipe(image_size=32), workers=2)
+print(check(Path({data!r}), workers=2), __name__)
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "module", "standard input", "-c"])
+def test_a_script_without_a_guard_of_its_main_module_runs_once_and_does_its_work(cohort, tmp_path, way):
+    """Python's own workers import it, so that it would start itself anew; there is none on standard input."""
+    code = SCRIPT.format(data=str(cohort), out=str(tmp_path / "prepared"))
+    (tmp_path / "script.py").write_text(code)
+    words = {"file": ["script.py"], "module": ["-m", "script"], "standard input": [], "-c": ["-c", code]}[way]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env=environment,
+        input="" if words else code,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("the script runs") == 1
+    assert "10 of 10 cases usable. __main__" in done.stdout
 
 
 def test_workers_leave_ctrl_c_to_the_parent():
     assert {handler for _, handler in run(handler_of_ctrl_c, [1, 2], 2)} == {signal.SIG_IGN}
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system blocks no signals")
+def test_workers_do_not_hear_ctrl_c_while_they_start_either():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert all(signal.SIGINT in blocked for _, blocked in run(blocked_signals, [1, 2], 2))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_workers_end_when_their_parent_is_killed():

@@ -8,7 +8,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from io import StringIO
+from multiprocessing import resource_tracker
+from types import ModuleType
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -97,8 +100,8 @@ def run_jobs(
     """Yield `(item, function(item))` as the results come, computed in `workers` processes.
 
     `workers` is by default the number of processors, or 1 where two would not have `share` items each; 1 stays in this
-    process. `function` must be importable (not a lambda) when there are several. An exception in `function` ends the
-    work. Raises `UnetlibError` when a worker process dies.
+    process. When there are several, `function` must be importable from a module (no lambda, nothing of the script
+    itself). An exception in `function` ends the work. Raises `UnetlibError` when a worker process dies.
     """
     if not items:
         return
@@ -111,17 +114,54 @@ def run_jobs(
             return
         context = multiprocessing.get_context("spawn")  # the same on every system, and safe beside threads
         pool = ProcessPoolExecutor(workers, context, _start_worker)
+        started = pool._processes  # the pool itself forgets them when it breaks
         try:
-            futures = {pool.submit(function, item): item for item in items}
+            with _alone():
+                futures = {pool.submit(function, item): item for item in items}
             for future in as_completed(futures):
                 yield futures[future], future.result()
                 bar.update()
         except BrokenProcessPool as error:
-            raise UnetlibError(
-                "a worker process died, perhaps for lack of memory. Give the same command again with fewer --workers."
-            ) from error
+            pool.shutdown()
+            raise UnetlibError(_why_dead([process.exitcode for process in started.values()])) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Start processes that neither hear a Ctrl-C nor run the caller's script.
+
+    Python would have each of them import the main module, which a script from standard input has not, and which starts
+    all work anew in a script without `if __name__ == "__main__":`. A worker needs nothing of it.
+    """
+    main, mask = sys.modules["__main__"], getattr(signal, "pthread_sigmask", None)  # Windows has none
+    if mask:
+        resource_tracker.ensure_running()  # at its start it would lift the mask
+        before = mask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        sys.modules["__main__"] = ModuleType("__main__")
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if mask:
+            mask(signal.SIG_SETMASK, before)
+
+
+def _why_dead(codes: list[int | None]) -> str:
+    """Say what ended the first worker; the pool ends the others by SIGTERM."""
+    others = 0 if 0 in codes else -signal.SIGTERM
+    code = next((code for code in codes if code not in (0, None, -signal.SIGTERM)), others)
+    if code == -getattr(signal, "SIGKILL", 0):
+        return (
+            "a worker process was killed (signal 9), as a system does that runs out of memory. Close other programs, "
+            "or give the same command again with fewer --workers (in Python: workers=1)."
+        )
+    how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with status {code}"
+    return (
+        f"a worker process ended {how} before its work was done. Give the same command again with --workers 1 (in "
+        "Python: workers=1): what goes wrong is then said by this process."
+    )
 
 
 def _start_worker() -> None:
