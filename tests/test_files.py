@@ -378,3 +378,29 @@ def test_a_stop_in_the_midst_of_a_zip_file_is_a_stop(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="stop"):
         write()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "cure"),
+    [
+        (errno.ENOSPC, "Free some space there"),
+        (errno.EDQUOT, "Free some space there"),
+        (errno.EROFS, "Name a folder in which you may write"),
+        (errno.EACCES, "Name a folder in which you may write"),
+        (errno.ENAMETOOLONG, "Choose a shorter name"),
+        (errno.EISDIR, "Rename it"),
+    ],
+)
+def test_the_cure_is_that_of_the_fault(old, monkeypatch, code, cure):
+    monkeypatch.setattr(files.os, "replace", refuse(code))
+    with pytest.raises(UnetlibError) as caught, atomic(old) as temporary:
+        temporary.write_text("new")
+    assert cure in str(caught.value)
+    assert ("space" in str(caught.value)) == (code in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_where_the_folder_cannot_be_chosen_the_one_that_can_is_offered(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.Path, "mkdir", refuse(errno.EROFS))
+    copy = re.escape(f"It belongs into {tmp_path / 'run'}: copy that folder to a place where you may write")
+    with pytest.raises(UnetlibError, match=copy), locked(tmp_path / "run" / "evaluation", belongs_to=tmp_path / "run"):
+        pass

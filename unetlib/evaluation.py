@@ -66,7 +66,7 @@ def evaluate(
     assumed = [cohort.assume] if cohort.assume else []
     keys = {case.id: digest([weights, case.stamp(cohort.root), *assumed])[:16] for case in cases}
     note = " ".join(filter(None, (*notes, predictor.checkpoint.get("note"), caveats(run, predictor.checkpoint))))
-    with locked(folder):
+    with locked(folder, belongs_to=run):
         if done := _done(folder, digest([keys, note])):
             shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # where a kill came before the last line below
             say(f"{folder} is done already, for these weights and patients: reused.")

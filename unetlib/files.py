@@ -1,6 +1,7 @@
 """Files that are either whole or absent, folders that one process has: atomic writes, locks, JSON, CSV, checksums."""
 
 import csv
+import errno
 import glob
 import hashlib
 import inspect
@@ -26,6 +27,16 @@ LOCK = ".unetlib-lock"
 P = ParamSpec("P")
 R = TypeVar("R")
 _PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
+_FULL = "Free some space there, then give the same command again."
+CURES = {  # of what keeps a file from being written, unless it is that one may not
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "The file would be larger than this disk or your limits allow; name a folder on another disk.",
+    errno.EIO: "The disk reports a fault. Save what is on it, and name a folder on another disk.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "A file stands where a folder was expected. Choose another name.",
+    errno.EISDIR: "A folder stands where a file was expected. Rename it.",
+}
 
 
 def fold(name: str) -> str:
@@ -117,19 +128,27 @@ def keep_as(path: Path, keep: Path) -> None:
     temporary.unlink(missing_ok=True)  # POSIX leaves it where `keep` was a link to the same content
 
 
-def _unwritable(path: Path, error: OSError) -> UnetlibError:
+def _unwritable(path: Path, error: OSError, belongs_to: Path | None = None) -> UnetlibError:
+    """Return what to tell: with which cure depends on the fault, and on whether another folder can be named."""
+    may_not = (
+        f"It belongs into {belongs_to}: copy that folder to a place where you may write, and name the copy."
+        if belongs_to
+        else "Name a folder in which you may write."
+    )
     return UnetlibError(
-        f"{path} cannot be written ({error.strerror or error}). Free some space or choose a "
-        "folder that you may write to, then give the same command again; nothing half-written is left."
+        f"{path} cannot be written ({error.strerror or error}). {CURES.get(error.errno or 0, may_not)} "
+        "Nothing half-written is left."
     )
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, belongs_to: Path | None = None) -> Iterator[None]:
     """Keep `folder`, which is made where it is missing, to this process while the block runs.
 
     The operating system lifts the lock when the process dies, however it dies; what it was writing then
-    is removed. Raises `UnetlibError` when another process (or thread) has the folder, or it cannot be written.
+    is removed. `belongs_to` is the folder that a user names, where `folder` itself cannot be chosen.
+
+    Raises `UnetlibError` when another process (or thread) has the folder, or it cannot be written.
     """
     missing = not folder.exists()
     lock = FileLock(folder / LOCK, blocking=False)
@@ -140,12 +159,14 @@ def locked(folder: Path) -> Iterator[None]:
             remove_temporary(place)
     except Timeout:
         raise UnetlibError(
-            f"{folder} is in use: another process is writing to it. Wait for its end, or choose another folder."
+            f"{folder} is in use: another process is writing to it. Wait for its end"
+            f"{'' if belongs_to else ', or choose another folder'}."
         ) from None
     except FileExistsError:
-        raise UnetlibError(f"{folder} is a file; a folder was expected. Choose another name.") from None
+        advice = "Rename that file" if belongs_to else "Choose another name"
+        raise UnetlibError(f"{folder} is a file; a folder was expected. {advice}.") from None
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _unwritable(folder, error, belongs_to) from error
     try:
         yield
     finally:
