@@ -128,12 +128,19 @@ def test_an_image_that_cannot_be_used_is_a_sentence_and_leaves_nothing(trained, 
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_two_images_of_one_name_are_refused_before_anything_is_written(trained, image, tmp_path):
+def test_images_of_one_name_are_refused_and_the_others_predicted(trained, image, tmp_path):
     (tmp_path / "b").mkdir()
-    twin = save_as(image, tmp_path / "b" / image.name)
-    with pytest.raises(UnetlibError, match="several images are named"):
-        predict(trained, [image, twin], tmp_path / "out", device="cpu")
-    assert not (tmp_path / "out").exists()
+    twin, other = save_as(image, tmp_path / "b" / image.name.upper()), save_as(image, tmp_path / "other.nii")
+    with pytest.raises(UnetlibError, match=r"^2 of 3 images got no mask") as caught:
+        predict(trained, [image, twin, other], tmp_path / "out", device="cpu")
+    assert f"{image} and {twin} have one name" in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other_mask.nii.gz"]
+
+
+def test_one_image_given_twice_is_predicted_once(trained, image, tmp_path, capsys):
+    (mask,) = predict(trained, [image, image], tmp_path / "out", device="cpu")
+    assert mask.exists()
+    assert " 1/1 " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_file_that_exists_is_not_overwritten_unasked(trained, image, tmp_path):
@@ -169,13 +176,53 @@ def test_a_mask_of_other_weights_or_of_another_image_is_not_taken_for_done(train
         predict(trained, [image], tmp_path / "out", device="cpu")
 
 
-def test_a_later_image_that_cannot_be_read_stops_before_the_first_is_predicted(trained, image, tmp_path):
-    (tmp_path / "bad.nii.gz").write_bytes(b"not an image")
-    with pytest.raises(UnetlibError, match=r"bad\.nii\.gz"):
-        predict(trained, [image, tmp_path / "bad.nii.gz"], tmp_path / "out", device="cpu")
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UnetlibError, match="not named"):
-        predict(trained, [tmp_path / "slice.tif"], tmp_path / "out", device="cpu")
+def make_bad(folder, image, kind):
+    """Return an image that cannot be predicted, named BAD, and the words that say why."""
+    path, array = folder / "BAD.nii.gz", np.asarray(nib.load(image).dataobj)
+    if kind == "missing":
+        return path, "does not exist"
+    if kind == "no image":
+        path.write_bytes(b"not an image")
+        return path, "BAD.nii.gz"
+    if kind == "truncated":
+        path.write_bytes(image.read_bytes()[:-2000])
+        return path, "damaged"
+    if kind == "wrong name":
+        shutil.copy(image, folder / "BAD.tif")
+        return folder / "BAD.tif", "is not named .nii or .nii.gz"
+    if kind == "done by other weights":
+        (folder / "out").mkdir()
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "out" / "BAD_mask.nii.gz")
+        shutil.copy(image, path)
+        return path, "exists already, from other weights"
+    voxels = {"constant": array * 0, "4-D": np.stack([array] * 2, 3), "NaN": array * np.float32("nan")}[kind]
+    nib.save(nib.Nifti1Image(voxels, OBLIQUE), path)
+    return path, {"constant": "is constant", "4-D": "is 4-D", "NaN": "NaN or infinite"}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "no image", "truncated", "wrong name", "done by other weights", "constant", "4-D", "NaN"]
+)
+def test_an_image_that_cannot_be_used_keeps_no_other_from_its_mask(trained, image, tmp_path, capsys, kind):
+    (tmp_path / "in").mkdir()
+    first, last = (save_as(image, tmp_path / "in" / name) for name in ("a.nii", "b.nii.gz"))
+    bad, reason = make_bad(tmp_path, image, kind)
+    with pytest.raises(UnetlibError, match=r"^1 of 3 images got no mask: ") as caught:
+        predict(trained, [first, bad, last], tmp_path / "out", device="cpu")
+    assert "BAD" in str(caught.value)
+    assert reason in str(caught.value)
+    assert {"a_mask.nii.gz", "b_mask.nii.gz"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert " 3/3 " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_of_several_images_that_cannot_be_used_each_is_named(trained, image, tmp_path):
+    four = save_as(image, tmp_path / "four.nii")
+    nib.save(nib.Nifti1Image(np.stack([np.asarray(nib.load(image).dataobj)] * 2, 3), OBLIQUE), four)
+    with pytest.raises(UnetlibError, match=r"^2 of 3 images got no mask:") as caught:
+        predict(trained, [tmp_path / "none.nii", image, four], tmp_path / "out", channel=1, device="cpu")
+    assert "\n- " + str(tmp_path / "none.nii") + " does not exist" in str(caught.value)
+    assert "4-D file with at least 2 channels" in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["four_mask.nii.gz"]
 
 
 def test_weights_that_are_not_numbers_give_a_sentence_not_an_empty_mask(trained, image, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unetlib.checkpoint import BEST, load_model
 from unetlib.decision import FILE, Decision, read_decision
 from unetlib.engine import start_engine
-from unetlib.errors import UnetlibError, first_of
+from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import atomic, digest, fold, read_json, remove_temporary, sha256, takes_paths
 from unetlib.jobs import progress, say
 from unetlib.nifti import files_of, is_nifti, stem
@@ -101,37 +101,79 @@ def predict(
     names the weights and the image that it was made from in its header's description; given again,
     the same call makes only what is missing. For research and education, never for clinical use.
 
-    Raises `UnetlibError` when an image cannot be used, two of them have one name, or a file that
-    would be written exists and was made from other weights or another image, unless `overwrite`.
+    An image that cannot be used, that has the name of another one, or whose mask exists already and was made from
+    other weights or another image (unless `overwrite`), does not keep the others from their masks. At the end it is
+    named in a `UnetlibError`; so is, at once, a run that cannot be used or a folder that cannot be written.
     """
-    names = [stem(path.name) for path in images]
-    kinds = ("mask", "probability") if probabilities else ("mask",)
-    sources = [Source((path,), channel, assumption(assume)) for path in images]
-    _check_images(sources, names)
-    weights, written = identity(run)[:16], []
-    origins = [
-        ORIGIN.format(weights, sha256(*files_of(source.paths[0]))[:12], channel or 0, read_assumed(source))
-        for source in sources
-    ]
-    targets = [[out / f"{name}_{kind}.nii.gz" for kind in kinds] for name in names]
-    done = [False if overwrite else _are_done(files, origin) for files, origin in zip(targets, origins, strict=True)]
-    predictor = Predictor.open(run, device)
-    with progress(len(images), "predict", "image", sum(done)) as bar:
-        for source, files, origin, is_done in zip(sources, targets, origins, done, strict=True):
-            written += files
-            if is_done:
-                say(f"{first_of([str(file) for file in files])}: there already, from these weights and this image.")
+    weights, kinds = identity(run)[:16], ("mask", "probability") if probabilities else ("mask",)
+    predictor, jobs, failed = Predictor.open(run, device), list[_Job](), list[str]()
+    images = list(dict.fromkeys(images))
+    for path in images:
+        try:
+            source = Source((path,), channel, assumption(assume))
+            jobs.append(_Job.plan(source, images, out, kinds, weights, overwrite))
+        except UnetlibError as error:
+            failed.append(str(error))
+    done = len(images) - sum(not job.done for job in jobs)
+    with progress(len(images), "predict", "image", done) as bar:
+        for job in jobs:
+            if job.done:
+                say(f"{first_of([str(file) for file in job.files])}: there already, from these weights and this image.")
                 continue
-            volume = read_volume(source)
-            volume.require_contrast(str(source))
+            try:
+                volume = read_volume(job.source)
+                volume.require_contrast(str(job.source))
+            except UnetlibError as error:
+                failed.append(str(error))
+                bar.update()
+                continue
             found = predictor.volume(volume.voxels)
             mask = predictor.decision.mask(found, volume.spacing)
             results = {"mask": mask.astype(np.uint8), "probability": found}
-            for kind, file in zip(kinds, files, strict=True):
-                _save_like(volume, volume.to_stored(results[kind]), origin, file)
+            for kind, file in zip(kinds, job.files, strict=True):
+                _save_like(volume, volume.to_stored(results[kind]), job.origin, file)
                 say(str(file))
             bar.update()
-    return written
+    if failed:
+        reasons = failed[0] if len(failed) == 1 else "".join(f"\n- {reason}" for reason in failed)
+        raise UnetlibError(f"{len(failed)} of {counted(len(images), 'image')} got no mask: {reasons}")
+    return [file for job in jobs for file in job.files]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image to predict: where it is read from, what its header will say, and the files to write."""
+
+    source: Source
+    origin: str
+    files: list[Path]
+    done: bool
+
+    @classmethod
+    def plan(
+        cls,
+        source: Source,
+        images: list[Path],
+        out: Path,
+        kinds: tuple[str, ...],
+        weights: str,
+        overwrite: bool,
+    ) -> "_Job":
+        """Return the job of one of `images`; raises `UnetlibError` where it cannot be done."""
+        path = source.paths[0]
+        if not is_nifti(path.name):
+            raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
+        read_shape(source)
+        name = fold(stem(path.name))  # on Windows and macOS A_mask and a_mask are one file
+        if others := [str(other) for other in images if other != path and fold(stem(other.name)) == name]:
+            raise UnetlibError(
+                f"{path} and {first_of(others)} have one name, so their masks would overwrite one another. Predict "
+                "them into different folders."
+            )
+        image = sha256(*files_of(path))[:12]
+        origin = ORIGIN.format(weights, image, source.channel or 0, read_assumed(source))
+        files = [out / f"{stem(path.name)}_{kind}.nii.gz" for kind in kinds]
+        return cls(source, origin, files, not overwrite and _are_done(files, origin))
 
 
 def identity(run: Path) -> str:
@@ -153,21 +195,6 @@ def _are_done(files: list[Path], origin: str) -> bool:
                 "folder, or replace it with --overwrite."
             )
     return all(file.exists() for file in files)
-
-
-def _check_images(sources: list[Source], names: list[str]) -> None:
-    """Raise `UnetlibError` before anything is written, for names that cannot be right."""
-    for source in sources:
-        path = source.paths[0]
-        if not is_nifti(path.name):
-            raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
-        read_shape(source)
-    folded = list(map(fold, names))  # on Windows and macOS A_mask and a_mask are one file
-    if twice := sorted({name for name in names if folded.count(fold(name)) > 1}):
-        raise UnetlibError(
-            f"several images are named {twice[0]}: their masks would overwrite one another. Predict them into "
-            "different folders."
-        )
 
 
 def _save_like(volume: Volume, array: np.ndarray, origin: str, path: Path) -> None:
