@@ -1,8 +1,6 @@
 # Everything runs in .venv, made on the first call. PYTHON names another Python: make PYTHON=python3.12 course
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
-# JupyterLab asks no other machine for news of itself or for a newer version
-QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate
 AUDIT := $(BIN:.venv/%=.venv/audit/%)
 
 .PHONY: course test chapters test-long lab notebooks figures bench study faults oracles audit
@@ -24,8 +22,8 @@ chapters: .venv/installed
 test-long: .venv/installed
 	$(BIN)/python -m tests.long $(PART) $(if $(LIMIT),--limit $(LIMIT))
 
-lab: .venv/installed
-	$(BIN)/jupyter lab notebooks $(QUIET)
+lab: .venv/installed # LAB: flags of JupyterLab, such as LAB="--allow-root --no-browser --ip=0.0.0.0" in a container
+	$(BIN)/unetlib lab $(LAB)
 
 notebooks: .venv/installed
 	$(BIN)/unetlib course --refresh

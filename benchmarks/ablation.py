@@ -21,10 +21,10 @@ from benchmarks.folds import (
     make_folds,
     mean,
     pooled_dice,
-    run_main,
     shuffled_patients,
     with_interval,
 )
+from unetlib.command import run_command
 from unetlib.files import atomic
 from unetlib.plots import save, staircase_figure
 from unetlib.recipe import Recipe
@@ -173,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_command(main)

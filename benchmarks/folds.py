@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,13 +267,3 @@ def require_committed() -> None:
         sys.exit(
             "error: unetlib or benchmarks hold changes that are not committed. Commit them, then score test patients."
         )
-
-
-def run_main(main: Callable[[], None]) -> None:
-    """Run a command of the study; what cannot be done, or was stopped, ends with its sentence."""
-    try:
-        main()
-    except UnetlibError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(str(stop) or "Stopped. The same command goes on where it was.")

@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections import defaultdict
@@ -38,6 +37,7 @@ from surface_distance import metrics as surface
 from tests import oracles
 from tests.oracles import Spacing
 from unetlib import metrics
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.evaluation import TOLERANCE_MM
 from unetlib.jobs import run_jobs
 from unetlib.metrics import METRICS, Counts, count, surface_figures
@@ -419,4 +419,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, BEGINS_ANEW)

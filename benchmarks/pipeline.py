@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import in_turn, machine, patients, ratio, record, spread
+from unetlib.command import BEGINS_ANEW, run_command
 
 BATCH = 4
 
@@ -35,11 +36,8 @@ def unetlib(data: Path, steps: int, out: Path, precision: str) -> None:
     from unetlib.training import train
 
     prepare(data, out / "prepared")
-    try:
-        train(out / "prepared", out / "run", Recipe(precision=precision), "cpu", max_steps=steps)
-    except KeyboardInterrupt:  # so `max_steps` ends
-        if (out / "run" / "history.csv").exists():
-            raise SystemExit("An epoch has ended: more patients are needed.") from None
+    if train(out / "prepared", out / "run", Recipe(precision=precision), "cpu", max_steps=steps).epoch:
+        raise SystemExit("An epoch has ended: more patients are needed.")
 
 
 def naive(data: Path, steps: int, out: Path) -> None:
@@ -172,4 +170,4 @@ def environment() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

@@ -25,6 +25,7 @@ from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 from benchmarks.common import machine, patients, ratio, record, seconds, spread
 from benchmarks.contenders import gflop
 from unetlib.checkpoint import load_model
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.inference import Predictor, predict
 from unetlib.metrics import count, dice
 from unetlib.patients import find_cases
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

@@ -23,6 +23,7 @@ from isal import isal_zlib
 from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
 
 from benchmarks.common import link, machine, patients, ratio, record, seconds, spread
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.files import sha256
 from unetlib.jobs import cpu_count
 from unetlib.patients import Case, find_cases, read_case
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

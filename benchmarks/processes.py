@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.common import in_turn, machine, patients, ratio, record, spread
 from unetlib.checkpoint import LATEST, load_checkpoint
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.jobs import cpu_count
 from unetlib.prepare import prepare
 
@@ -30,7 +31,7 @@ def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: in
         shutil.rmtree(run, ignore_errors=True)
         arguments = ["--batch-size", str(batch), "--max-steps", str(number)]
         done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True)
-        if not (run / LATEST).exists() or (run / "history.csv").exists():
+        if done.returncode or (run / "history.csv").exists():
             raise SystemExit(done.stderr or "An epoch has ended: more patients are needed.")
         taken.append(load_checkpoint(run / LATEST)["progress"]["seconds"])
     return steps * batch / (taken[1] - taken[0])
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

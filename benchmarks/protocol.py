@@ -27,11 +27,11 @@ from benchmarks.folds import (
     mean,
     pooled_dice,
     require_committed,
-    run_main,
     shuffled_patients,
     values,
     with_interval,
 )
+from unetlib.command import run_command
 from unetlib.jobs import say
 from unetlib.patients import Case, find_cases, read_case
 from unetlib.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
@@ -208,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_command(main)

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.common import machine, record
 from unetlib.checkpoint import LATEST, load_checkpoint
+from unetlib.command import run_command
 from unetlib.engine import resolve_precision
 from unetlib.phantom import make_cohort
 from unetlib.prepare import prepare
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,6 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.common import link, machine, peak_memory, record
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.jobs import cpu_count
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

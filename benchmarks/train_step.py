@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.common import machine, matmul_floor, ratio, record, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
 from unetlib.checkpoint import build_model
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.engine import resolve_precision, start_engine
 from unetlib.prepare import Prepared
 from unetlib.recipe import Recipe
@@ -188,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

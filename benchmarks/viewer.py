@@ -29,6 +29,7 @@ from playwright.sync_api import Locator, Page
 
 from benchmarks.common import record
 from tests.lab import READY, Notebook, open_lab
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.provenance import processor
 
 PRESSES, MOST_MS = 30, 16
@@ -182,4 +183,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, BEGINS_ANEW)

@@ -31,11 +31,11 @@ from benchmarks.folds import (
     pooled_dice,
     pretrained,
     require_committed,
-    run_main,
     shuffled_patients,
     values,
     with_interval,
 )
+from unetlib.command import run_command
 from unetlib.evaluation import evaluate
 from unetlib.files import read_json, write_json
 from unetlib.metrics import bootstrap_interval
@@ -154,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_command(main)

@@ -1,6 +1,8 @@
 """What a person sees: the commands, from end to end, and a sentence for every bad input."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -73,11 +75,65 @@ def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run,
     assert read_json(tmp_path / "r" / "recipe.json")["recipe"]["width"] == 4
 
 
-def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys):
+def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_training(strong_prepared, tmp_path, capsys):
+    strong = ["--recipe", "strong", *TRAIN]
+    run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 2)
+    out = capsys.readouterr().out
+    assert "Stopped at epoch 1, step 2 of " in out
+    assert out.endswith("with a checkpoint. The same command goes on there.\n")
+    assert "trained for" not in out
+    assert not (tmp_path / "r" / "decision.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys, monkeypatch, number):
+    monkeypatch.setattr("unetlib.training.Trainer.step", lambda trainer: os.kill(os.getpid(), number) or 0.0)
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
-        run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 2)
+        run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 1)
     assert stop.value.code == 130
     assert "The same command goes on there" in capsys.readouterr().err
+    assert signal.getsignal(number) == before
+
+
+def test_predict_makes_the_others_and_ends_with_the_name_of_a_bad_one(trained, data, tmp_path, capsys):
+    first, last = (data / f"BraTS2021_0000{i}" / f"BraTS2021_0000{i}_flair.nii.gz" for i in (0, 1))
+    (tmp_path / "BAD.nii").touch()
+    told = fails(capsys, "predict", trained, first, tmp_path / "BAD.nii", last, "--out", tmp_path / "masks")
+    assert "1 of 3 images got no mask" in told
+    assert f"{tmp_path / 'BAD.nii'}" in told
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+
+
+HINT = "the slices were prepared by the strong recipe and the training is set up by another one"
+OTHER_WAY = "the training is set up by the strong recipe and the slices were prepared by another one"
+
+
+@pytest.mark.parametrize(
+    ("prepared_by", "trained_by", "hint"),
+    [
+        (["--recipe", "strong"], [], HINT),
+        (["--recipe", "strong"], ["--batch-size", "8", "--balance"], HINT),
+        (["--recipe", "strong"], ["--recipe", "strong", "--no-tune"], ""),
+        (["--recipe", "strong", "--image-size", "64"], ["--recipe", "strong"], ""),
+        (["--slices", "all"], ["--balance"], ""),
+        (["--slices", "all"], ["--recipe", "strong"], OTHER_WAY),
+        ([], [], ""),
+    ],
+)
+def test_slices_of_one_recipe_and_a_training_of_the_other_give_a_hint_once(
+    tall_cohort, tmp_path, capsys, prepared_by, trained_by, hint
+):
+    run_cli("prepare", tall_cohort, tmp_path / "p", *PREPARE, *prepared_by)
+    words = ["train", tmp_path / "p", tmp_path / "r", *TRAIN, *trained_by, "--max-steps", 1]
+    capsys.readouterr()
+    run_cli(*words)
+    told = capsys.readouterr().out
+    assert ("If that is not meant" in told) == bool(hint)
+    assert hint in told
+    run_cli(*words)
+    assert "If that is not meant" not in capsys.readouterr().out, "a run under way has been told"
 
 
 def test_the_installed_module_ends_with_a_sentence_and_status_1(tmp_path):
@@ -253,9 +309,7 @@ def test_prepare_takes_a_recipe_by_name_and_single_flags_over_it(cohort, tmp_pat
     ],
 )
 def test_train_takes_a_recipe_by_name_and_single_flags_over_it(strong_prepared, tmp_path, flags, base, changes):
-    with pytest.raises(SystemExit) as stop:
-        run_cli("train", strong_prepared, tmp_path / "r", *TRAIN, *flags, "--max-steps", 1)
-    assert stop.value.code == 130
+    run_cli("train", strong_prepared, tmp_path / "r", *TRAIN, *flags, "--max-steps", 1)
     small = {"width": 4, "depth": 2, "epochs": 2, "precision": "fp32"}
     found = read_json(tmp_path / "r" / "recipe.json")["recipe"]
     assert {name: found[name] for name in base.stage(TRAIN_STAGE)} == {**base.stage(TRAIN_STAGE), **small, **changes}
@@ -272,8 +326,7 @@ def test_train_with_the_strong_recipe_ends_with_a_decision_that_evaluate_and_pre
     strong_prepared, tall_cohort, tmp_path, capsys
 ):
     strong = [*TRAIN, "--recipe", "strong", "--epochs", 1]
-    with pytest.raises(SystemExit):
-        run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 3)
+    run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 3)
     assert "have not been chosen" in fails(capsys, "evaluate", tmp_path / "r") or not (tmp_path / "r" / BEST).exists()
     run_cli("train", strong_prepared, tmp_path / "r", "--device", "cpu")  # resumed, it needs no flags again
     told = capsys.readouterr().out
@@ -290,8 +343,7 @@ def test_train_with_the_strong_recipe_ends_with_a_decision_that_evaluate_and_pre
 
 
 def test_train_starts_from_the_weights_of_another_run(prepared, trained, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run_cli("train", prepared, tmp_path / "r", *TRAIN, "--start-from", trained, "--max-steps", 1)
+    run_cli("train", prepared, tmp_path / "r", *TRAIN, "--start-from", trained, "--max-steps", 1)
     assert read_json(tmp_path / "r" / "recipe.json")["start_from"] == sha256(trained / BEST)
     told = fails(capsys, "train", prepared, tmp_path / "q", *TRAIN, "--start-from", tmp_path / "nothing")
     assert "does not exist" in told

@@ -1,7 +1,11 @@
 import base64
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -295,3 +299,55 @@ def test_without_notebooks_the_sentence_says_where_they_were_looked_for(tmp_path
     monkeypatch.setattr(course, "NOTEBOOKS", tmp_path / "nowhere")
     with pytest.raises(UnetlibError, match="nowhere holds no notebooks"):
         course.run_course(tmp_path / "out")
+
+
+COURSE = """
+import sys
+from pathlib import Path
+from unetlib import cli, course
+from unetlib.command import begin
+begin()
+course.NOTEBOOKS = Path(sys.argv[1])
+cli.main(["course", "--out", sys.argv[2]])
+"""
+STOP = "import os, signal; print(open('pid', 'w').write(str(os.getpid())), flush=True); os.kill(os.getppid(), {})"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", [2, 15])
+@pytest.mark.parametrize("moment", ["cell", "start of the kernel"])
+def test_a_stopped_course_ends_with_a_sentence_and_without_its_kernel(notebooks, tmp_path, number, moment):
+    stop, environment = STOP.format(number), {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    if moment == "cell":
+        write_notebook(notebooks / "01_one.ipynb", "# One", f"{stop}\nimport signal; signal.pause()")
+    else:
+        (tmp_path / "path").mkdir()
+        condition = "import sys\nif any('ipykernel_launcher' in word for word in sys.orig_argv):\n    "
+        (tmp_path / "path" / "sitecustomize.py").write_text(condition + stop)
+        environment["PYTHONPATH"] += os.pathsep + str(tmp_path / "path")
+    words = [sys.executable, "-c", COURSE, str(notebooks), str(tmp_path / "out")]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "Stopped. The same command goes on where it was."
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(next(tmp_path.rglob("pid")).read_text()), 0)
+
+
+def test_a_kernel_that_dies_is_a_sentence(notebooks, tmp_path):
+    write_notebook(notebooks / "01_one.ipynb", "# One", "import os\nos._exit(1)")
+    with pytest.raises(UnetlibError, match=r"the kernel of 01_one.ipynb died"):
+        course.run_course(tmp_path / "out")
+
+
+def test_jupyterlab_as_root_is_refused_with_what_to_do_unless_it_is_allowed(notebooks, monkeypatch):
+    started = []
+    monkeypatch.setattr("os.geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", started.append)
+    with pytest.raises(UnetlibError, match=r"refuses to run as root.*make lab LAB=--allow-root"):
+        course.open_lab(["--no-browser"])
+    assert not started
+    course.open_lab(["--allow-root", "--no-browser"])
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    course.open_lab()
+    assert [words[-2:] for words in started] == [["--allow-root", "--no-browser"], list(course.QUIET[-2:])]

@@ -120,12 +120,11 @@ def lab(guarded, tmp_path):
     """JupyterLab as `make lab` starts it, but for the browser and the port: its process and its address with token."""
     env, attempts = guarded
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    quiet = re.search(r"^QUIET := (.*)$", makefile, re.MULTILINE)[1]
-    words = re.search(r"/jupyter lab (.*)$", makefile, re.MULTILINE)[1].replace("$(QUIET)", quiet).split()
+    words = re.search(r"/(unetlib lab) [$][(]LAB[)]$", makefile, re.MULTILINE)[1].split()
     own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
     own |= {f"JUPYTERLAB_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("SETTINGS", "WORKSPACES")}
     env = {key: value for key, value in env.items() if key != "JUPYTER_TOKEN"} | own
-    words = [sys.executable, "-m", "jupyterlab", *words, "--no-browser", "--port=0", "--allow-root"]
+    words = [sys.executable, "-m", *words, "--no-browser", "--port=0", "--allow-root"]
     with open(tmp_path / "server.log", "w") as log:
         process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=log, stderr=log)
         try:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -51,8 +50,7 @@ def assert_same_runs(one, other):
 @pytest.mark.parametrize("stops", [(2,), (4, 1), (7,), (3, 2, 1)])
 def test_stops_between_two_checkpoints_leave_the_predecessor_that_no_stop_leaves(prepared, tmp_path, stops):
     for steps in (*stops, None):
-        with suppress(KeyboardInterrupt):
-            train(prepared, tmp_path / "run", SMALL, device="cpu", checkpoint_every=3, max_steps=steps)
+        train(prepared, tmp_path / "run", SMALL, device="cpu", checkpoint_every=3, max_steps=steps)
     train(prepared, tmp_path / "whole", SMALL, device="cpu", checkpoint_every=3)
     assert_same_runs(tmp_path / "run", tmp_path / "whole")
     one, other = (load_checkpoint(previous(tmp_path / name / LATEST)) for name in ("run", "whole"))
@@ -63,8 +61,7 @@ def test_stops_between_two_checkpoints_leave_the_predecessor_that_no_stop_leaves
 def test_a_stop_near_the_end_leaves_that_predecessor_too(prepared, tmp_path, before_the_end):
     """Its checkpoint would be the last but one."""
     steps = SMALL.epochs * -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4, max_steps=steps - before_the_end)
+    train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4, max_steps=steps - before_the_end)
     train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4)
     train(prepared, tmp_path / "whole", SMALL, "cpu", checkpoint_every=4)
     one, other = (load_checkpoint(previous(tmp_path / name / LATEST)) for name in ("run", "whole"))
@@ -150,8 +147,7 @@ def test_training_leaves_the_global_generators_alone(prepared, tmp_path):
 def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared, tmp_path, stop, precision):
     recipe, device = SMALL.but(precision=precision), os.environ.get("UNETLIB_DEVICE", "cpu")
     train(prepared, tmp_path / "whole", recipe, device)
-    with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
-        train(prepared, tmp_path / "resumed", recipe, device, max_steps=stop)
+    train(prepared, tmp_path / "resumed", recipe, device, max_steps=stop)
     train(prepared, tmp_path / "resumed", recipe, device)
     assert_same_runs(tmp_path / "whole", tmp_path / "resumed")
 
@@ -159,10 +155,7 @@ def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared,
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
 def test_on_epoch_is_given_the_history_after_every_epoch_and_at_a_resumed_start(prepared, tmp_path):
     seen = []
-    with pytest.raises(KeyboardInterrupt):
-        train(
-            prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, on_epoch=lambda rows: seen.append(len(rows))
-        )
+    train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, on_epoch=lambda rows: seen.append(len(rows)))
     assert seen == []
     train(prepared, tmp_path / "run", SMALL, device="cpu", on_epoch=lambda rows: seen.append(len(rows)))
     assert seen == [1, 2]
@@ -307,8 +300,7 @@ def test_checkpoints_hold_tensors_and_plain_python_only(run):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(prepared, tmp_path, monkeypatch):
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=3)
+    train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=3)
     before = (tmp_path / "run" / LATEST).read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(UnetlibError, match="No space left on device"):
@@ -352,8 +344,7 @@ def test_an_unknown_device_is_a_sentence(prepared, tmp_path):
 def test_seconds_are_counted_over_all_calls(prepared, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1)
+    train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1)
     first = load_checkpoint(tmp_path / "run" / LATEST)["progress"]["seconds"]
     assert first > 0
     assert train(prepared, tmp_path / "run", SMALL, device="cpu").seconds > first
@@ -423,8 +414,7 @@ def test_with_all_parts_it_ends_with_the_same_bits_wherever_it_is_stopped(strong
     whole = strong
     if device != "cpu":
         train(strong_prepared, whole := tmp_path / "whole", STRONG, device)
-    with pytest.raises(KeyboardInterrupt, match="The same command goes on"):
-        train(strong_prepared, tmp_path / "run", STRONG, device, max_steps=stop)
+    train(strong_prepared, tmp_path / "run", STRONG, device, max_steps=stop)
     train(strong_prepared, tmp_path / "run", STRONG, device)
     assert_same_runs(whole, tmp_path / "run")
 
@@ -521,8 +511,7 @@ def test_a_run_that_does_not_say_whom_it_has_seen_is_no_start(prepared, trained,
 
 
 def test_first_weights_are_not_lost_when_it_is_killed_before_the_first_checkpoint(prepared, trained, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, start_from=trained)
+    train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, start_from=trained)
     for path in (tmp_path / "run").glob("*.pth"):
         path.unlink()
     with pytest.raises(UnetlibError, match="begun from the weights of another run"):
@@ -539,8 +528,7 @@ def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp
 
     monkeypatch.setattr(Trainer, "step", spy)
     recipe = SMALL.but(average=0.9)
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", recipe, device="cpu", max_steps=1, start_from=trained)
+    train(prepared, tmp_path / "run", recipe, device="cpu", max_steps=1, start_from=trained)
     other = load_checkpoint(trained / BEST)["model"]
     assert same(dict(first[0][0]), other)
     assert same(dict(first[0][1]), other)
@@ -553,8 +541,7 @@ def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp
 def test_a_run_refuses_to_go_on_from_other_first_weights(prepared, run, trained, tmp_path):
     with pytest.raises(UnetlibError, match="was started from other weights"):
         train(prepared, run, SMALL, device="cpu", start_from=trained)
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=1, start_from=trained)
+    train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=1, start_from=trained)
     with pytest.raises(UnetlibError, match="was started from other weights"):
         train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=run)
     train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=trained)
@@ -566,6 +553,44 @@ def test_first_weights_of_another_architecture_are_a_sentence(prepared, trained,
         train(prepared, tmp_path / "r", SMALL.but(**change), device="cpu", start_from=trained)
 
 
-def test_first_weights_that_are_not_there_are_a_sentence(prepared, tmp_path):
-    with pytest.raises(UnetlibError, match=rf"{BEST} does not exist"):
-        train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=tmp_path / "nothing")
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("gone", "does not exist"),
+        ("empty", "is not a run folder"),
+        ("a file", "is not a run folder"),
+        ("no best model", "is a run without best weights yet"),
+    ],
+)
+def test_first_weights_that_are_not_there_are_noticed_by_a_run_under_way_too(
+    prepared, trained, tmp_path, begun, kind, told
+):
+    other = shutil.copytree(trained, tmp_path / "other")
+    if begun:
+        train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=1, start_from=other)
+    if kind == "no best model":
+        (other / BEST).unlink()
+    else:
+        shutil.rmtree(other)
+    if kind == "empty":
+        other.mkdir()
+    if kind == "a file":
+        other.touch()
+    with pytest.raises(UnetlibError, match=f"{other} {told}") as caught:
+        train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=other)
+    assert (f"leave --start-from out: {tmp_path / 'r'} has begun" in str(caught.value)) == begun
+    if begun:
+        assert train(prepared, tmp_path / "r", SMALL, device="cpu").epoch == 2
+
+
+@pytest.mark.parametrize("steps", [{"max_steps": 0}, {"checkpoint_every": 0}, {"max_steps": -3}])
+def test_steps_below_1_are_a_sentence(prepared, tmp_path, steps):
+    with pytest.raises(UnetlibError, match=f"{next(iter(steps))} is .*; a number of steps above 0 was expected"):
+        train(prepared, tmp_path / "r", SMALL, device="cpu", **steps)
+
+
+def test_with_max_steps_it_returns_how_far_the_run_is(prepared, tmp_path):
+    steps = -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
+    found = [train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=5) for _ in range(2)]
+    assert [(one.epoch, one.step) for one in found] == [divmod(5, steps), divmod(10, steps)]

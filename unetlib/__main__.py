@@ -1,6 +1,15 @@
-"""`python -m unetlib` is the same as `unetlib`."""
+"""`unetlib` and `python -m unetlib`, which are the same."""
 
-from unetlib.cli import main
+from unetlib.command import begin
+
+
+def main() -> None:
+    """Run one command."""
+    begin()
+    from unetlib.cli import main  # from here on a stop ends with a sentence
+
+    main()
+
 
 if __name__ == "__main__":
     main()

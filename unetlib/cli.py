@@ -2,16 +2,14 @@
 
 import argparse
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from unetlib import __version__
-from unetlib.errors import UnetlibError, counted, printable
+from unetlib.command import run_command
+from unetlib.errors import UnetlibError, counted
 from unetlib.jobs import first_process, say
 from unetlib.recipe import PREPARE, PRESETS, TRAIN, TYPES, Recipe, flag
 
@@ -80,6 +78,8 @@ def train(args: argparse.Namespace) -> None:
         args.max_steps,
         start_from=args.start_from,
     )
+    if done.epoch < recipe.epochs:  # --max-steps
+        return
     told = ""
     if first_process():
         tune(args.run, args.device)
@@ -119,6 +119,13 @@ def card(args: argparse.Namespace) -> None:
     from unetlib.card import write_card
 
     say(str(write_card(args.run, args.out, args.device)))
+
+
+def lab(args: argparse.Namespace) -> None:
+    """Open JupyterLab on the notebooks."""
+    from unetlib.course import open_lab
+
+    open_lab(args.flags)
 
 
 def course(args: argparse.Namespace) -> None:
@@ -173,7 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
     _recipe_flags(sub, TRAIN)
     sub.add_argument("--start-from", type=Path, metavar="OTHER", help="run whose best weights to begin with")
     sub.add_argument("--checkpoint-every", type=_positive, default=100, metavar="STEPS", help="default: %(default)s")
-    sub.add_argument("--max-steps", type=_positive, metavar="STEPS", help="stop after so many, with a checkpoint")
+    sub.add_argument(
+        "--max-steps", type=_positive, metavar="STEPS", help="do no more than so many now, then a checkpoint"
+    )
     _device(sub)
 
     sub = command(evaluate, "score a run on test patients and print one table")
@@ -202,6 +211,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`; evaluated where it is not")
     sub.add_argument("--out", type=Path, metavar="DIR", help="folder of README.md and pictures (default: RUN/card)")
     _device(sub)
+
+    command(lab, "open JupyterLab on the notebooks; its own flags, such as --no-browser, are passed on")
 
     sub = command(course, "run all notebooks, and leave each as a page that opens without a network")
     sub.add_argument("--data", type=Path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
@@ -235,7 +246,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the words of a command; a field of the recipe that was given to another command is told where to go."""
     parser = build_parser()
     args, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    args.flags = unknown
+    if unknown and args.function is not lab:
         stages = {flag(name): stage for stage in (PREPARE, TRAIN) for name in Recipe.published.stage(stage)}
         told = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{told}")
@@ -272,26 +284,13 @@ def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with a sentence and status 1, a stop (SIGINT, SIGTERM) with status 130."""
+    run_command(lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> None:
     args = _parse(arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)  # as batch systems ask: files in the making are then removed
-    try:
-        if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not train:
-            raise UnetlibError(f"`unetlib {args.function.__name__}` is one process. Start it without torchrun.")
-        args.function(args)
-    except UnetlibError as error:
-        sys.exit(f"error: {printable(str(error))}")
-    except KeyboardInterrupt as stop:
-        told = "goes on" in str(stop)  # Python's codecs, interrupted, put words of their own into it
-        print(stop if told else "Stopped. The same command goes on where it was.", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `unetlib check DATA | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        sys.exit(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}).")
+    if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not train:
+        raise UnetlibError(f"`unetlib {args.function.__name__}` is one process. Start it without torchrun.")
+    args.function(args)

@@ -1,7 +1,10 @@
 """The course: what every chapter starts with, and all chapters from beginning to end."""
 
+import atexit
 import os
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -49,6 +52,11 @@ STUDY_STEPS = (
 )
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
 ADDRESSES = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url")
+QUIET = (
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+)
 OFFLINE = dict.fromkeys(ADDRESSES, "")  # nothing is fetched
 
 
@@ -255,6 +263,22 @@ def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: o
     return lines
 
 
+def open_lab(flags: Sequence[str] = ()) -> None:
+    """Run JupyterLab on the notebooks until it is stopped; it asks no other machine for news, versions or extensions.
+
+    Raises `UnetlibError` for the user root, whom JupyterLab refuses, unless `flags` allow it.
+    """
+    _chapters()
+    if getattr(os, "geteuid", lambda: 1)() == 0 and not any(flag.startswith("--allow-root") for flag in flags):
+        raise UnetlibError(
+            "JupyterLab refuses to run as root, since whoever gets in could then do everything on this machine. Start "
+            "it as another user; in a container, allow it with --allow-root (make lab LAB=--allow-root)."
+        )
+    from jupyterlab.labapp import LabApp
+
+    LabApp.launch_instance([str(NOTEBOOKS), *QUIET, *flags])
+
+
 @takes_paths
 def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
     """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML.
@@ -327,16 +351,45 @@ def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None
             on_cell_complete=lambda **_: bar.update(),
         )
         try:
-            client.execute(env={**os.environ, **(environment or {})})
+            _run_cells(client, {**os.environ, **(environment or {})})
         except CellExecutionError as error:
             raise UnetlibError(
                 f"{path.name} failed in cell {_failed(notebook)}: {error.ename}: {error.evalue}"
+            ) from error
+        except RuntimeError as error:  # of nbclient
+            raise UnetlibError(
+                f"the kernel of {path.name} died ({error}), perhaps for lack of memory. Close other programs, then "
+                "give the same command again: what was prepared and trained is reused."
             ) from error
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def _run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
+    """Execute a notebook; when this is stopped, end its kernel first.
+
+    The client runs in a thread of its own, for in the main one it would take the signals, and answer with tracebacks.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(client.execute, env=environment)
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            while not running.done():  # its kernel may be about to start
+                _kill_kernel(client)
+                wait([running], timeout=0.1)
+            atexit.unregister(client._cleanup_kernel)  # which fails where the kernel was about to start
+            raise
+
+
+def _kill_kernel(client: NotebookClient) -> None:
+    provisioner = getattr(client.km, "provisioner", None)
+    process = getattr(provisioner, "process", None)
+    if process is not None:
+        process.kill()
 
 
 def _failed(notebook: Any) -> int:

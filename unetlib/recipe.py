@@ -107,7 +107,7 @@ class Recipe:
             if getattr(self, name) and self.slices != "all":
                 raise UnetlibError(
                     f"recipe: {name} is {getattr(self, name)}, but only the slices with {self.slices} are kept; all "
-                    "were expected (unetlib prepare --slices all)."
+                    "were expected (unetlib prepare --slices all; for the strong recipe --recipe strong)."
                 )
         if self.image_size <= 2**self.depth:  # batch norm needs more than one pixel at the bottom
             raise UnetlibError(
@@ -154,6 +154,30 @@ Recipe.strong = Recipe(
     tune=True,
 )
 PRESETS = {"published": Recipe.published, "strong": Recipe.strong}
+
+
+def mixed_presets(recipe: Recipe) -> str:
+    """Return a hint where most of what makes a preset is in the slices but not in the training, or the other way round.
+
+    The hint is empty where both are alike. Who mixes them on purpose may ignore it.
+    """
+    for name, preset in PRESETS.items():
+        follows = {stage: _follows(recipe, preset, stage) for stage in (PREPARE, TRAIN)}
+        if follows[PREPARE] != follows[TRAIN]:
+            one, other = sorted(follows, key=follows.__getitem__, reverse=True)
+            done = {PREPARE: "the slices were prepared", TRAIN: "the training is set up"}
+            return (
+                f"{done[one]} by the {name} recipe and {done[other]} by another one. If that is not meant, give "
+                f"`unetlib {other}` the flag --recipe {name}, too (in Python Recipe.{name}), and a new folder."
+            )
+    return ""
+
+
+def _follows(recipe: Recipe, preset: Recipe, stage: str) -> bool:
+    """Tell whether a recipe has more than half of the values that set a preset apart from the published recipe."""
+    published, own = Recipe.published.stage(stage), recipe.stage(stage)
+    apart = {name: value for name, value in preset.stage(stage).items() if value != published[name]}
+    return 2 * sum(own[name] == value for name, value in apart.items()) > len(apart)
 
 
 def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def start_or_resume(
     fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None
 ) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None]:
     """Return network, average, optimizer and progress, fresh or resumed, and the hash of the first weights."""
-    path, first = run / LATEST, sha256(start_from / BEST) if start_from and (start_from / BEST).exists() else None
+    path, first = run / LATEST, first_weights(start_from, run)
     for file in (path, run / BEST):  # without a latest checkpoint a run begins anew
         if path.exists() and first_process():
             restore(file)
@@ -109,6 +109,20 @@ def start_or_resume(
     data.split.save(run / "split.json")
     write_provenance(run, data, recipe.as_dict(), fabric.device, start_from if content is None else None)
     return model, average, optimizer, done, first
+
+
+def first_weights(other: Path | None, run: Path) -> str | None:
+    """Return the hash of the best weights of another run, `None` without one; raises `UnetlibError` without weights."""
+    if other is None:
+        return None
+    if (other / BEST).is_file():
+        return sha256(other / BEST)
+    what = "is a run without best weights yet" if (other / "recipe.json").exists() else "is not a run folder"
+    advice = f"leave --start-from out: {run} has begun, and needs it no more"
+    raise UnetlibError(
+        f"--start-from {other} {what if other.exists() else 'does not exist'} ({BEST} was expected there). "
+        + (f"Restore it, or {advice}." if (run / LATEST).exists() else "Name the folder of a finished training.")
+    )
 
 
 def begin_with(model: nn.Module, other: Path, recipe: Recipe, data: Prepared) -> None:

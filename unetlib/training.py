@@ -26,7 +26,7 @@ from unetlib.jobs import first_process, progress, say
 from unetlib.losses import get_loss
 from unetlib.parallel import any_of, gather, share
 from unetlib.prepare import Prepared
-from unetlib.recipe import Recipe
+from unetlib.recipe import Recipe, mixed_presets
 from unetlib.resume import HISTORY_COLUMNS, Progress, start_or_resume
 from unetlib.schedule import learning_rate, move_average
 
@@ -49,15 +49,19 @@ def train(
     Writes `recipe.json`, `latest_checkpoint.pth` every `checkpoint_every` steps and after every
     epoch, `best_model.pth` (highest pooled Dice on the validation slices) and `history.csv`.
     Ctrl-C stops after the current step with a checkpoint; so does `max_steps`, counted in this
-    call. The recipe's fields of the stage `prepare` are those of the prepared folder. `on_epoch` is
-    given the rows of `history.csv` after every epoch, and at once when there are some already. `start_from`
-    is another run, whose best weights are the first ones of this (pre-training). Where the recipe says `tune`,
-    call `unetlib.tuning.tune` afterwards.
+    call, which then returns how far the run is. The recipe's fields of the stage `prepare` are those of the prepared
+    folder. `on_epoch` is given the rows of `history.csv` after every epoch, and at once when there are some already.
+    `start_from` is another run, whose best weights are the first ones of this (pre-training). Where the recipe says
+    `tune`, call `unetlib.tuning.tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
     schedule is constant), from other weights or on other slices, when another process is training it, when
-    there is nothing to train on, or when the loss is no longer finite; `KeyboardInterrupt` when it was stopped.
+    there is nothing to train on, or when the loss is no longer finite; `KeyboardInterrupt` when Ctrl-C or SIGTERM
+    stopped it.
     """
+    for name, steps in (("checkpoint_every", checkpoint_every), ("max_steps", max_steps)):
+        if steps is not None and steps < 1:
+            raise UnetlibError(f"{name} is {steps}; a number of steps above 0 was expected.")
     data = Prepared.open(prepared)
     with locked(run) if first_process() else nullcontext():
         return _train(Trainer.open(data, run, recipe, device, start_from), checkpoint_every, max_steps, on_epoch)
@@ -81,6 +85,8 @@ def _train(
         f"{min(checkpoint_every, steps)} steps: a kill loses no more than those."
     )
     before, trainer.between = done.epoch * steps + done.step, done.step % checkpoint_every > 0
+    if not before and (hint := mixed_presets(recipe)):
+        say(f"{run}: {hint}")
     with stop_on_signal() as stopped, progress(epochs * steps, "train", "step", before) as bar:
         while done.epoch < epochs:
             while done.step < steps:
@@ -88,10 +94,15 @@ def _train(
                 taken += 1
                 bar.update()
                 bar.set_postfix_str(f"epoch {done.epoch + 1}/{epochs}, loss {loss:.3f}", refresh=False)
-                if taken == max_steps or any_of(trainer.fabric, stopped()):
+                asked = any_of(trainer.fabric, stopped())
+                if asked or taken == max_steps:
                     trainer.save(between=done.step % checkpoint_every > 0)
                     where = f"epoch {done.epoch + 1}, step {done.step} of {steps}"
-                    raise KeyboardInterrupt(f"Stopped at {where}, with a checkpoint. The same command goes on there.")
+                    told = f"Stopped at {where}, with a checkpoint. The same command goes on there."
+                    if asked:
+                        raise KeyboardInterrupt(told)
+                    say(told)
+                    return done
                 if done.step % checkpoint_every == 0:
                     trainer.save()
             row = trainer.finish_epoch()

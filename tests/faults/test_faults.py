@@ -85,7 +85,7 @@ def test_the_lock_dies_with_its_process(matrix, command):
 
 def stopped_run(matrix, out, steps=7):
     """A run that was stopped after some steps, with a checkpoint and its predecessor."""
-    assert run([*matrix.words("train", out), "--max-steps", steps], matrix.folder / "log").code == 130
+    assert run([*matrix.words("train", out), "--max-steps", steps], matrix.folder / "log").code == 0
 
 
 def damaged(path, how):
