@@ -22,6 +22,7 @@ import torch
 
 from unetlib.checkpoint import load_checkpoint
 from unetlib.cli import main
+from unetlib.command import begin
 
 ANY_CALL, WITHIN_WRITE = "any call", "within write"
 FILE_CALLS = {"mkdir", "fsync", "replace", "link", "unlink", "rmdir"}
@@ -96,6 +97,7 @@ def _child(command: list[str], fault: Fault | None, log: Path, sender: Any, *sha
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    begin()
     torch.set_num_threads(1)
     spy = _Spy(fault, *shared)
     if fault and fault.where == WITHIN_WRITE:
