@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from unetlib.course import NOTEBOOKS
@@ -137,6 +138,31 @@ def test_links_lead_to_files_that_exist(name):
 def test_how_long_is_trained_is_left_to_the_course(path):
     code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert not [source for source in code if re.search(r"\bepochs=\d|\bSLICES = \d|\bSTEPS = \d", source)]
+
+
+@pytest.mark.parametrize(
+    ("gained", "alarms", "told"),
+    [
+        ((0.1, 0.3), (7, 0), ("won.", "fell.", "Both figures speak")),
+        ((-0.1, -0.3), (7, 0), ("did not win.", "fell.", "better where there is no tumour, and no better over all")),
+        ((0.1, 0.3), (7, 7), ("won.", "did not fall.", "better over all slices, and no better where")),
+        ((-0.1, 0.1), (0, 7), ("did not win.", "did not fall.", "Neither figure")),
+    ],
+)
+@pytest.mark.parametrize("interval", [(-0.1, 0.1), (0.1, 0.2), None])
+def test_chapter_4_tells_both_figures_of_two_recipes_whatever_they_are(gained, alarms, told, interval, capsys):
+    cells = nbformat.read(NOTEBOOKS / "04_evaluation.ipynb", 4).cells
+    (source,) = (cell.source for cell in cells if cell.source.startswith("gained = "))
+    before, difference, runs = np.array([0.5, 0.5]), np.array(gained), ("published", "strong")
+    false = {name: {"anna": ml, "berta": ml} for name, ml in zip(runs, alarms, strict=True)}
+    known = {"np": np, "runs": runs, "false": false, "interval": interval, "before": before}
+    exec(source, known | {"difference": difference, "after": before + difference})
+    lines = capsys.readouterr().out.splitlines()
+    dice, *unsure, false_alarms, verdict = lines
+    assert dice == f"Dice: 0.500 published, {0.5 + np.mean(gained):.3f} strong. The strong recipe {told[0]}"
+    assert len(unsure) == (interval != (0.1, 0.2))
+    assert false_alarms == f"False alarms: {alarms[0]:.1f} ml published, {alarms[1]:.1f} ml strong. They {told[1]}"
+    assert told[2] in verdict
 
 
 def test_nothing_else_lies_among_the_notebooks():
