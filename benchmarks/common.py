@@ -101,7 +101,7 @@ def peak_memory() -> tuple[float, float]:
 @contextmanager
 def patients(number: int, distinct: int = 8) -> Iterator[Path]:
     """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, hard-linked many times."""
-    from unetlib.phantom import make_cohort  # nilearn comes with it, seconds of a start
+    from unetlib.phantom import make_cohort
 
     with tempfile.TemporaryDirectory() as temporary:
         made, folder = Path(temporary, "made"), Path(temporary, "patients")

@@ -77,6 +77,13 @@ def test_an_empty_variable_is_none(tmp_path, monkeypatch, named):
     assert course.start(named, tmp_path).synthetic
 
 
+def test_a_chapter_that_finds_its_cohort_does_not_load_the_atlas():
+    code = (
+        "import sys, unetlib.course; assert not [name for name in sys.modules if name.partition('.')[0] == 'nilearn']"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_two_folders_of_one_name_are_kept_apart(data, tmp_path):
     write_patient(tmp_path / "other" / "mine", 5)
     places = {course.start(folder, tmp_path / "work").work for folder in (data, tmp_path / "other" / "mine")}

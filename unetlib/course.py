@@ -72,7 +72,7 @@ class Length:
 
 
 FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300)
-SHORT = Length(patients=6, epochs=3, strong_epochs=1, leak_steps=12, stair_slices=1)  # 3 epochs: one to be killed in
+SHORT = Length(patients=4, epochs=3, strong_epochs=1, leak_steps=8, stair_slices=1)  # 3 epochs: killed in the third
 
 
 def is_short() -> bool:
