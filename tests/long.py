@@ -56,9 +56,9 @@ def turn(commit: str) -> int:
     return int(commit, 16) % PARTS
 
 
-def head() -> str:
-    """Return the hash of the commit that is checked out."""
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def seed(commit: str) -> str:
+    """Return the word that lets properties draw the examples of a commit: other ones than those of the last."""
+    return f"--hypothesis-seed={int(commit[:8], 16)}"
 
 
 def course(chapters: list[Path]) -> list[str]:
@@ -82,15 +82,17 @@ def main() -> None:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="start no test and no cell later")
     args = parser.parse_args()
     until = time.time() + args.limit if args.limit else None
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tests = [*TESTS, seed(head)]
     if args.part is None:
-        sys.exit(max(run_pytest(course(CHAPTERS), until), run_pytest(TESTS, until)))
+        sys.exit(max(run_pytest(course(CHAPTERS), until), run_pytest(tests, until)))
     names = [f"{number}/{PARTS}" for number in range(1, PARTS + 1)]
-    name = names[turn(head())] if args.part == "commit" else args.part
+    name = names[turn(head)] if args.part == "commit" else args.part
     if name not in names:
         parser.error(f"there is no part {name}, only {names[0]} to {names[-1]}")
-    print(f"Part {name} of the long tests; to run all of it again: make test-long PART={name}", flush=True)
+    print(f"Part {name} of the long tests; at this commit, make test-long PART={name} repeats it", flush=True)
     number = names.index(name) - len(CHAPTERS)
-    share = [*TESTS, f"--share={number + 1}/{SHARES}"]
+    share = [*tests, f"--share={number + 1}/{SHARES}"]
     sys.exit(run_pytest(share if number >= 0 else course([CHAPTERS[number]]), until))
 
 

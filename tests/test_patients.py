@@ -571,7 +571,7 @@ def test_a_folder_of_someone_else_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("x.nii.gz", gzip.compress(b"no tar" * 99)), ("x.zip", b"PK\3\4"), ("x", b"")]
+    ("name", "content"), [("x.nii.gz", gzip.compress(b"no tar" * 99, mtime=0)), ("x.zip", b"PK\3\4"), ("x", b"")]
 )
 def test_a_file_that_is_no_archive_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
