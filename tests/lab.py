@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import nbformat
+import nbformat.sign
 import psutil
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 
 import unetlib
 from unetlib.plots.screenshot import find_browser
@@ -34,6 +34,9 @@ SETTINGS = {
     "@jupyter-widgets/jupyterlab-manager/plugin": {"saveState": True},  # the harder case for a notebook's size
 }
 READY = '.unetlib-viewer[data-ready="1"]'
+TIMEOUT = 60_000  # ms: nothing here takes long, but the machine may be busy
+expect.set_options(timeout=TIMEOUT)
+IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 FRAME = "() => new Promise(requestAnimationFrame)"  # done when the page has drawn once more
 EXECUTE = """async code => {
   const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -79,9 +82,23 @@ class Notebook:
             self.page.evaluate(FRAME)
         raise AssertionError(f"{expression} is {found}; {wanted} was expected.")
 
+    def shut_down(self) -> None:
+        """End the kernel of the notebook in front."""
+        self.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
     def save(self) -> None:
         """Save the notebook with its outputs."""
         self.command("docmanager:save")
+
+    def reopen(self, name: str, content: nbformat.NotebookNode, trusted: bool) -> Locator:
+        """Write a notebook with its outputs, open it beside this one, with a new kernel, and return its panel."""
+        path = self.path.with_name(f"{name}.ipynb")
+        nbformat.write(content, path)
+        notary = nbformat.sign.NotebookNotary(data_dir=str(path.parents[1] / "data"))
+        (notary.sign if trusted else notary.unsign)(nbformat.read(path, 4))
+        self.command("docmanager:open", path=path.name)
+        self.page.wait_for_function(IDLE)
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
 
     def theme(self, name: str) -> None:
         """Switch to "JupyterLab Light" or "JupyterLab Dark"."""
@@ -100,8 +117,8 @@ class Lab:
 
     def context(self, **options: Any) -> BrowserContext:
         """Return a browser window with nothing of the other windows, which reaches this machine only."""
-        context = self.browser.new_context(viewport={"width": 1280, "height": 1000}, **options)
-        context.set_default_timeout(60_000)
+        context = self.browser.new_context(**{"viewport": {"width": 1280, "height": 1000}, **options})
+        context.set_default_timeout(TIMEOUT)
         context.route(lambda url: urlsplit(url).hostname not in (None, "127.0.0.1"), self._refuse)
         return context
 
@@ -117,14 +134,12 @@ class Lab:
         with self.window.new_page() as page:
             page.goto(self.address.replace("?", f"/workspaces/{name}/tree/{path.name}?"))
             notebook = Notebook(page, path)
-            page.wait_for_function(
-                "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-            )
+            page.wait_for_function(IDLE)
             if not notebook.command("notebook:run-all-cells"):
                 raise RuntimeError(f"A cell failed:\n{page.locator('.jp-OutputArea-output').last.inner_text()}")
-            expect(page.locator(READY)).to_have_count(viewers, timeout=60_000)
+            expect(page.locator(READY)).to_have_count(viewers)
             yield notebook
-            page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            notebook.shut_down()
 
 
 def _notebook(cells: list[str]) -> nbformat.NotebookNode:

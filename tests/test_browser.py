@@ -11,11 +11,14 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from nbconvert import HTMLExporter
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from tests.lab import FRAME, READY, Lab, Notebook, open_lab
+from unetlib import SliceViewer
 
+STILL = 'img[src*="AHVuZXRsaWI6IHN0aWxsIG9mIGEgdmlld2Vy"]'  # as in viewer.css
 SHAPE, SPACING = (24, 32, 20), (1, 1, 2)  # of the volume in DATA: no two sides alike
 DATA = """
 import ipywidgets as widgets
@@ -57,6 +60,16 @@ YELLOW, GREEN, ORANGE, BLUE = (240, 228, 66), (0, 158, 115), (213, 94, 0), (86, 
 COLOUR = """(canvas, [across, down]) => {
   const [x, y] = [Math.floor(across * canvas.width), Math.floor(down * canvas.height)];
   return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
+}"""
+# Keys as the window's next listener finds them: kept from others, and from the browser? None goes further.
+SPY = """() => {
+  window.spied = [];
+  window.spy = new AbortController();
+  window.addEventListener("keydown", event => {
+    if (["Shift", "Control", "Alt", "Meta"].includes(event.key)) return;
+    spied.push([event.key, event.cancelBubble, event.defaultPrevented]);
+    event.stopPropagation();
+  }, {capture: true, signal: spy.signal});
 }"""
 CONTRASTS = """(root) => {
   const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -152,6 +165,9 @@ def view(notebook: Notebook) -> View:
     for name in ("show", "style", "plane-select"):
         expect(view.root.locator(f"select.uv-{name}")).to_have_value(START[name.removesuffix("-select")])
     expect(view.root.locator("input.uv-opacity")).to_have_value("0.5")
+    view.root.press("0")
+    view.page.evaluate("document.activeElement.blur()")
+    expect(view.root).to_have_attribute("data-zoom", "1")
     return view
 
 
@@ -235,9 +251,9 @@ def test_strip_shows_where_there_is_tumour(view: View) -> None:
 @pytest.mark.parametrize(
     ("voxel", "words"),
     [
-        ((3, 6, 16), ["value 1000", "truth 0", "prediction 0", "R 7.0", "A 14.0", "S 2.0"]),
-        ((13, 14, 8), ["truth 1", "prediction 1", "L 3.0", "A 6.0", "I 14.0"]),
-        ((15, 25, 8), ["truth 0", "prediction 0", "L 5.0", "P 5.0", "I 14.0"]),
+        ((3, 6, 16), ["value 1000", "truth 0", "prediction 0", "x +7.0 y +14.0 z +2.0 mm"]),
+        ((13, 14, 8), ["truth 1", "prediction 1", "x -3.0 y +6.0 z -14.0 mm"]),
+        ((15, 25, 8), ["truth 0", "prediction 0", "x -5.0 y -5.0 z -14.0 mm"]),
     ],
 )
 def test_readout_tells_the_voxel_under_the_mouse(view: View, notebook: Notebook, voxel: Any, words: list[str]) -> None:
@@ -246,7 +262,7 @@ def test_readout_tells_the_voxel_under_the_mouse(view: View, notebook: Notebook,
     view.canvas("axial").hover(position=view.spot("axial", voxel))
     value = notebook.value(f"int(volume[{voxel}])")
     for word in [f"value {value}", *words]:
-        expect(view.root.locator(".uv-readout")).to_contain_text(re.compile(rf"\b{word}\b"))
+        expect(view.root.locator(".uv-readout")).to_contain_text(re.compile(rf"\b{re.escape(word)}\b"))
 
 
 # Mouse and keys
@@ -266,6 +282,7 @@ def test_slider_moves_through_the_plane(view: View, notebook: Notebook) -> None:
 
 @pytest.mark.parametrize("plane", AXES)
 def test_wheel_moves_the_plane_under_it_and_not_the_page(view: View, plane: str) -> None:
+    view.root.focus()
     view.canvas(plane).hover(position=view.spot(plane, (5, 5, 5)))
     top, through = view.root.bounding_box()["y"], AXES[plane][2]
     positions = [START["position"]]
@@ -278,6 +295,29 @@ def test_wheel_moves_the_plane_under_it_and_not_the_page(view: View, plane: str)
     assert not np.delete(steps, through, axis=1).any()
     view.page.evaluate(FRAME)
     assert view.root.bounding_box()["y"] == top
+
+
+@pytest.mark.parametrize("place", ["canvas.uv-plane", "input.uv-slice", "canvas.uv-strip"])
+def test_wheel_scrolls_the_page_until_the_viewer_has_the_focus(view: View, place: str) -> None:
+    here = view.root.locator(place).first
+    here.hover()
+    top = "root => new Promise(requestAnimationFrame).then(() => root.getBoundingClientRect().y)"
+    before = view.root.evaluate(top)
+    view.page.mouse.wheel(0, 30)
+    view.page.wait_for_function(
+        f"([root, before]) => ({top})(root).then(y => y < before)", arg=[view.root.element_handle(), before]
+    )
+    view.is_at(*START["position"])
+    view.page.mouse.wheel(0, -30)
+    view.page.wait_for_function(
+        f"([root, before]) => ({top})(root).then(y => y === before)", arg=[view.root.element_handle(), before]
+    )
+    view.page.keyboard.down("Shift")
+    view.page.mouse.wheel(0, -100)
+    view.page.keyboard.up("Shift")
+    view.is_at(11, 12, 9)
+    assert view.root.evaluate(top) == before
+    expect(view.root.locator(".uv-hint")).to_contain_text("Click an image")
 
 
 @pytest.mark.parametrize("where", ["", "input.uv-slice"])
@@ -332,6 +372,45 @@ def test_letters_and_digits_choose_and_jupyterlab_leaves_them_alone(view: View, 
     view.press("r")
     notebook.comes_to("[*viewer.window] == np.percentile(volume, (0.5, 99.5)).tolist()", True)
     assert _cells(notebook) == cells
+
+
+PLACES = ["", "input.uv-slice", "input.uv-opacity", "button.uv-in"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_keys_that_the_viewer_does_not_use_go_to_jupyterlab(view: View, notebook: Notebook, where: str) -> None:
+    panel, cells = "jupyterapp.shell.currentWidget", _cells(notebook)
+    view.canvas("axial").click(position=view.spot("axial", (11, 12, 8)))
+    notebook.page.evaluate(f"{panel}.context.model.dirty = true")
+    view.press("Control+s", where)
+    notebook.page.wait_for_function(f"!{panel}.context.model.dirty")
+    view.press("b", where)
+    notebook.page.wait_for_function(f"{panel}.model.cells.length === {len(cells) + 1}")
+    notebook.page.keyboard.press("d")
+    notebook.page.keyboard.press("d")
+    notebook.page.wait_for_function(f"{panel}.model.cells.length === {len(cells)}")
+    assert _cells(notebook) == cells
+    view.is_at(*START["position"])
+
+
+@pytest.mark.parametrize("keys", ["Shift+ArrowUp", "Control+ArrowUp", "Alt+1", "Meta+e", "Shift+O", "Escape", "j", "x"])
+def test_no_key_of_others_does_anything_in_the_viewer(view: View, keys: str) -> None:
+    view.page.evaluate(SPY)
+    before = view.frames()
+    view.press(keys)
+    assert view.page.evaluate("spy.abort() ?? spied") == [[keys.rpartition("+")[2], False, False]]
+    assert view.frames() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "where", "used"),
+    [("ArrowUp", "input.uv-opacity", False), ("s", "select.uv-show", False), (" ", "button.uv-reset", False)]
+    + [(key, "", True) for key in ("ArrowUp", "End", "2", "o", "+", "0", "r", "?", "?")],
+)
+def test_keys_of_the_viewer_and_its_controls_stay_there(view: View, key: str, where: str, used: bool) -> None:
+    view.page.evaluate(SPY)
+    view.press(key, where)
+    assert view.page.evaluate("spy.abort() ?? spied") == [[key, True, used]]
 
 
 def test_digits_turn_the_slider_to_another_plane(view: View) -> None:
@@ -465,13 +544,291 @@ def test_several_volumes_are_linked_in_space(notebook: Notebook, plane: str) -> 
     expect(view.root.locator("canvas.uv-plane")).to_have_count(3)
     expect(view.canvas(plane, 2)).to_be_visible()
     for number in (0, 1, 2):
-        assert min(view.colour(plane, (3, 7, 17), number)) > 250, "the block is in the same place in all"
+        assert min(view.colour(plane, (3, 6, 17), number)) > 250, "the block is in the same place in all"
     assert (view.pixels(plane, 0) == view.pixels(plane, 1)).all()
     before = view.pixels(plane, 1)
     for _ in range(2):
         view.press("End")
     assert (view.pixels(plane, 0) == view.pixels(plane, 1)).all()
     assert (view.pixels(plane, 1) != before).any()
+
+
+# Zoom, fingers, full screen: in a page of its own
+
+HEAD = np.s_[20:50, 10:60, 6:34]  # in (60, 72, 40) voxels
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bright head in noisy air, as a page."""
+    rng = np.random.default_rng(0)
+    volume, truth = rng.normal(10, 3, (60, 72, 40)), np.zeros((60, 72, 40), np.uint8)
+    volume[HEAD] = rng.normal(500, 100, volume[HEAD].shape)
+    truth[30:36, 30:36, 15:21] = 1
+    affine = np.array([[-1, 0, 0, 30], [0, -1, 0, 40], [0, 0, 2, -20], [0, 0, 0, 1.0]])
+    viewer = SliceViewer(volume, truth=truth, affine=affine, title="A head")
+    return viewer.to_html(tmp_path_factory.mktemp("page") / "page.html")
+
+
+@pytest.fixture(scope="module")
+def desk(lab: Lab) -> Iterator[Page]:
+    with lab.context(offline=True) as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def head(desk: Page, page_file: Path) -> View:
+    desk.goto(page_file.as_uri())
+    view = View(desk, desk.locator(READY))
+    view.is_at(32, 32, 15)
+    return view
+
+
+def _voxel_at(view: View, plane: str, across: float, down: float) -> list[int]:
+    """The voxel that the readout tells when the mouse is at these shares of a picture's width and height."""
+    box = view.canvas(plane).bounding_box()
+    view.page.mouse.move(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    return [int(i) for i in view.root.locator(".uv-voxel").inner_text().removeprefix("voxel ").split(", ")]
+
+
+def _zoom(view: View, plane: str, across: float, down: float, turn: int = -200) -> list[int]:
+    """Zoom with the wheel at a place; return the voxel there."""
+    voxel = _voxel_at(view, plane, across, down)
+    view.page.keyboard.down("Control")
+    view.page.mouse.wheel(0, turn)
+    view.page.keyboard.up("Control")
+    expect(view.root).not_to_have_attribute("data-zoom", "1")
+    return voxel
+
+
+def test_first_view_is_cut_to_the_head(head: View) -> None:
+    for plane, (across, down, _) in AXES.items():
+        low = [(axis.start - 4, axis.stop + 3) for axis in HEAD]
+        first, last = _voxel_at(head, plane, 0.002, 0.002), _voxel_at(head, plane, 0.998, 0.998)
+        for axis in (across, down):
+            ends = sorted((first[axis], last[axis]))
+            assert low[axis][0] <= ends[0] <= HEAD[axis].start, "a margin, no more"
+            assert HEAD[axis].stop - 1 <= ends[1] <= low[axis][1]
+        assert (head.pixels(plane).min(2) > 60).mean() > 0.6
+    ratio = head.canvas("coronal").bounding_box()
+    assert ratio["width"] / ratio["height"] == pytest.approx(36 / (2 * 34), rel=0.02), "in its true proportions"
+
+
+@pytest.mark.parametrize("plane", AXES)
+def test_wheel_with_a_modifier_zooms_where_the_mouse_is_in_all_planes(head: View, plane: str) -> None:
+    before = {other: head.pixels(other) for other in AXES}
+    voxel = _zoom(head, plane, 0.3, 0.7)
+    assert _voxel_at(head, plane, 0.3, 0.7) == voxel
+    assert float(head.root.get_attribute("data-zoom")) > 1.2
+    assert all((head.pixels(other) != before[other]).any() for other in AXES)
+    edges = [_voxel_at(head, other, *spot)[0] for other, spot in (("axial", (0.01, 0.5)), ("coronal", (0.01, 0.5)))]
+    assert edges[0] == edges[1], "planes show the same box"
+    head.is_at(32, 32, 15)
+
+
+@pytest.mark.parametrize("how", ["buttons", "keys"])
+def test_zoom_in_and_out_and_back(head: View, how: str) -> None:
+    def do(button: str, key: str) -> float:
+        head.root.locator(f"button.uv-{button}").click() if how == "buttons" else head.press(key)
+        return float(head.root.get_attribute("data-zoom"))
+
+    first = head.pixels("axial")
+    assert [do("in", "+"), do("in", "=")] == [1.5, 2.25]
+    assert [do("out", "-"), do("out", "-")] == [1.5, 1]
+    assert (head.pixels("axial") == first).all()
+    assert do("out", "-") < 1
+    do("out", "-")
+    corners = [_voxel_at(head, "axial", 0.001, 0.001), _voxel_at(head, "axial", 0.999, 0.999)]
+    assert [corner[:2] for corner in corners] == [[0, 0], [59, 71]], "the whole volume is seen"
+    do("reset", "0")
+    assert (head.pixels("axial") == first).all()
+
+
+def test_double_click_resets_the_zoom(head: View) -> None:
+    first = head.root.get_attribute("data-centre")
+    _zoom(head, "coronal", 0.2, 0.2)
+    head.canvas("axial").dblclick()
+    expect(head.root).to_have_attribute("data-zoom", "1")
+    expect(head.root).to_have_attribute("data-centre", first)
+
+
+@pytest.mark.parametrize(("button", "shift"), [("left", False), ("middle", False), ("left", True)])
+def test_drag_moves_an_enlarged_image_and_with_shift_changes_the_window(head: View, button: Any, shift: bool) -> None:
+    _zoom(head, "axial", 0.5, 0.5, -300)
+    voxel, before = _voxel_at(head, "axial", 0.4, 0.4), head.frames()
+    if shift:
+        head.page.keyboard.down("Shift")
+    head.page.mouse.down(button=button)
+    seen = _voxel_at(head, "axial", 0.6, 0.55)
+    head.page.mouse.up(button=button)
+    head.page.keyboard.up("Shift")
+    assert (seen == voxel) == (not shift)
+    assert (head.frames() == before) == (not shift), "no trait has changed, the window neither"
+    head.is_at(32, 32, 15)
+
+
+def test_enlarged_view_follows_the_position(head: View) -> None:
+    for _ in range(3):
+        head.press("+")
+    head.press("End")
+    head.is_at(32, 32, 39)
+    box = head.canvas("coronal").bounding_box()
+    rows = [_voxel_at(head, "coronal", 0.5, share)[2] for share in (0.01, 0.99)]
+    assert rows[1] < 39 <= rows[0], box
+
+
+def test_reset_button_brings_everything_back(head: View) -> None:
+    traits = ("plane-select", "show", "style", "opacity")
+    controls = {name: head.root.locator(f".uv-{name}").input_value() for name in traits}
+    first = [head.pixels(plane) for plane in AXES]
+    for key in ("2", "PageUp", "o", "e", "+"):
+        head.press(key)
+    head.root.locator("input.uv-opacity").fill("0.9")
+    head.page.keyboard.down("Shift")
+    head.canvas("axial").drag_to(
+        head.canvas("axial"), source_position={"x": 9, "y": 9}, target_position={"x": 60, "y": 50}
+    )
+    head.page.keyboard.up("Shift")
+    assert all((head.pixels(plane) != before).any() for plane, before in zip(AXES, first, strict=True))
+    head.root.locator("button.uv-reset").click()
+    head.is_at(32, 32, 15)
+    assert {name: head.root.locator(f".uv-{name}").input_value() for name in traits} == controls
+    head.page.mouse.move(0, 0)
+    assert all((head.pixels(plane) == before).all() for plane, before in zip(AXES, first, strict=True))
+
+
+def test_question_mark_shows_the_keys(head: View) -> None:
+    keys = head.root.locator(".uv-help")
+    expect(keys).to_be_hidden()
+    head.press("?")
+    expect(keys).to_be_visible()
+    for word in ("Wheel", "Ctrl", "Double click", "Drag", "Touch", "Arrow keys", "Home", "E, O", "full screen"):
+        expect(keys).to_contain_text(word)
+    head.press("Escape")
+    expect(keys).to_be_hidden()
+    head.root.locator("button.uv-keys").click()
+    expect(keys).to_be_visible()
+
+
+def test_origin_of_the_millimetres_is_told(head: View) -> None:
+    assert _voxel_at(head, "axial", 0.5, 0.5)[2] == 15
+    expect(head.root.locator(".uv-mm")).to_have_text(re.compile(r"x [+-]\d+\.0 y [+-]\d+\.0 z \+10\.0 mm"))
+    expect(head.root.locator(".uv-notes")).to_contain_text("grow to the patient's right, front and top")
+    expect(head.root.locator(".uv-notes")).to_contain_text("the origin is voxel 30, 40, 10")
+
+
+def test_full_screen_is_larger_and_escape_leaves_it(head: View) -> None:
+    _assert_full_screen(head)
+
+
+def test_full_screen_works_in_jupyterlab(view: View) -> None:
+    _assert_full_screen(view)
+
+
+def _assert_full_screen(view: View) -> None:
+    full = "root => document.fullscreenElement === root"
+    before = view.canvas("axial").bounding_box()
+    view.root.locator("button.uv-full").click()
+    view.page.wait_for_function(full, arg=view.root.element_handle())
+    larger = "([canvas, area]) => canvas.clientWidth * canvas.clientHeight > area"
+    area = before["width"] * before["height"]
+    view.page.wait_for_function(larger, arg=[view.canvas("axial").element_handle(), area])
+    height = view.page.viewport_size["height"]
+    for part in (".uv-bar", ".uv-slice", ".uv-notes"):
+        box = view.root.locator(part).bounding_box()
+        assert 0 <= box["y"] <= box["y"] + box["height"] <= height, f"{part} is on the screen"
+    view.press("ArrowUp")
+    view.page.keyboard.press("Escape")
+    view.page.wait_for_function(f"root => !({full})(root)", arg=view.root.element_handle())
+    view.page.wait_for_function(
+        "([canvas, area]) => canvas.clientWidth * canvas.clientHeight === area",
+        arg=[view.canvas("axial").element_handle(), area],
+    )
+
+
+@pytest.fixture(scope="module")
+def phone(lab: Lab, page_file: Path) -> Iterator[Page]:
+    size = {"width": 390, "height": 844}
+    with lab.context(offline=True, has_touch=True, is_mobile=True, device_scale_factor=2, viewport=size) as context:
+        yield context.new_page()
+
+
+@pytest.fixture
+def held(phone: Page, page_file: Path) -> View:
+    phone.goto(page_file.as_uri())
+    view = View(phone, phone.locator(READY))
+    view.is_at(32, 32, 15)
+    return view
+
+
+def _touch(view: View, *fingers: list[tuple[float, float]]) -> None:
+    """Move fingers over the axial picture, each through places as shares of its width and height."""
+    box, session = view.canvas("axial").bounding_box(), view.page.context.new_cdp_session(view.page)
+
+    def send(kind: str, places: list[tuple[float, float]]) -> None:
+        points = [
+            {"x": box["x"] + across * box["width"], "y": box["y"] + down * box["height"], "id": number}
+            for number, (across, down) in enumerate(places)
+        ]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    first, *others = zip(*fingers, strict=True)
+    send("touchStart", [*first])
+    for places in others:
+        send("touchMove", [*places])
+    send("touchEnd", [])
+
+
+def test_phone_shows_the_viewer_in_its_width(held: View) -> None:
+    assert held.page.evaluate("document.documentElement.scrollWidth") <= 390
+    for part in ("canvas.uv-plane", "select", "button", "input"):
+        for one in held.root.locator(part).all():
+            box = one.bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+
+
+@pytest.mark.parametrize(("down", "direction"), [(0.2, 1), (0.8, -1)])
+def test_one_finger_up_and_down_moves_slices(held: View, down: float, direction: int) -> None:
+    shares = np.linspace(0.5, down, 6)
+    _touch(held, [(0.5, share) for share in shares])
+    expect(held.root).not_to_have_attribute("data-position", "32,32,15")
+    x, y, z = map(int, held.root.get_attribute("data-position").split(","))
+    assert (x, y) == (32, 32)
+    assert 5 < (z - 15) * direction < 15
+    expect(held.root).to_have_attribute("data-zoom", "1")
+
+
+def test_finger_changes_no_window_and_a_tap_goes_there(held: View) -> None:
+    before, frames = held.pixels("axial"), held.frames()
+    _touch(held, [(share, 0.5) for share in np.linspace(0.2, 0.8, 6)])
+    held.page.evaluate(FRAME)
+    assert (held.pixels("axial") == before).all()
+    assert held.frames() == frames
+    _touch(held, [(0.5, 0.5)])
+    held.is_at(35, 35, 15)
+
+
+def test_pinch_zooms_and_moves_nothing_else(held: View) -> None:
+    _touch(held, [(0.5 - d, 0.5) for d in (0.1, 0.2, 0.3)], [(0.5 + d, 0.5) for d in (0.1, 0.2, 0.3)])
+    expect(held.root).not_to_have_attribute("data-zoom", "1")
+    assert float(held.root.get_attribute("data-zoom")) == pytest.approx(3, rel=0.1)
+    held.is_at(32, 32, 15)
+
+
+def test_several_viewers_live_in_one_page(desk: Page, tmp_path: Path) -> None:
+    volumes = np.random.default_rng(0).integers(0, 200, (2, 12, 16, 10)).astype(np.int16)
+    viewers = [SliceViewer(volume, title=f"number {i}") for i, volume in enumerate(volumes)]
+    fragments = [viewers[0].to_fragment(), viewers[1].to_fragment(), viewers[0].to_fragment(runtime=False)]
+    (tmp_path / "page.html").write_text(f"<!doctype html><title>Three</title>{'<p>text</p>'.join(fragments)}")
+    desk.goto((tmp_path / "page.html").as_uri())
+    expect(desk.locator(READY)).to_have_count(3)
+    expect(desk.locator("img")).to_have_count(0)
+    views = [View(desk, desk.locator(READY).nth(number)) for number in range(3)]
+    views[1].press("ArrowUp")
+    for view, z in zip(views, (4, 5, 4), strict=True):
+        view.is_at(6, 8, z)
+    assert (views[0].pixels("axial") == views[2].pixels("axial")).all()
+    assert (views[0].pixels("axial") != views[1].pixels("axial")).any()
 
 
 # Notebook, page, readers
@@ -489,8 +846,24 @@ def saved(lab: Lab) -> Iterator[Notebook]:
 def test_saved_notebook_is_small_and_holds_a_picture_but_no_voxels(saved: Notebook) -> None:
     notebook = nbformat.read(saved.path, 4)
     assert "AnyModel" in str(notebook.metadata["widgets"]), "without the widgets' state the size says little"
-    assert len(saved.path.read_bytes()) < 200_000
-    assert any("image/png" in output.get("data", {}) for output in notebook.cells[1].outputs)
+    assert len(saved.path.read_bytes()) < 220_000
+    assert [*notebook.cells[1].outputs[-1]["data"]] == ["image/png", "text/plain"]
+
+
+def test_still_is_hidden_while_the_viewer_lives(view: View) -> None:
+    stills = view.page.locator(f"{STILL} >> visible=true")
+    expect(view.page.locator(STILL)).not_to_have_count(0)
+    expect(stills).to_have_count(0)
+
+
+def test_exported_notebook_shows_the_still_without_network(lab: Lab, saved: Notebook, tmp_path: Path) -> None:
+    page, path = HTMLExporter().from_filename(saved.path)[0], tmp_path / "page.html"
+    path.write_text(page, encoding="utf-8")
+    with lab.browser.new_context(offline=True) as context:  # it asks for the script of all widgets, in vain
+        view = context.new_page()
+        view.goto(path.as_uri())
+        expect(view.locator(STILL)).to_be_visible()
+        assert view.locator(STILL).bounding_box()["height"] > 150
 
 
 def test_viewer_comes_back_when_the_page_is_loaded_again(saved: Notebook) -> None:
@@ -499,6 +872,23 @@ def test_viewer_comes_back_when_the_page_is_loaded_again(saved: Notebook) -> Non
     view.is_at(30, 36, 20)
     view.press("ArrowUp")
     view.is_at(30, 36, 21)
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_still_stays_when_the_kernel_is_gone(saved: Notebook, trusted: bool, state: bool) -> None:
+    content = nbformat.read(saved.path, 4)
+    assert "widgets" in content.metadata
+    if not state:
+        del content.metadata["widgets"]
+    panel = saved.reopen(f"again-{trusted}-{state}", content, trusted)
+    expect(panel.locator(STILL)).to_be_visible()
+    expect(panel.locator(READY)).to_have_count(0)
+    height = panel.locator(STILL).bounding_box()["height"]
+    assert height > 150
+    is_trusted = "jupyterapp.shell.currentWidget.model.cells.get(1).trusted"
+    assert saved.page.evaluate(is_trusted) == trusted, "the test tests what it says"
+    saved.shut_down()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -540,14 +930,12 @@ def _assert_readable(view: View, dark: bool) -> None:
     assert (max(map(int, re.findall(r"\d+", paper)[:3])) < 100) == dark
 
 
-def test_controls_have_names_and_keep_their_keys(view: View) -> None:
+def test_controls_have_names(view: View) -> None:
     expect(view.root).to_have_attribute("role", "group")
     expect(view.root).to_have_attribute("aria-label", re.compile("A patient"))
     expect(view.root).to_have_attribute("tabindex", "0")
-    for control in view.root.locator("input, select, canvas").all():
+    for control in view.root.locator("input, select, canvas, button").all():
         expect(control).to_have_accessible_name(re.compile(r"\w"))
-    for control in view.root.locator("input, select").all():  # some versions of JupyterLab ask for it on each
-        expect(control).to_have_attribute("data-lm-suppress-shortcuts", "true")
     expect(view.root.locator(".uv-readout")).to_have_attribute("aria-live", "polite")
     expect(view.root.locator("input.uv-slice")).to_have_attribute("aria-valuetext", re.compile("8"))
 

@@ -35,16 +35,16 @@ def draw_still(viewer: "SliceViewer") -> bytes:
     """Return the slices at the viewer's position, with the overlay, as a PNG of at most 45 kB."""
     panels = viewer.panels
     planes = [viewer.plane] if len(panels) > 1 else list(AXIS)
-    shown = [(panel, plane) for panel in panels for plane in planes]
+    shown = [(panel, box, plane) for panel, box in zip(panels, viewer.frames, strict=True) for plane in planes]
     with matplotlib.rc_context({"text.color": "#DDDDDD", "font.size": 8}):
         figure = Figure(figsize=(9, 9 / max(len(shown), 3) + 0.9), facecolor="black")
-        figure.subplots_adjust(left=0.005, right=0.995, bottom=0.17, top=0.88, wspace=0.02)
-        for axes, (panel, plane) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            _draw(axes, viewer, panel, plane)
+        figure.subplots_adjust(left=0.005, right=0.995, bottom=0.18, top=0.88, wspace=0.02)
+        for axes, (panel, box, plane) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            _draw(axes, viewer, panel, box, plane)
         figure.suptitle(viewer.title, y=0.99, fontsize=9, parse_math=False)
         _draw_legend(figure, viewer)
-        for line, y in ((HINT, 0.055), (" · ".join([*viewer.notes, DISCLAIMER]), 0.015)):
-            figure.text(0.5, y, line, ha="center", fontsize=7, parse_math=False)
+        figure.text(0.5, 0.055, HINT, ha="center", fontsize=9, color="white")
+        figure.text(0.5, 0.015, " · ".join([*viewer.notes, DISCLAIMER]), ha="center", fontsize=7, parse_math=False)
         for dpi in (80, 68, 56, 40):
             image = to_png(figure, dpi)
             if len(image) < SMALL:
@@ -58,7 +58,7 @@ def _marked(png: bytes) -> bytes:
     return png[:HEADER] + chunk + png[HEADER:]
 
 
-def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, plane: str) -> None:
+def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plane: str) -> None:
     index = int(panel.voxel(viewer.position)[AXIS[plane]])
     image, classes = panel.slices(plane, index)
     low, high = viewer.window_of(panel)
@@ -74,6 +74,9 @@ def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, plane: str) -> None:
     for _, colour, members in layers if viewer.style == "outline" and viewer.opacity else ():
         if (inside := np.isin(classes, members)).any():
             axes.contour(inside, levels=[0.5], colors=colour, linewidths=1)
+    (left, low), (right, high) = np.delete(box, AXIS[plane], axis=1)
+    top, bottom = (low, high) if plane == "axial" else (len(image) - 1 - high, len(image) - 1 - low)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
     places = ((0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.99, "center", "top"))
     for letter, (x, y, across, up) in zip(LETTERS[plane], (*places, (0.5, 0.01, "center", "bottom")), strict=True):
         axes.text(x, y, letter, transform=axes.transAxes, ha=across, va=up)
@@ -87,7 +90,7 @@ def _draw_legend(figure: Figure, viewer: "SliceViewer") -> None:
     axes = figure.axes[-1]
     entries = [axes.plot([], [], "s", color=colour, label=name)[0] for name, colour in named.items()]
     if entries:
-        figure.legend(handles=entries, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.085))
+        figure.legend(handles=entries, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.095))
 
 
 # The outputs of a cell

@@ -1,16 +1,32 @@
-// The slice viewer in the browser. It gets the voxels once and draws every picture itself, at once, from typed
-// arrays: a key press costs no message. Voxel (x, y, z) lies at x + X * (y + Y * z); x grows to the patient's left,
-// y to the back, z to the head. Only the small traits travel between Python and here.
+// The slice viewer in the browser. It gets the voxels once and draws every image itself, at once, from typed arrays: a
+// key press costs no message. Voxel (x, y, z) lies at x + X * (y + Y * z); x grows to the patient's left, y to the
+// back, z to the head. Only the small traits travel between Python and here; the zoom belongs to this page alone.
 
 const TRAITS = ["position", "window", "opacity", "plane", "show", "style"];
 const PLANES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] }; // axes: across, down, through
 const SIDES = ["left", "right", "top", "bottom"];
-const KEYS = "Arrow keys: slice by slice. Page up and down: ten slices. Home, End: first and last. 1, 2, 3: axial, " +
-  "coronal, sagittal. E: what is shown. O: outline or fill. R: window as at first. Wheel: slice. Click: go there. " +
-  "Drag: window, to the right for width, up for brighter.";
-const TALLEST = 560; // CSS pixels of a picture
+const TALLEST = 560; // CSS pixels of an image, unless it has the screen
+const LARGEST = 16; // zoom
+const WAITING = "Waiting for Python. If no image comes, run the cell again.";
+const HINT = "Click an image: wheel and arrow keys then move through the slices, Ctrl + wheel zooms.";
+const HELP = [
+  ["Click", "go to this voxel, and give the viewer the keys and the wheel"],
+  ["Wheel", "slices, after a click into the viewer or with Shift; otherwise it scrolls the page"],
+  ["Ctrl, Cmd or Alt + wheel; + and -", "zoom in and out"],
+  ["Double click, 0", "zoom as at first"],
+  ["Drag", "up: brighter, to the right: less contrast; after zooming in: move the image"],
+  ["Shift + drag", "the other of the two"],
+  ["Touch", "up and down: slices; two fingers: zoom and move; tap: go there"],
+  ["Arrow keys, Page up and down, Home, End", "one slice, ten slices, first and last slice"],
+  ["1, 2, 3", "axial, coronal, sagittal: what the slider and the keys move through"],
+  ["E, O", "what is shown; outline or fill"],
+  ["F, R, ?", "full screen; reset everything; these lines. Esc leaves full screen and these lines"],
+];
+const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp", "PageDown", "Home", "End"];
+
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const transform = (matrix, point) => matrix.slice(0, 3).map((row) =>
   row[0] * point[0] + row[1] * point[1] + row[2] * point[2] + row[3]);
 
@@ -19,18 +35,18 @@ export default () => {
   return {
     initialize({ model }) { owner = model; },
     render({ model, el }) {
-      const root = element("div", { className: "unetlib-viewer", tabIndex: 0, role: "group" }, "Loading …");
-      root.setAttribute("aria-label", `Slice viewer: ${model.get("title")}. ${KEYS}`);
-      root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys
+      const root = element("div", { className: "unetlib-viewer", tabIndex: 0, role: "group" }, WAITING);
+      root.setAttribute("aria-label", `Slice viewer: ${model.get("title")}. Press the question mark for its keys.`);
       el.append(root);
       data ??= receive(owner);
-      let stop = () => {};
-      let closed = false;
-      data.then((volumes) => { if (!closed) stop = start(root, model, volumes); });
-      return () => { closed = true; stop(); };
+      let viewer = null, closed = false;
+      data.then((content) => { if (!closed) viewer = new Viewer(root, model, content); });
+      return () => { closed = true; viewer?.close(); };
     },
   };
 };
+
+// The data
 
 function receive(model) {
   return new Promise((resolve) => {
@@ -80,111 +96,72 @@ function classify({ shape: [X, Y, Z], truth, prediction }) {
   return { classes, counts };
 }
 
+// The elements
+
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
-  if (["INPUT", "SELECT", "BUTTON", "SUMMARY"].includes(made.tagName)) made.dataset.lmSuppressShortcuts = "true";
   made.append(...children);
   return made;
 }
 
-function labelled(text, control) {
-  return element("label", {}, element("span", {}, text), control);
-}
+const labelled = (text, control) => element("label", {}, element("span", {}, text), control);
 
 function select(name, label, choices) {
   const options = choices.map((value) => element("option", { value }, value));
   return labelled(label, element("select", { className: `uv-${name}`, title: label }, ...options));
 }
 
-function makeControls(root, content, title) {
-  const { plane, show, style } = content.choices;
+function button(name, text, title) {
+  return element("button", { type: "button", className: `uv-${name}`, title, ariaLabel: title }, text);
+}
+
+function makeBar({ plane, show, style }, title) {
+  return element("div", { className: "uv-bar" },
+    element("strong", { className: "uv-title", title }, title),
+    select("plane-select", "Plane", plane), select("show", "Show", show), select("style", "Style", style),
+    labelled("Opacity", element("input", { type: "range", className: "uv-opacity", min: 0, max: 1, step: 0.05 })),
+    element("span", { className: "uv-buttons" },
+      button("out", "−", "Zoom out"), button("in", "+", "Zoom in"), button("reset", "Reset", "Reset everything"),
+      button("full", "Full screen", "Full screen"), button("keys", "?", "Keys and gestures")));
+}
+
+function makeHelp() {
+  const lines = HELP.flatMap(([keys, does]) => [element("dt", {}, keys), element("dd", {}, does)]);
+  return element("dl", { className: "uv-help", hidden: true }, ...lines);
+}
+
+function makeSteps() {
+  return element("div", { className: "uv-steps" },
+    element("input", { type: "range", className: "uv-slice", min: 0, step: 1, ariaLabel: "Slice" }),
+    element("div", { className: "uv-strip-box" },
+      element("canvas", { className: "uv-strip", role: "img" }), element("div", { className: "uv-mark" })));
+}
+
+// Where the millimetres of the readout begin and which way they grow.
+function originNote({ origin, name }, many) {
+  const voxel = origin.map((value) => Number(value.toFixed(1))).join(", ") + (many ? ` of ${name}` : "");
+  return `x, y, z in mm grow to the patient's right, front and top; the origin is voxel ${voxel}`;
+}
+
+function makeControls(root, { choices, notes, panels }, title) {
+  const told = [originNote(panels[0], panels.length > 1), ...notes];
   root.replaceChildren(
-    element("div", { className: "uv-bar" },
-      element("strong", { className: "uv-title", title }, title),
-      select("plane-select", "Plane", plane), select("show", "Show", show), select("style", "Style", style),
-      labelled("Opacity", element("input", { type: "range", className: "uv-opacity", min: 0, max: 1, step: 0.05 }))),
-    element("div", { className: "uv-pictures" }),
-    element("div", { className: "uv-steps" },
-      element("input", { type: "range", className: "uv-slice", min: 0, step: 1, ariaLabel: "Slice" }),
-      element("div", { className: "uv-strip-box" },
-        element("canvas", { className: "uv-strip", role: "img" }), element("div", { className: "uv-mark" }))),
+    makeBar(choices, title), makeHelp(), element("div", { className: "uv-pictures" }), makeSteps(),
     element("div", { className: "uv-readout", ariaLive: "polite" }),
     element("div", { className: "uv-foot" },
-      element("div", { className: "uv-legend" }),
-      element("details", { className: "uv-help" }, element("summary", {}, "Keys and mouse"), KEYS)),
-    element("div", { className: "uv-notes" },
-      ...content.notes.map((note) => element("span", { className: "uv-note" }, note))));
+      element("div", { className: "uv-legend" }), element("div", { className: "uv-hint" }, HINT)),
+    element("div", { className: "uv-notes" }, ...told.map((note) => element("span", { className: "uv-note" }, note))));
   return (name) => root.querySelector(`.uv-${name}`);
 }
 
-function makePicture(panel, volume, plane, letters) {
-  const canvas = element("canvas", { className: "uv-plane", role: "img" });
-  canvas.dataset.volume = volume;
-  const caption = element("figcaption", {});
-  const marks = SIDES.map((side) => {
-    const mark = element("span", { className: "uv-letter" });
-    mark.dataset.side = side;
-    return mark;
-  });
-  const around = element("div", { className: "uv-letters" }, ...marks);
-  const frame = element("div", { className: "uv-frame" }, canvas, around);
-  const picture = { panel, canvas, caption, frame, figure: element("figure", {}, frame, caption) };
-  picture.turn = (to) => { // show another plane
-    const [across, down] = PLANES[(picture.plane = canvas.dataset.plane = to)];
-    [picture.width, picture.height] = [panel.shape[across], panel.shape[down]];
-    picture.extent = [picture.width * panel.spacing[across], picture.height * panel.spacing[down]]; // mm
-    picture.pixels = new ImageData(picture.width, picture.height);
-    picture.colours = new Uint32Array(picture.pixels.data.buffer);
-    picture.classes = new Uint8Array(picture.width * picture.height);
-    picture.sheet = element("canvas", { width: picture.width, height: picture.height });
-    marks.forEach((mark, side) => { mark.textContent = letters[to][side]; });
-  };
-  picture.turn(plane);
-  return picture;
-}
-
-// Fill the picture's pixels from one slice, and its classes with those of the slice.
-function paint({ panel, plane, width, height, colours, classes }, index) {
-  const { voxels, grey, strides, table } = panel, marked = panel.classes, up = plane !== "axial";
-  const [across, down, through] = PLANES[plane].map((axis) => strides[axis]);
-  for (let row = 0, pixel = 0; row < height; row++) {
-    let at = index * through + (up ? height - 1 - row : row) * down;
-    for (let column = 0; column < width; column++, pixel++, at += across) {
-      const found = marked ? marked[at] : 0;
-      classes[pixel] = found;
-      colours[pixel] = table[(found << 8) | grey[voxels[at] + 32768]];
-    }
-  }
-}
-
-// The borders of the layers in a picture, in voxels: as lines they hide none. Each lies (dx, dy) inside its layer, so
-// that those of two neighbours are seen beside each other.
-function borders({ width, height, classes }, layers, dx, dy) {
-  const found = layers.map(([, colour, members]) => {
-    const path = new Path2D(), inside = [0, 1, 2, 3].map((number) => members.includes(number));
-    return { colour, path, inside, line(x1, y1, x2, y2) { path.moveTo(x1, y1); path.lineTo(x2, y2); } };
-  });
-  for (let row = 0, pixel = 0; row < height; row++) for (let column = 0; column < width; column++, pixel++) {
-    const own = classes[pixel], left = column ? classes[pixel - 1] : 0, above = row ? classes[pixel - width] : 0;
-    const last = own && (column === width - 1 || row === height - 1);
-    if (own === left && own === above && !last) continue;
-    for (const { inside, line } of found) {
-      const x = column + (inside[own] ? dx : -dx), y = row + (inside[own] ? dy : -dy);
-      if (inside[own] !== inside[left]) line(x, row, x, row + 1);
-      if (inside[own] !== inside[above]) line(column, y, column + 1, y);
-      if (inside[own] && column === width - 1) line(width - dx, row, width - dx, row + 1);
-      if (inside[own] && row === height - 1) line(column, height - dy, column + 1, height - dy);
-    }
-  }
-  return found;
-}
+// Colours
 
 const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
 // The mean colour of the layers that a class belongs to, or null.
 function classColour(layers, number) {
   const mine = layers.filter(([, , members]) => members.includes(number)).map(([, colour]) => rgb(colour));
-  return mine.length ? [0, 1, 2].map((i) => mine.reduce((sum, colour) => sum + colour[i], 0) / mine.length) : null;
+  return mine.length ? [0, 1, 2].map((i) => sum(mine.map((colour) => colour[i])) / mine.length) : null;
 }
 
 // The colour of each class (high bits) at each grey level (low 8 bits), as the bytes red, green, blue, alpha.
@@ -207,139 +184,290 @@ function setGrey({ grey, slope, intercept }, [low, high]) {
   }
 }
 
-function start(root, model, content) {
-  const { panels, layers, letters, choices } = content;
-  const find = makeControls(root, content, model.get("title"));
-  const first = panels[0], many = panels.length > 1;
-  const state = Object.fromEntries(TRAITS.map((name) => [name, model.get(name)]));
-  const pictures = (many ? panels.map((panel) => [panel, state.plane]) : choices.plane.map((plane) => [first, plane]))
-    .map(([panel, plane]) => makePicture(panel, panels.indexOf(panel), plane, letters));
-  const box = find("pictures"), slider = find("slice"), strip = find("strip");
-  box.append(...pictures.map((picture) => picture.figure));
-  let frames = 0, room = 0, hover = null, shown;
-  let done = {}; // what each part was drawn from last: nothing is drawn twice
+// One image: a plane of a volume on its canvas
 
-  const axis = () => PLANES[state.plane][2];
-  const inPanel = (panel, at = state.position) => (panel === first ? at : transform(panel.link, at)
-    .map((value, i) => clip(Math.round(value), 0, panel.shape[i] - 1)));
-  const windowOf = (panel) => state.window.map((value) => panel.window[0] +
-    ((value - first.window[0]) * (panel.window[1] - panel.window[0])) / (first.window[1] - first.window[0]));
+class Picture {
+  constructor(panel, volume, plane, letters) {
+    this.panel = panel;
+    this.letters = letters;
+    this.canvas = element("canvas", { className: "uv-plane", role: "img" });
+    this.canvas.dataset.volume = volume;
+    this.caption = element("figcaption");
+    this.marks = SIDES.map((side) => {
+      const mark = element("span", { className: "uv-letter" });
+      mark.dataset.side = side;
+      return mark;
+    });
+    this.frame = element("div", { className: "uv-frame" }, this.canvas, element("div", {}, ...this.marks));
+    this.figure = element("figure", {}, this.frame, this.caption);
+    this.turn(plane);
+  }
+
+  // Show another plane.
+  turn(plane) {
+    const { shape, spacing, box } = this.panel, [across, down] = PLANES[plane];
+    this.plane = this.canvas.dataset.plane = plane;
+    this.up = plane !== "axial"; // rows count from the top, but z grows to the head
+    [this.width, this.height] = [shape[across], shape[down]];
+    this.cut = [across, down].map((axis) => box[1][axis] - box[0][axis]); // voxels, seen at zoom 1
+    this.extent = [this.cut[0] * spacing[across], this.cut[1] * spacing[down]]; // mm
+    this.pixels = new ImageData(this.width, this.height);
+    this.colours = new Uint32Array(this.pixels.data.buffer);
+    this.classes = new Uint8Array(this.width * this.height);
+    this.sheet = element("canvas", { width: this.width, height: this.height });
+    this.marks.forEach((mark, side) => { mark.textContent = this.letters[plane][side]; });
+  }
+
+  // Give the canvas its size; `scale`: CSS pixels a millimetre.
+  resize(scale, tallest) {
+    const [width, height] = this.extent.map((side) => Math.max(1, Math.floor(side * scale)));
+    Object.assign(this.frame.style, { width: `${width}px`, height: `${height}px` });
+    this.figure.style.height = `${Math.ceil(tallest)}px`;
+    this.canvas.width = Math.round(width * devicePixelRatio);
+    this.canvas.height = Math.round(height * devicePixelRatio);
+  }
+
+  row(index) { return this.up ? this.height - 1 - index : index; }
+
+  // Put the middle of the canvas at a place (3,) of the volume, in voxels.
+  place(middle, zoom) {
+    const { canvas, cut } = this, [across, down] = PLANES[this.plane];
+    [this.sx, this.sy] = [(canvas.width / cut[0]) * zoom, (canvas.height / cut[1]) * zoom]; // canvas pixels a voxel
+    this.left = canvas.width / 2 - (middle[across] + 0.5) * this.sx;
+    this.top = canvas.height / 2 - (this.row(middle[down]) + 0.5) * this.sy;
+  }
+
+  // Return a point of the page as a place (3,) in the slice at `at`, in voxels and parts of them.
+  placeAt({ clientX, clientY }, at) {
+    const box = this.canvas.getBoundingClientRect(), [across, down] = PLANES[this.plane], place = [...at];
+    place[across] = (((clientX - box.left) * this.canvas.width) / box.width - this.left) / this.sx - 0.5;
+    place[down] = this.row((((clientY - box.top) * this.canvas.height) / box.height - this.top) / this.sy - 0.5);
+    return place;
+  }
+
+  voxelAt(point, at) {
+    return this.placeAt(point, at).map((value, axis) => clip(Math.round(value), 0, this.panel.shape[axis] - 1));
+  }
+
+  // Return the middle of the view after the image was moved by (dx, dy) CSS pixels.
+  moved(middle, dx, dy) {
+    const ratio = this.canvas.width / this.canvas.getBoundingClientRect().width, place = [...middle];
+    const [across, down] = PLANES[this.plane];
+    place[across] -= (dx * ratio) / this.sx;
+    place[down] += ((this.up ? 1 : -1) * dy * ratio) / this.sy;
+    return place;
+  }
+
+  // Fill the sheet's pixels from one slice, and `classes` with those of the slice.
+  paint(index) {
+    const { panel, width, height, up, colours, classes } = this;
+    const { voxels, grey, strides, table } = panel, marked = panel.classes;
+    const [across, down, through] = PLANES[this.plane].map((axis) => strides[axis]);
+    for (let row = 0, pixel = 0; row < height; row++) {
+      let at = index * through + (up ? height - 1 - row : row) * down;
+      for (let column = 0; column < width; column++, pixel++, at += across) {
+        const found = marked ? marked[at] : 0;
+        classes[pixel] = found;
+        colours[pixel] = table[(found << 8) | grey[voxels[at] + 32768]];
+      }
+    }
+    this.sheet.getContext("2d").putImageData(this.pixels, 0, 0);
+  }
+
+  // Draw the sheet, the borders and the cross at voxel `at`.
+  draw(at, borders, opacity) {
+    const { canvas, sx, sy } = this, context = canvas.getContext("2d"), [across, down] = PLANES[this.plane];
+    context.fillStyle = "#000";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingEnabled = Math.min(sx, sy) < 3; // from there on a voxel is large enough to be seen as one
+    context.drawImage(this.sheet, this.left, this.top, this.width * sx, this.height * sy);
+    context.globalAlpha = Math.min(1, 2 * opacity);
+    borders.forEach((border) => this.drawBorder(context, border));
+    context.globalAlpha = 1;
+    drawCross(context, this.left + (at[across] + 0.5) * sx, this.top + (this.row(at[down]) + 0.5) * sy);
+  }
+
+  drawBorder(context, { colour, path }) {
+    const placed = new Path2D();
+    placed.addPath(path, { a: this.sx, d: this.sy, e: this.left, f: this.top });
+    Object.assign(context, { strokeStyle: colour, lineWidth: thickness(), lineCap: "square" });
+    context.stroke(placed);
+  }
+}
+
+const thickness = () => 1.5 * devicePixelRatio;
+
+function drawCross(context, x, y) { // open in the middle, so that the voxel is seen
+  const { width, height } = context.canvas, gap = 9 * devicePixelRatio;
+  const line = Math.max(1, Math.round(devicePixelRatio));
+  const [left, top] = [Math.round(x - line / 2), Math.round(y - line / 2)];
+  context.fillStyle = "rgba(255, 255, 255, 0.45)";
+  context.fillRect(left, 0, line, Math.max(0, y - gap));
+  context.fillRect(left, y + gap, line, Math.max(0, height - y - gap));
+  context.fillRect(0, top, Math.max(0, x - gap), line);
+  context.fillRect(x + gap, top, Math.max(0, width - x - gap), line);
+}
+
+// The borders of the layers in an image, in voxels: as lines they hide none. Each lies (dx, dy) inside its layer, so
+// that those of two neighbours are seen beside each other.
+function borders({ width, height, classes }, layers, dx, dy) {
+  const found = layers.map(([, colour, members]) => {
+    const path = new Path2D(), inside = [0, 1, 2, 3].map((number) => members.includes(number));
+    return { colour, path, inside, line(x1, y1, x2, y2) { path.moveTo(x1, y1); path.lineTo(x2, y2); } };
+  });
+  for (let row = 0, pixel = 0; row < height; row++) for (let column = 0; column < width; column++, pixel++) {
+    const own = classes[pixel], left = column ? classes[pixel - 1] : 0, above = row ? classes[pixel - width] : 0;
+    const last = own && (column === width - 1 || row === height - 1);
+    if (own === left && own === above && !last) continue;
+    for (const { inside, line } of found) {
+      const x = column + (inside[own] ? dx : -dx), y = row + (inside[own] ? dy : -dy);
+      if (inside[own] !== inside[left]) line(x, row, x, row + 1);
+      if (inside[own] !== inside[above]) line(column, y, column + 1, y);
+      if (inside[own] && column === width - 1) line(width - dx, row, width - dx, row + 1);
+      if (inside[own] && row === height - 1) line(column, height - dy, column + 1, height - dy);
+    }
+  }
+  return found;
+}
+
+// The viewer: traits, zoom, and what is drawn from them
+
+class Viewer {
+  constructor(root, model, content) {
+    Object.assign(this, { root, model, content, panels: content.panels, first: content.panels[0] });
+    this.many = this.panels.length > 1;
+    this.find = makeControls(root, content, model.get("title"));
+    this.state = Object.fromEntries(TRAITS.map((name) => [name, model.get(name)]));
+    this.view = this.home();
+    this.pictures = this.makePictures();
+    this.find("pictures").append(...this.pictures.map((picture) => picture.figure));
+    this.frames = this.room = this.turned = 0;
+    this.hover = this.waiting = null;
+    this.done = {}; // what each part was drawn from last: nothing is drawn twice
+    this.listen();
+    this.fit();
+  }
+
+  makePictures() {
+    const shown = this.many
+      ? this.panels.map((panel) => [panel, this.state.plane])
+      : this.content.choices.plane.map((plane) => [this.first, plane]);
+    return shown.map(([panel, plane]) =>
+      new Picture(panel, this.panels.indexOf(panel), plane, this.content.letters));
+  }
+
+  close() {
+    this.observer.disconnect();
+    window.removeEventListener("keydown", this.press, true);
+    this.heard.forEach(([event, callback]) => this.model.off(event, callback));
+  }
+
+  get axis() { return PLANES[this.state.plane][2]; }
+
+  place(panel, at) { return panel === this.first ? at : transform(panel.link, at); }
+
+  voxel(panel, at = this.state.position) {
+    return this.place(panel, at).map((value, axis) => clip(Math.round(value), 0, panel.shape[axis] - 1));
+  }
+
+  windowOf(panel) {
+    const [low, high] = this.first.window, [own, top] = panel.window;
+    return this.state.window.map((value) => own + ((value - low) * (top - own)) / (high - low));
+  }
 
   // What is drawn in a panel: where one of its masks is missing there are no errors, only the other mask.
-  const layersOf = ({ truth, prediction }) => {
+  layersOf({ truth, prediction }) {
     const alone = truth && !prediction ? "truth" : prediction && !truth ? "prediction" : "errors";
-    return layers[state.show === "errors" ? alone : state.show];
-  };
+    return this.content.layers[this.state.show === "errors" ? alone : this.state.show];
+  }
 
-  // True when what a part of the picture depends on has changed since it was drawn.
-  const stale = (part, ...on) => {
+  // True when what a part depends on has changed since it was drawn.
+  stale(part, ...on) {
     const key = JSON.stringify(on);
-    return done[part] !== key && ((done[part] = key), true);
-  };
+    return this.done[part] !== key && ((this.done[part] = key), true);
+  }
 
-  function arrange() { // give each picture its size: all in one scale, as tall as the tallest
-    const count = pictures.length;
-    const rows = Math.ceil(count / clip(Math.floor(room / 180), 1, count)), columns = Math.ceil(count / rows);
-    box.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
-    const share = (room - 4 * (columns - 1)) / columns;
-    const scale = Math.min(...pictures.map(({ extent: [w, h] }) => Math.min(share / w, TALLEST / h)));
-    const tallest = Math.max(...pictures.map(({ extent }) => extent[1] * scale));
-    for (const { canvas, frame, figure, extent } of pictures) {
-      const [w, h] = extent.map((side) => Math.max(1, Math.floor(side * scale)));
-      Object.assign(frame.style, { width: `${w}px`, height: `${h}px` });
-      figure.style.height = `${Math.ceil(tallest)}px`;
-      canvas.width = Math.round(w * devicePixelRatio);
-      canvas.height = Math.round(h * devicePixelRatio);
+  draw() {
+    if (this.many && this.stale("plane", this.state.plane)) {
+      this.pictures.forEach((picture) => picture.turn(this.state.plane));
+      this.done = { plane: this.done.plane };
     }
+    if (!this.room) return; // nothing can be seen yet: the observer calls when there is room
+    if (this.stale("size", this.room, this.tall, devicePixelRatio, this.many && this.state.plane)) this.arrange();
+    this.colour();
+    this.pictures.forEach((picture, number) => this.drawPicture(picture, number));
+    this.drawControls();
+    this.drawReadout();
+    this.report();
   }
 
-  function drawPicture(picture, number) {
-    const { panel, canvas, width, height, sheet, plane } = picture;
-    const at = inPanel(panel), [across, down, through] = PLANES[plane], context = canvas.getContext("2d");
-    const [sx, sy] = [canvas.width / width, canvas.height / height], thick = 1.5 * devicePixelRatio;
-    if (stale(`slice ${number}`, plane, at[through], sx, sy, { ...state, position: 0 })) {
-      paint(picture, at[through]);
-      sheet.getContext("2d").putImageData(picture.pixels, 0, 0);
-      picture.borders = state.style === "outline" && panel.classes
-        ? borders(picture, layersOf(panel), thick / 2 / sx, thick / 2 / sy) : [];
-      picture.caption.textContent = `${many ? panel.name : plane} · ${"xyz"[through]} ${at[through]}`;
-      canvas.ariaLabel = `${many ? `${panel.name}, ` : ""}${plane} slice ${at[through]} of ${panel.shape[through]}`;
+  colour() {
+    const { window, show, style, opacity } = this.state;
+    if (this.stale("window", window)) this.panels.forEach((panel) => setGrey(panel, this.windowOf(panel)));
+    if (!this.stale("table", show, style, opacity)) return;
+    for (const panel of this.panels) panel.table = colourTable(style === "fill" ? this.layersOf(panel) : [], opacity);
+  }
+
+  // Give each image its size: all in one scale, as tall as the tallest, as large as there is room.
+  arrange() {
+    const count = this.pictures.length;
+    const usual = Math.ceil(count / clip(Math.floor(this.room / 180), 1, count));
+    const rows = this.tall ? [...Array(count).keys()].map((row) => row + 1) : [usual];
+    const best = rows.map((row) => this.layout(row)).reduce((a, b) => (b.scale > a.scale ? b : a));
+    this.find("pictures").style.gridTemplateColumns = `repeat(${best.columns}, 1fr)`;
+    const tallest = Math.max(...this.pictures.map(({ extent }) => extent[1] * best.scale));
+    this.pictures.forEach((picture) => picture.resize(best.scale, tallest));
+  }
+
+  layout(rows) {
+    const columns = Math.ceil(this.pictures.length / rows);
+    const width = (this.room - 4 * (columns - 1)) / columns;
+    const height = this.tall ? (this.tall - 4 * (rows - 1)) / rows - 1 : TALLEST;
+    return { columns, scale: Math.min(...this.pictures.map(({ extent: [w, h] }) => Math.min(width / w, height / h))) };
+  }
+
+  drawPicture(picture, number) {
+    const { panel, plane } = picture, through = PLANES[plane][2], at = this.voxel(panel);
+    picture.place(this.place(panel, this.view.centre), this.view.zoom);
+    const { sx, sy } = picture;
+    if (this.stale(`slice ${number}`, plane, at[through], { ...this.state, position: 0 })) {
+      picture.paint(at[through]);
+      this.caption(picture, at[through]);
+      this.done[`borders ${number}`] = null;
     }
-    context.imageSmoothingEnabled = Math.min(sx, sy) < 3; // from there on a voxel is large enough to be seen as one
-    context.drawImage(sheet, 0, 0, canvas.width, canvas.height);
-    context.globalAlpha = Math.min(1, 2 * state.opacity);
-    context.lineWidth = thick;
-    context.lineCap = "square";
-    for (const { colour, path } of picture.borders) {
-      const scaled = new Path2D();
-      scaled.addPath(path, { a: sx, d: sy });
-      context.strokeStyle = colour;
-      context.stroke(scaled);
+    if (this.state.style === "outline" && this.stale(`borders ${number}`, sx, sy)) {
+      const [dx, dy] = [sx, sy].map((size) => thickness() / 2 / size);
+      picture.borders = panel.classes ? borders(picture, this.layersOf(panel), dx, dy) : [];
     }
-    context.globalAlpha = 1;
-    const row = plane === "axial" ? at[down] : height - 1 - at[down];
-    cross(context, (at[across] + 0.5) * sx, (row + 0.5) * sy);
+    picture.draw(at, this.state.style === "outline" ? picture.borders : [], this.state.opacity);
   }
 
-  function cross(context, x, y) { // open in the middle, so that the voxel is seen
-    const { width, height } = context.canvas, gap = 9 * devicePixelRatio;
-    const line = Math.max(1, Math.round(devicePixelRatio));
-    const [left, top] = [Math.round(x - line / 2), Math.round(y - line / 2)];
-    context.fillStyle = "rgba(255, 255, 255, 0.45)";
-    context.fillRect(left, 0, line, y - gap);
-    context.fillRect(left, y + gap, line, height);
-    context.fillRect(0, top, x - gap, line);
-    context.fillRect(x + gap, top, width, line);
+  caption({ panel, plane, caption, canvas }, index) {
+    const through = PLANES[plane][2];
+    caption.textContent = `${this.many ? panel.name : plane} · ${"xyz"[through]} ${index}`;
+    canvas.ariaLabel = `${this.many ? `${panel.name}, ` : ""}${plane} slice ${index} of ${panel.shape[through]}`;
   }
 
-  function drawStrip() { // one row for each pair of masks, one bar a slice of the first volume
-    const rows = [...new Map(panels.filter(({ counts }) => counts).map((panel) => [panel.pair, panel])).values()];
-    const n = first.shape[axis()], width = (strip.width = Math.round(strip.clientWidth * devicePixelRatio));
-    strip.style.height = `${Math.max(24, 16 * rows.length)}px`;
-    const height = (strip.height = Math.round(parseFloat(strip.style.height) * devicePixelRatio));
-    const context = strip.getContext("2d"), tall = height / Math.max(1, rows.length), seen = [];
-    rows.forEach((panel, row) => {
-      const colours = [1, 2, 3].map((number) => [number, classColour(layersOf(panel), number)]).filter(([, c]) => c);
-      const bars = Array.from({ length: n }, (_, i) => {
-        const there = inPanel(panel, state.position.map((value, a) => (a === axis() ? i : value)))[axis()];
-        return colours.map(([number]) => panel.counts[axis()][4 * there + number]);
-      });
-      const most = Math.max(1, ...bars.map((bar) => bar.reduce((a, b) => a + b, 0)));
-      bars.forEach((bar, i) => {
-        let bottom = (row + 1) * tall;
-        bar.forEach((count, k) => {
-          if (!count) return;
-          seen.push(i);
-          const part = Math.max(devicePixelRatio, (count / most) * (tall - 3 * devicePixelRatio));
-          context.fillStyle = `rgb(${colours[k][1]})`;
-          context.fillRect((i * width) / n, bottom - part, Math.max(width / n - 0.5, 1), part);
-          bottom -= part;
-        });
-      });
-    });
-    strip.ariaLabel = seen.length
-      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
-      : "No slice holds anything of what is shown";
-  }
-
-  function drawControls() {
-    const n = first.shape[axis()], index = state.position[axis()];
-    if (stale("controls", state.plane, state.show, state.style, state.opacity)) {
+  drawControls() {
+    const { plane, show, style, opacity, position } = this.state;
+    const n = this.first.shape[this.axis], index = position[this.axis], slider = this.find("slice");
+    if (this.stale("controls", plane, show, style, opacity)) {
       slider.max = n - 1;
-      find("plane-select").value = state.plane;
-      for (const name of ["show", "style", "opacity"]) find(name).value = state[name];
-      find("opacity").ariaValueText = `${Math.round(100 * state.opacity)} percent`;
+      Object.entries({ "plane-select": plane, show, style, opacity })
+        .forEach(([name, value]) => { this.find(name).value = value; });
+      this.find("opacity").ariaValueText = `${Math.round(100 * opacity)} percent`;
     }
     slider.value = index;
-    slider.ariaValueText = `${state.plane} slice ${index} of ${n}`;
-    find("mark").style.left = `${(100 * (index + 0.5)) / n}%`;
-    if (stale("legend", state.show, state.style)) find("legend").replaceChildren(...legend());
-    if (stale("strip", state.plane, state.show, room, devicePixelRatio)) drawStrip();
+    slider.ariaValueText = `${plane} slice ${index} of ${n}`;
+    this.find("mark").style.left = `${(100 * (index + 0.5)) / n}%`;
+    if (this.stale("legend", show, style)) this.find("legend").replaceChildren(...this.legend());
+    if (this.stale("strip", plane, show, this.room, devicePixelRatio)) this.drawStrip();
   }
 
-  function legend() {
-    const entries = new Map(panels.flatMap(layersOf).map(([name, colour]) => [name, colour]));
-    if (state.show === "both" && state.style === "fill") entries.set("in both", `rgb(${classColour(layers.both, 3)})`);
+  legend() {
+    const { layers } = this.content, { show, style } = this.state;
+    const entries = new Map(this.panels.flatMap((panel) => this.layersOf(panel)));
+    if (show === "both" && style === "fill") entries.set("in both", `rgb(${classColour(layers.both, 3)})`);
     return [...entries].map(([name, colour]) => {
       const swatch = element("i");
       swatch.style.background = colour;
@@ -347,181 +475,383 @@ function start(root, model, content) {
     });
   }
 
-  function drawReadout() { // of the voxel under the pointer, else of the position
-    const panel = hover ? hover.picture.panel : first, at = [...inPanel(panel)];
-    if (hover) {
-      const [across, down] = PLANES[hover.picture.plane];
-      [at[across], at[down]] = [hover.column, hover.row];
-    }
-    const here = at[0] * panel.strides[0] + at[1] * panel.strides[1] + at[2] * panel.strides[2];
+  // The strip has one row for each pair of masks, and one bar for each slice of the first volume.
+  drawStrip() {
+    const rows = [...new Map(this.panels.filter(({ counts }) => counts).map((panel) => [panel.pair, panel])).values()];
+    const strip = this.find("strip"), n = this.first.shape[this.axis], seen = [];
+    strip.style.height = `${Math.max(24, 16 * rows.length)}px`;
+    strip.width = Math.round(strip.clientWidth * devicePixelRatio);
+    strip.height = Math.round(parseFloat(strip.style.height) * devicePixelRatio);
+    const tall = strip.height / Math.max(1, rows.length);
+    rows.forEach((panel, row) => seen.push(...this.drawBars(strip, panel, (row + 1) * tall, tall)));
+    strip.ariaLabel = seen.length
+      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
+      : "No slice holds anything of what is shown";
+  }
+
+  // Draw the bars of a panel, which stand on `bottom`, and return the slices that have one.
+  drawBars(strip, panel, bottom, tall) {
+    const n = this.first.shape[this.axis], context = strip.getContext("2d"), least = devicePixelRatio;
+    const colours = [1, 2, 3].map((number) => [number, classColour(this.layersOf(panel), number)]).filter(([, c]) => c);
+    const classes = colours.map(([number]) => number);
+    const bars = Array.from({ length: n }, (_, slice) => this.countsAt(panel, slice, classes));
+    const most = Math.max(1, ...bars.map(sum));
+    bars.forEach((bar, slice) => {
+      let foot = bottom;
+      bar.forEach((count, k) => {
+        if (!count) return;
+        const part = Math.max(least, (count / most) * (tall - 3 * least));
+        context.fillStyle = `rgb(${colours[k][1]})`;
+        context.fillRect((slice * strip.width) / n, foot - part, Math.max(strip.width / n - 0.5, 1), part);
+        foot -= part;
+      });
+    });
+    return [...bars.keys()].filter((slice) => sum(bars[slice]));
+  }
+
+  // How many voxels of each class a panel has in the slice that belongs to a slice of the first volume.
+  countsAt(panel, slice, classes) {
+    const at = this.state.position.map((value, axis) => (axis === this.axis ? slice : value));
+    const there = this.voxel(panel, at)[this.axis];
+    return classes.map((number) => panel.counts[this.axis][4 * there + number]);
+  }
+
+  // Tell about the voxel under the pointer, else about that of the position.
+  drawReadout() {
+    const panel = this.hover ? this.hover.picture.panel : this.first;
+    const at = this.hover ? this.hover.picture.voxelAt(this.hover, this.voxel(panel)) : this.voxel(panel);
+    const here = sum(at.map((index, axis) => index * panel.strides[axis]));
     const value = panel.slope * panel.voxels[here] + panel.intercept;
-    const mm = transform(panel.affine, at)
-      .map((side, i) => `${["LR", "PA", "IS"][i][side < 0 ? 0 : 1]} ${Math.abs(side).toFixed(1)}`);
     const words = {
-      name: many && panel.name,
+      name: this.many && panel.name,
       value: `value ${Number.isInteger(value) ? value : Number(value.toPrecision(5))}`,
       truth: panel.truth && `truth ${panel.truth[here]}`,
       prediction: panel.prediction && `prediction ${panel.prediction[here]}`,
       voxel: `voxel ${at.join(", ")}`,
-      mm: `${mm.join(" ")} mm`,
+      mm: `${transform(panel.affine, at).map((side, axis) => `${"xyz"[axis]} ${signed(side)}`).join(" ")} mm`,
+      zoom: this.view.zoom !== 1 && `zoom ${this.view.zoom.toFixed(1)}`,
     };
-    find("readout").replaceChildren(...Object.entries(words).filter(([, text]) => text)
+    this.find("readout").replaceChildren(...Object.entries(words).filter(([, text]) => text)
       .flatMap(([name, text]) => [element("span", { className: `uv-${name}` }, text), " "]));
   }
 
-  function draw() {
-    if (many && stale("plane", state.plane)) {
-      pictures.forEach((picture) => picture.turn(state.plane));
-      done = { plane: done.plane };
-    }
-    if (!room) return; // nothing can be seen yet: the observer calls when there is room
-    if (stale("size", room, devicePixelRatio, many && state.plane)) arrange();
-    if (stale("window", state.window)) panels.forEach((panel) => setGrey(panel, windowOf(panel)));
-    if (stale("table", state.show, state.style, state.opacity)) {
-      const fill = state.style === "fill";
-      for (const panel of panels) panel.table = colourTable(fill ? layersOf(panel) : [], state.opacity);
-    }
-    pictures.forEach(drawPicture);
-    drawControls();
-    drawReadout();
-    if (same(shown, state)) return;
-    shown = { ...state };
+  // Say on the element what is shown, for whoever waits for it.
+  report() {
+    const { root, view, state } = this;
+    root.dataset.zoom = Number(view.zoom.toFixed(4));
+    root.dataset.centre = view.centre.map((value) => Number(value.toFixed(2)));
+    root.classList.toggle("uv-zoomed", view.zoom > 1);
+    if (same(this.shown, state)) return;
+    this.shown = { ...state };
     root.dataset.position = state.position;
     root.dataset.ready = "1";
-    root.dataset.frames = ++frames;
+    root.dataset.frames = ++this.frames;
   }
 
   // Take new values of traits and draw them, unless nothing is new.
-  function take(news) {
-    if (news.position) news.position = news.position.map((value, along) => clip(value, 0, first.shape[along] - 1));
-    const fresh = Object.keys(news).filter((name) => !same(news[name], state[name]));
-    if (!fresh.length) return;
-    for (const name of fresh) state[name] = news[name];
-    draw();
+  take(news) {
+    const last = this.first.shape.map((length) => length - 1);
+    if (news.position) news.position = news.position.map((value, axis) => clip(value, 0, last[axis]));
+    const fresh = Object.keys(news).filter((name) => !same(news[name], this.state[name]));
+    if (!fresh.length) return [];
+    for (const name of fresh) this.state[name] = news[name];
+    if (fresh.includes("position")) this.follow();
+    this.draw();
     return fresh;
   }
 
   // The same for what a person does, told to Python at most once a frame.
-  let waiting = null;
-  function act(news) {
-    const fresh = take(news);
-    if (!fresh) return;
-    if (!waiting) requestAnimationFrame(tell);
-    waiting = new Set([...(waiting ?? []), ...fresh]);
-  }
-  function tell() {
-    const names = waiting;
-    waiting = null;
-    names.forEach((name) => model.set(name, state[name]));
-    model.save_changes();
+  act(news) {
+    const fresh = this.take({ ...news });
+    if (!fresh.length) return;
+    if (!this.waiting) requestAnimationFrame(() => this.tell());
+    this.waiting = new Set([...(this.waiting ?? []), ...fresh]);
   }
 
-  const goto = (along, index) => {
-    act({ position: state.position.map((value, a) => (a === along ? index : value)) });
-  };
-  const step = (along, by) => goto(along, state.position[along] + by);
+  tell() {
+    const names = this.waiting;
+    this.waiting = null;
+    names.forEach((name) => this.model.set(name, this.state[name]));
+    this.model.save_changes();
+  }
 
-  function press(event) {
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.target !== slider && event.target.dataset.lmSuppressShortcuts && event.target !== root) return;
-    const along = axis(), last = first.shape[along] - 1, { key } = event;
-    const shows = choices.show;
-    const moves = {
+  goto(axis, index) {
+    this.act({ position: this.state.position.map((value, a) => (a === axis ? index : value)) });
+  }
+
+  step(axis, by) { this.goto(axis, this.state.position[axis] + by); }
+
+  // Go to a voxel of a panel.
+  visit(panel, at) { this.act({ position: panel === this.first ? at : transform(panel.back, at).map(Math.round) }); }
+
+  reset() {
+    this.view = this.home();
+    this.act(this.content.start);
+    this.draw();
+  }
+
+  // Zoom: all planes show the same box around `centre`, in voxels of the first volume, `zoom` times enlarged
+
+  home() {
+    const [low, high] = this.first.box;
+    return { zoom: 1, centre: low.map((value, axis) => (value + high[axis]) / 2) };
+  }
+
+  look(view) {
+    this.view = view;
+    this.draw();
+  }
+
+  // The zoom at which the whole first volume is seen.
+  get smallest() {
+    const [low, high] = this.first.box, { centre } = this.home();
+    return Math.min(...this.first.shape.map((length, axis) =>
+      (high[axis] - low[axis]) / 2 / Math.max(centre[axis] + 0.5, length - 0.5 - centre[axis])));
+  }
+
+  // Enlarge by a factor; what lies at `fixed`, in voxels of the first volume, stays where it is seen.
+  zoomBy(factor, fixed = this.state.position) {
+    const { zoom, centre } = this.view;
+    const next = clip(zoom * factor, this.smallest, LARGEST);
+    if (next < 1.02) return this.look({ ...this.home(), zoom: next > 0.98 ? 1 : next });
+    const moved = centre.map((value, axis) => fixed[axis] + ((value - fixed[axis]) * zoom) / next);
+    this.look({ zoom: next, centre: this.bounded(moved) });
+  }
+
+  zoomAt(picture, factor, point) {
+    const { panel } = picture, fixed = picture.placeAt(point, this.place(panel, this.view.centre));
+    this.zoomBy(factor, panel === this.first ? fixed : transform(panel.back, fixed));
+  }
+
+  // Move a view by (dx, dy) CSS pixels of an image.
+  pan(picture, view, dx, dy) {
+    if (view.zoom <= 1) return;
+    const { panel } = picture, moved = picture.moved(this.place(panel, view.centre), dx, dy);
+    this.look({ ...view, centre: this.bounded(panel === this.first ? moved : transform(panel.back, moved)) });
+  }
+
+  bounded(centre) { return centre.map((value, axis) => clip(value, 0, this.first.shape[axis] - 1)); }
+
+  // Keep the cross in view.
+  follow() {
+    if (this.view.zoom <= 1) return;
+    const [low, high] = this.first.box, { zoom } = this.view, { position } = this.state;
+    this.view = { zoom, centre: this.view.centre.map((value, axis) =>
+      (Math.abs(position[axis] - value) > (high[axis] - low[axis]) / 2 / zoom ? position[axis] : value)) };
+  }
+
+  // What a person does
+
+  listen() {
+    const { find } = this, on = (name, event, callback) => find(name).addEventListener(event, callback);
+    this.pictures.forEach((picture) => new Gestures(this, picture));
+    on("slice", "input", (event) => this.goto(this.axis, Number(event.target.value)));
+    on("opacity", "input", (event) => this.act({ opacity: Number(event.target.value) }));
+    on("plane-select", "change", (event) => this.act({ plane: event.target.value }));
+    on("show", "change", (event) => this.act({ show: event.target.value }));
+    on("style", "change", (event) => this.act({ style: event.target.value }));
+    on("in", "click", () => this.zoomBy(1.5));
+    on("out", "click", () => this.zoomBy(1 / 1.5));
+    on("reset", "click", () => this.reset());
+    on("keys", "click", () => this.toggleHelp());
+    on("full", "click", () => this.toggleFullscreen());
+    on("strip", "pointerdown", (event) => this.jump(event));
+    find("steps").addEventListener("wheel", (event) => this.wheel(event, this.axis), { passive: false });
+    find("full").hidden = !document.fullscreenEnabled;
+    this.press = (event) => this.pressed(event);
+    window.addEventListener("keydown", this.press, true); // before JupyterLab, which listens on the document
+    this.heard = TRAITS.map((name) => [`change:${name}`, () => this.take({ [name]: this.model.get(name) })]);
+    this.heard.forEach(([event, callback]) => this.model.on(event, callback));
+    this.observer = new ResizeObserver(() => this.fit());
+    this.observer.observe(find("pictures"));
+  }
+
+  fit() {
+    const box = this.find("pictures");
+    this.room = box.clientWidth;
+    this.tall = document.fullscreenElement === this.root ? box.clientHeight : 0;
+    this.root.classList.toggle("uv-narrow", this.room < 640);
+    this.draw();
+  }
+
+  jump(event) {
+    const { left, width } = this.find("strip").getBoundingClientRect();
+    this.goto(this.axis, Math.floor(((event.clientX - left) / width) * this.first.shape[this.axis]));
+    this.find("slice").focus({ preventScroll: true });
+    event.preventDefault();
+  }
+
+  // Only keys that the viewer or one of its controls uses are kept from the page around it.
+  pressed(event) {
+    if (!event.composedPath().includes(this.root) || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.shiftKey && !["?", "+"].includes(event.key)) return;
+    if (this.isOfControl(event)) event.stopPropagation();
+    else if (this.keyed(event.key)) {
+      event.preventDefault();
+      event.stopPropagation();
+    }
+  }
+
+  // True for a key that the control which has the focus uses by itself.
+  isOfControl({ target, key }) {
+    if (target.tagName === "SELECT") return key.length === 1 || [...RANGE_KEYS, "Enter", "Escape"].includes(key);
+    if (target.tagName === "BUTTON") return key === "Enter" || key === " ";
+    return target === this.find("opacity") && RANGE_KEYS.includes(key);
+  }
+
+  // Do what a key stands for; return false where it stands for nothing.
+  keyed(key) {
+    const last = this.first.shape[this.axis] - 1, { show } = this.content.choices, { state } = this;
+    const steps = {
       ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -last, End: last,
     };
-    const news = {
-      1: { plane: "axial" }, 2: { plane: "coronal" }, 3: { plane: "sagittal" },
-      o: { style: state.style === "fill" ? "outline" : "fill" },
-      e: { show: shows[(shows.indexOf(state.show) + 1) % shows.length] },
-      r: { window: first.window },
+    const next = show[(show.indexOf(state.show) + 1) % show.length];
+    const does = {
+      1: () => this.act({ plane: "axial" }), 2: () => this.act({ plane: "coronal" }),
+      3: () => this.act({ plane: "sagittal" }), e: () => this.act({ show: next }),
+      o: () => this.act({ style: state.style === "fill" ? "outline" : "fill" }),
+      r: () => this.reset(), 0: () => this.look(this.home()),
+      "+": () => this.zoomBy(1.5), "=": () => this.zoomBy(1.5), "-": () => this.zoomBy(1 / 1.5),
+      f: () => this.toggleFullscreen(), "?": () => this.toggleHelp(), escape: () => this.leave(),
     }[key.toLowerCase()];
-    if (key in moves) step(along, moves[key]);
-    else if (news) act(news);
-    else return;
+    if (key in steps) this.step(this.axis, steps[key]);
+    else if (does) return does() !== false;
+    return key in steps;
+  }
+
+  // Turn the wheel into slices or zoom; without focus or modifier it scrolls the page.
+  wheel(event, axis, picture = null) {
+    const zooming = event.ctrlKey || event.metaKey || event.altKey;
+    const mine = zooming ? picture : event.shiftKey || this.root.contains(document.activeElement);
+    if (!mine) return;
     event.preventDefault();
-    event.stopPropagation();
+    const turn = (event.deltaY || event.deltaX) * (event.deltaMode ? 33 : 1); // with Shift some turn it sideways
+    if (zooming) this.zoomAt(picture, Math.exp(-clip(turn, -100, 100) / 300), event);
+    else this.scroll(axis, turn);
   }
 
-  let turned = 0; // how far the wheel has turned: a touch pad sends many small turns
-  function wheel(event, along) {
-    event.preventDefault();
-    turned += event.deltaY * (event.deltaMode ? 33 : 1);
-    if (Math.abs(turned) < 20) return;
-    step(along, -Math.sign(turned));
-    turned = 0;
+  // A touch pad sends many small turns: they add up to a slice.
+  scroll(axis, turn) {
+    this.turned += turn;
+    if (Math.abs(this.turned) < 20) return;
+    this.step(axis, -Math.sign(this.turned));
+    this.turned = 0;
   }
 
-  function pixelAt(picture, event) {
-    const { left, top, width, height } = picture.canvas.getBoundingClientRect();
-    const column = clip(Math.floor(((event.clientX - left) / width) * picture.width), 0, picture.width - 1);
-    const row = clip(Math.floor(((event.clientY - top) / height) * picture.height), 0, picture.height - 1);
-    return { picture, column, row: picture.plane === "axial" ? row : picture.height - 1 - row };
+  toggleHelp() {
+    const help = this.find("help");
+    help.hidden = !help.hidden;
+    this.find("keys").ariaExpanded = String(!help.hidden);
   }
 
-  function listen(picture) {
-    const { canvas, panel } = picture;
-    let drag = null;
-    canvas.addEventListener("wheel", (event) => wheel(event, PLANES[picture.plane][2]), { passive: false });
-    canvas.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0) return;
-      root.focus({ preventScroll: true });
-      canvas.setPointerCapture(event.pointerId);
-      drag = { x: event.clientX, y: event.clientY, window: state.window, moved: false };
-    });
-    canvas.addEventListener("pointermove", (event) => {
-      hover = pixelAt(picture, event);
-      if (drag) {
-        const [dx, dy] = [event.clientX - drag.x, event.clientY - drag.y];
-        drag.moved ||= Math.hypot(dx, dy) > 3;
-        if (drag.moved) act({ window: dragged(drag.window, dx, dy) });
-      }
-      drawReadout();
-    });
-    canvas.addEventListener("pointerup", (event) => {
-      if (drag && !drag.moved) {
-        const { column, row } = pixelAt(picture, event), at = [...inPanel(panel)];
-        [at[PLANES[picture.plane][0]], at[PLANES[picture.plane][1]]] = [column, row];
-        const there = panel === first ? at : transform(panel.back, at).map(Math.round);
-        act({ position: there });
-      }
-      drag = null;
-    });
-    canvas.addEventListener("pointercancel", () => { drag = null; });
-    canvas.addEventListener("pointerleave", () => { hover = null; drawReadout(); });
+  toggleFullscreen() {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else this.root.requestFullscreen?.();
+  }
+
+  leave() {
+    const help = this.find("help");
+    if (!help.hidden) this.toggleHelp();
+    else if (document.fullscreenElement === this.root) document.exitFullscreen();
+    else return false;
+    return true;
   }
 
   // The window after a drag: to the right wider, up brighter; the default width is 250 pixels.
-  function dragged([low, high], dx, dy) {
-    const unit = (first.window[1] - first.window[0]) / 250;
+  dragWindow([low, high], dx, dy) {
+    const unit = (this.first.window[1] - this.first.window[0]) / 250;
     const width = Math.max(high - low + dx * unit, unit), level = (low + high) / 2 + dy * unit;
-    return [level - width / 2, level + width / 2];
+    this.act({ window: [level - width / 2, level + width / 2] });
+  }
+}
+
+const signed = (number) => `${number < -0.05 ? "-" : "+"}${Math.abs(number).toFixed(1)}`;
+
+// Mouse, pen and fingers on one image
+
+class Gestures {
+  constructor(viewer, picture) {
+    Object.assign(this, { viewer, picture, fingers: new Map(), drag: null });
+    const axis = () => PLANES[picture.plane][2], { canvas } = picture;
+    const events = {
+      wheel: (event) => viewer.wheel(event, axis(), picture),
+      pointerdown: (event) => this.down(event),
+      pointermove: (event) => this.move(event),
+      pointerup: (event) => this.up(event),
+      pointercancel: (event) => this.lift(event),
+      pointerleave: () => this.point(null),
+      dblclick: () => viewer.look(viewer.home()),
+    };
+    for (const [name, callback] of Object.entries(events)) canvas.addEventListener(name, callback, { passive: false });
   }
 
-  root.addEventListener("keydown", press);
-  pictures.forEach(listen);
-  slider.addEventListener("input", () => goto(axis(), Number(slider.value)));
-  find("opacity").addEventListener("input", (event) => act({ opacity: Number(event.target.value) }));
-  for (const [control, name] of [["plane-select", "plane"], ["show", "show"], ["style", "style"]]) {
-    find(control).addEventListener("change", (event) => act({ [name]: event.target.value }));
+  point(hover) {
+    this.viewer.hover = hover;
+    this.viewer.drawReadout();
   }
-  strip.addEventListener("pointerdown", (event) => {
-    const { left, width } = strip.getBoundingClientRect();
-    goto(axis(), Math.floor(((event.clientX - left) / width) * first.shape[axis()]));
-    slider.focus({ preventScroll: true });
-  });
-  find("steps").addEventListener("wheel", (event) => wheel(event, axis()), { passive: false });
-  const changed = TRAITS.map((name) => [`change:${name}`, () => take({ [name]: model.get(name) })]);
-  changed.forEach(([event, callback]) => model.on(event, callback));
-  const fit = () => {
-    room = box.clientWidth;
-    root.classList.toggle("uv-narrow", room < 640);
-    draw();
-  };
-  const observer = new ResizeObserver(fit);
-  observer.observe(box);
-  fit();
-  return () => {
-    observer.disconnect();
-    changed.forEach(([event, callback]) => model.off(event, callback));
-  };
+
+  down(event) {
+    if (event.button > 1) return;
+    if (event.button === 1) event.preventDefault(); // the browser would scroll by itself
+    const { viewer, picture, fingers } = this, { clientX: x, clientY: y } = event;
+    viewer.root.focus({ preventScroll: true });
+    picture.canvas.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, { x, y });
+    const { window, position } = viewer.state;
+    this.drag ??= { x, y, window, position, view: viewer.view, kind: null };
+    if (fingers.size > 1) this.drag.kind = "pinch";
+  }
+
+  move(event) {
+    const { fingers } = this, { clientX: x, clientY: y } = event, isTouch = event.pointerType === "touch";
+    if (fingers.size > 1) this.pinch(event);
+    else if (fingers.size) this.pull(event, x - this.drag.x, y - this.drag.y, isTouch);
+    if (fingers.has(event.pointerId)) fingers.set(event.pointerId, { x, y });
+    this.point(isTouch ? null : { picture: this.picture, clientX: x, clientY: y });
+  }
+
+  // One pointer that is down has moved by (dx, dy) in all.
+  pull(event, dx, dy, isTouch) {
+    const { viewer, picture, drag } = this;
+    if (Math.hypot(dx, dy) > (isTouch ? 8 : 3)) drag.kind ??= this.kind(event, isTouch);
+    if (drag.kind === "slices") this.turn(dy);
+    if (drag.kind === "pan") viewer.pan(picture, drag.view, dx, dy);
+    if (drag.kind === "window") viewer.dragWindow(drag.window, dx, dy);
+  }
+
+  kind({ buttons, shiftKey }, isTouch) {
+    if (isTouch) return "slices";
+    return buttons === 4 || this.viewer.view.zoom > 1 !== shiftKey ? "pan" : "window";
+  }
+
+  // Fingers up: towards the head, the front or the left, as with the wheel.
+  turn(dy) {
+    const { viewer, picture, drag } = this, axis = PLANES[picture.plane][2];
+    const pixels = Math.max(4, picture.canvas.clientHeight / viewer.first.shape[axis]);
+    viewer.goto(axis, drag.position[axis] - Math.round(dy / pixels));
+  }
+
+  // Two fingers: the image follows both.
+  pinch(event) {
+    const { viewer, picture, fingers } = this;
+    const other = [...fingers].find(([id]) => id !== event.pointerId)?.[1], before = fingers.get(event.pointerId);
+    if (!before || !other) return;
+    const { clientX: x, clientY: y } = event, gap = (point) => Math.hypot(point.x - other.x, point.y - other.y);
+    viewer.pan(picture, viewer.view, (x - before.x) / 2, (y - before.y) / 2);
+    const middle = { clientX: (x + other.x) / 2, clientY: (y + other.y) / 2 };
+    viewer.zoomAt(picture, Math.max(1, gap({ x, y })) / Math.max(1, gap(before)), middle);
+  }
+
+  up(event) {
+    const { viewer, picture, drag } = this;
+    if (drag && !drag.kind && event.button === 0) {
+      viewer.visit(picture.panel, picture.voxelAt(event, viewer.voxel(picture.panel)));
+    }
+    this.lift(event);
+  }
+
+  lift(event) {
+    this.fingers.delete(event.pointerId);
+    if (!this.fingers.size) this.drag = null; // after a pinch the last finger moves nothing
+  }
 }

@@ -18,6 +18,7 @@ from unetlib.embedded import SCRIPT, STYLE, element, embed_bytes, pack, page, st
 from unetlib.embedded import runtime as page_runtime
 from unetlib.errors import UnetlibError, first_of
 from unetlib.files import atomic
+from unetlib.framing import frames
 from unetlib.overlay import DISCLAIMER, LAYERS, LETTERS
 from unetlib.panels import AXIS, Images, Masks, Panel, encode, middle, read_panels, round_to
 from unetlib.still import draw_still, show_still_at_end, watch_notebook
@@ -84,6 +85,7 @@ class SliceViewer(anywidget.AnyWidget):
         style: str = "fill",
     ) -> None:
         self.panels, self.notes = read_panels(volume, truth, prediction, affine)
+        self.frames = frames(self.panels)
         true, predicted = (any(getattr(p, kind) is not None for p in self.panels) for kind in ("truth", "prediction"))
         self._choices = {
             "plane": list(AXIS),
@@ -101,8 +103,9 @@ class SliceViewer(anywidget.AnyWidget):
             "show": self._choices["show"][-1] if show is None else show,
             "style": style,
         }
+        self._start = {name: self._checked(name, value) for name, value in values.items()}
         names = first_of([panel.name for panel in self.panels], 4)
-        super().__init__(title=title or names, **{name: self._checked(name, value) for name, value in values.items()})
+        super().__init__(title=title or names, **self._start)
         self.on_msg(self._answer)
         watch_notebook()
 
@@ -149,7 +152,7 @@ class SliceViewer(anywidget.AnyWidget):
         buffers: list[bytes] = []
         places: dict[int, int] = {}  # modalities share a mask: it travels once
         panels = []
-        for panel in self.panels:
+        for panel, box in zip(self.panels, self.frames, strict=True):
             for mask in (panel.truth, panel.prediction):
                 if mask is not None and id(mask) not in places:
                     places[id(mask)] = len(buffers)
@@ -164,6 +167,8 @@ class SliceViewer(anywidget.AnyWidget):
                     "affine": panel.volume.affine.tolist(),
                     "link": panel.link.tolist(),
                     "back": np.linalg.inv(panel.link).tolist(),
+                    "box": box.tolist(),
+                    "origin": np.linalg.inv(panel.volume.affine)[:3, 3].tolist(),
                     "window": panel.window,
                     "slope": slope,
                     "intercept": intercept,
@@ -174,6 +179,7 @@ class SliceViewer(anywidget.AnyWidget):
             )
             buffers.append(stored.tobytes("F"))
         about = {"kind": "data", "panels": panels, "layers": LAYERS, "letters": LETTERS, "choices": self._choices}
+        about["start"] = self._start
         rounded = ["Intensities are rounded, to keep the page small"] if levels else []
         return {**about, "notes": [*self.notes, *rounded, DISCLAIMER]}, buffers
 
