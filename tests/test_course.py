@@ -299,7 +299,9 @@ def test_a_chapter_that_fails_is_named_with_its_cell(notebooks, tmp_path):
     write_notebook(notebooks / "02_two.ipynb", "# Two", "1", "raise ValueError('broken')")
     with pytest.raises(UnetlibError, match=r"02_two.ipynb failed in cell 3: ValueError: broken"):
         course.run_course(tmp_path / "out")
-    assert not (tmp_path / "out" / "02_two.html").exists()
+    index = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert 'href="01_one.html"' in index, "what is done is left, and known"
+    assert 'href="02_two.html"' not in index
 
 
 def test_without_notebooks_the_sentence_says_where_they_were_looked_for(tmp_path, monkeypatch):

@@ -20,14 +20,15 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbconvert import HTMLExporter
 
 from unetlib import __version__
 from unetlib.chance import balanced_number
+from unetlib.embedded import EMBED
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate, read_patients
 from unetlib.files import atomic, digest, takes_paths
 from unetlib.jobs import progress, say
+from unetlib.pages import Pages, viewer_bytes
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.phantom import make_cohort
 from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
@@ -51,13 +52,11 @@ STUDY_STEPS = (
     "again: turn, scale, bend",
 )
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
-ADDRESSES = ("require_js_url", "jquery_url", "mathjax_url", "mermaid_js_url", "mermaid_layout_elk_js_url")
 QUIET = (
     "--LabApp.news_url=None",
     "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
     "--LabApp.extension_manager=readonly",
 )
-OFFLINE = dict.fromkeys(ADDRESSES, "")  # nothing is fetched
 
 
 @dataclass(frozen=True)
@@ -281,23 +280,20 @@ def open_lab(flags: Sequence[str] = ()) -> None:
 
 @takes_paths
 def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
-    """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML.
+    """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML, with an index.
 
     `assume` as in `find_cases`. What an earlier call has prepared and trained in `out/work` is reused. The pages
-    open without a network.
+    open without a network, their viewers too; see `Pages`.
 
     Raises `UnetlibError` naming chapter and cell when one fails.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    exporter = HTMLExporter(embed_images=True, **OFFLINE)
     environment = {"COURSE_DATA": str(data.resolve())} if data else {}
     environment |= {ASSUME: assume} if assume else {}
-    for path in _chapters():
-        notebook = _execute(path, out, environment)
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(NOTEBOOKS), "name": path.stem}})
-        with atomic(out / f"{path.stem}.html") as temporary:
-            temporary.write_text(page, encoding="utf-8")
-        say(str(out / f"{path.stem}.html"))
+    pages = Pages(out, _chapters())
+    for path in pages.chapters:
+        notebook = nbformat.read(path, as_version=4)
+        notebook = _execute(path, out, {**environment, EMBED: str(viewer_bytes(notebook))})
+        say(str(pages.write(path, notebook)))
 
 
 def refresh_notebooks() -> None:
