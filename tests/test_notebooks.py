@@ -28,7 +28,7 @@ def problems(path: Path) -> list[str]:
         "has no output": not outputs,
         "holds an error": any(output.output_type == "error" for output in outputs),
         "writes to standard error": any(output.get("name") == "stderr" for output in outputs),
-        "is 500 KB or larger": path.stat().st_size >= 500_000,
+        "is 1 MB or larger": path.stat().st_size >= 1_000_000,
         "holds widget state": "widgets" in notebook.metadata,
         "holds a path of a machine": any(MACHINE.search(_text(output)) for output in outputs),
         "is of a short course": any("COURSE_SHORT" in _text(output) for output in outputs),

@@ -238,6 +238,8 @@ def test_a_page_is_live_in_a_browser_from_a_file_on_a_phone_too(browser, live, s
         page.keyboard.press("ArrowUp")
         expect(page.locator(".unetlib-viewer")).not_to_have_attribute("data-position", before)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        code = page.locator(".highlight pre").filter(has_text="a_long_name")
+        assert code.evaluate("pre => { pre.scrollLeft = 9999; return pre.scrollLeft; }") > 500, "long lines can be read"
         contents = page.get_by_role("link", name="1.1 Here")
         expect(contents).to_be_hidden()
         page.set_viewport_size({"width": 1280, "height": 800})

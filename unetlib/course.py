@@ -294,6 +294,7 @@ def run_course(out: Path, data: Path | None = None, assume: str | None = None) -
         notebook = nbformat.read(path, as_version=4)
         notebook = _execute(path, out, {**environment, EMBED: str(viewer_bytes(notebook))})
         say(str(pages.write(path, notebook)))
+    say(str(pages.index))
 
 
 def refresh_notebooks() -> None:

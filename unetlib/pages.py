@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import nbformat
 from nbconvert import HTMLExporter
@@ -22,6 +21,7 @@ TITLE = "Brain tumour segmentation on MRI with a U-Net"
 MISSING = "Not there yet: `unetlib course` runs the chapters in their order, and writes each page when it is done."
 HEADING = re.compile(r'<h([1-3]) id="([^"]*)">(.*?)<a class="anchor-link"', re.DOTALL)
 LINK = re.compile(r'<a\s[^>]*?href="([^"]*)"[^>]*>(.*?)</a>', re.DOTALL)
+ELSEWHERE = re.compile(r"#|//|[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # within the page, or another machine
 VIEWER = re.compile(r'<unetlib-viewer>\s*(<img class="uv-still"[^>]*>).*?</unetlib-viewer>', re.DOTALL)
 SHOWN = re.compile(r'<meta name="description" content="([^"]+)"|<meta content="([^"]+)" name="description"')
 
@@ -54,6 +54,11 @@ class Pages:
     def solution(self, path: Path) -> Path:
         """Return where the solutions of a chapter's exercises lie, or would."""
         return self.root / "solutions" / path.name
+
+    @property
+    def index(self) -> Path:
+        """Return where the index lies."""
+        return self.folder / "index.html"
 
     def page(self, path: Path) -> Path:
         """Return where the page of a notebook lies."""
@@ -104,13 +109,12 @@ class Pages:
     def _link(self, link: re.Match[str], path: Path) -> str:
         """Return a link as a page has it: to another page, or as text where it leads to a file of the repository."""
         address, text = html.unescape(link[1]), link[2]
-        parts = urlsplit(address)
-        if parts.scheme or parts.netloc or not parts.path:
+        if ELSEWHERE.match(address):
             return link[0]
-        target = Path(os.path.normpath(path.parent / unquote(parts.path)))
+        name, mark, anchor = address.partition("#")
+        target = Path(os.path.normpath(path.parent / name))
         if target in (*self.chapters, *self.solutions):
-            anchor = f"#{parts.fragment}" if parts.fragment else ""
-            return f'<a href="{html.escape(_relative(target, path) + anchor)}">{text}</a>'
+            return f'<a href="{html.escape(_relative(target, path) + mark + anchor)}">{text}</a>'
         name = Path(os.path.relpath(target, self.root.parent)).as_posix()
         return f"{text} (<code>{html.escape(name)}</code> in the repository)"
 
