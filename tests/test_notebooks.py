@@ -191,7 +191,7 @@ def broken(change):
             "holds an error",
         ),
         (lambda n: n.cells[0].outputs[0].update(name="stderr"), "writes to standard error"),
-        (lambda n: n.cells[0].outputs[0].update(text="x" * 500_000), "is 500 KB or larger"),
+        (lambda n: n.cells[0].outputs[0].update(text="x" * 1_000_000), "is 1 MB or larger"),
         (lambda n: n.metadata.update(widgets={}), "holds widget state"),
         (lambda n: n.cells[0].outputs[0].update(text="saved in /home/anna/run"), "holds a path of a machine"),
         (lambda n: n.cells[0].outputs[0].update(text="A short course (`COURSE_SHORT`)"), "is of a short course"),
