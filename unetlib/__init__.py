@@ -3,8 +3,7 @@
 For research and education only. Not a medical device; never for clinical use.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in `typing`, which would take milliseconds in which a Ctrl-C is a traceback
 if TYPE_CHECKING:
     from unetlib.viewer import SliceViewer
 
@@ -12,7 +11,7 @@ __version__ = "0.3.0"
 __all__ = ["SliceViewer"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load the viewer when it is asked for: the command line does without its imports."""
     if name != "SliceViewer":
         raise AttributeError(f"module 'unetlib' has no attribute {name!r}")
