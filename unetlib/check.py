@@ -12,7 +12,7 @@ import numpy as np
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import takes_paths
 from unetlib.jobs import run_jobs
-from unetlib.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case
+from unetlib.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case, unforeseen
 from unetlib.volumes import Volume, read_shape
 
 
@@ -127,7 +127,7 @@ def _inspect(case: Case) -> Finding | str:
     except UnetlibError as error:
         return str(error).removeprefix(f"{case.id}: ")
     except Exception as error:  # one strange file must not end the check of a thousand
-        return f"it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
+        return unforeseen(error)
 
 
 def _compare(case: Case, modality: str, flair: Volume) -> str:

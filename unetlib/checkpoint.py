@@ -37,6 +37,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], keep: bool = True) -> N
         temporary.write_bytes(buffer.getbuffer())
 
 
+@takes_paths
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Return what `save_checkpoint` wrote, with tensors on the CPU; for a damaged file its predecessor, with a `note`.
 

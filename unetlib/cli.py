@@ -150,13 +150,13 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = command(check, "say what a data folder (or .tar) holds, and what cannot be used")
-    sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, in any of the known layouts")
+    sub.add_argument("data", type=_path, metavar="DATA", help="folder of patients, in any of the known layouts")
     _assume(sub)
     _workers(sub)
     _strict(sub)
 
     sub = command(phantom, "make a synthetic cohort in BraTS 2021 layout")
-    sub.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    sub.add_argument("out", type=_path, metavar="OUT", help="folder to write")
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
     sub.add_argument(
@@ -165,8 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
     _workers(sub)
 
     sub = command(prepare, "turn volumes into slices on disk, split by patient")
-    sub.add_argument("data", type=Path, metavar="DATA", help="folder of patients, or its .tar")
-    sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder to write")
+    sub.add_argument("data", type=_path, metavar="DATA", help="folder of patients, or its .tar")
+    sub.add_argument("prepared", type=_path, metavar="PREPARED", help="folder to write")
     _recipe_flags(sub, PREPARE)
     sub.add_argument("--shard", metavar="I/N", help="do only the I-th of N shares; without it, merge what is there")
     sub.add_argument("--rebuild", action="store_true", help="replace what was prepared with another recipe or data")
@@ -175,10 +175,10 @@ def build_parser() -> argparse.ArgumentParser:
     _strict(sub)
 
     sub = command(train, "train a U-Net, or go on where it was stopped")
-    sub.add_argument("prepared", type=Path, metavar="PREPARED", help="folder made by `unetlib prepare`")
-    sub.add_argument("run", type=Path, metavar="RUN", help="folder of the run; resumed when it exists")
+    sub.add_argument("prepared", type=_path, metavar="PREPARED", help="folder made by `unetlib prepare`")
+    sub.add_argument("run", type=_path, metavar="RUN", help="folder of the run; resumed when it exists")
     _recipe_flags(sub, TRAIN)
-    sub.add_argument("--start-from", type=Path, metavar="OTHER", help="run whose best weights to begin with")
+    sub.add_argument("--start-from", type=_path, metavar="OTHER", help="run whose best weights to begin with")
     sub.add_argument("--checkpoint-every", type=_positive, default=100, metavar="STEPS", help="default: %(default)s")
     sub.add_argument(
         "--max-steps", type=_positive, metavar="STEPS", help="do no more than so many now, then a checkpoint"
@@ -186,16 +186,16 @@ def build_parser() -> argparse.ArgumentParser:
     _device(sub)
 
     sub = command(evaluate, "score a run on test patients and print one table")
-    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
-    sub.add_argument("--data", type=Path, metavar="OTHER", help="another folder of patients (default: the run's own)")
+    sub.add_argument("run", type=_path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("--data", type=_path, metavar="OTHER", help="another folder of patients (default: the run's own)")
     sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
     _assume(sub)
     _device(sub)
 
     sub = command(predict, "write a tumour mask for NIfTI images")
-    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`")
-    sub.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
-    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    sub.add_argument("run", type=_path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("images", type=_path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
+    sub.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder to write to")
     sub.add_argument("--probabilities", action="store_true", help="write the probability of every voxel, too")
     sub.add_argument("--channel", type=int, choices=range(8), metavar="N", help="which volume of a 4-D image is FLAIR")
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -203,21 +203,21 @@ def build_parser() -> argparse.ArgumentParser:
     _device(sub)
 
     sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
-    sub.add_argument("run", type=Path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository")
+    sub.add_argument("run", type=_path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)")
+    sub.add_argument("--out", type=_path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository")
     _device(sub)
 
     sub = command(card, "write a model card: what a run was trained on, its figures, its failures and its limits")
-    sub.add_argument("run", type=Path, metavar="RUN", help="folder made by `unetlib train`; evaluated where it is not")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="folder of README.md and pictures (default: RUN/card)")
+    sub.add_argument("run", type=_path, metavar="RUN", help="folder made by `unetlib train`; evaluated where it is not")
+    sub.add_argument("--out", type=_path, metavar="DIR", help="folder of README.md and pictures (default: RUN/card)")
     _device(sub)
 
     command(lab, "open JupyterLab on the notebooks; its own flags, such as --no-browser, are passed on")
 
     sub = command(course, "run all notebooks, and leave each as a page that opens without a network")
-    sub.add_argument("--data", type=Path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
+    sub.add_argument("--data", type=_path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
     _assume(sub)
-    sub.add_argument("--out", type=Path, default=Path("course"), metavar="DIR", help="default: %(default)s")
+    sub.add_argument("--out", type=_path, default=Path("course"), metavar="DIR", help="default: %(default)s")
     sub.add_argument("--refresh", action="store_true", help="renew the notebooks' own outputs instead")
     return parser
 
@@ -252,6 +252,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         told = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{told}")
     return args
+
+
+def _path(text: str) -> Path:
+    """Return a path whose `~`, which no shell expands in --out=~/masks, is the user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no user of that name") from error
 
 
 def _positive(text: str) -> int:

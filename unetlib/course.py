@@ -203,6 +203,7 @@ def _shown(data: Prepared, recipe: Recipe) -> int:
     return balanced_number(data.tumour[indices]) if recipe.balance else len(indices)
 
 
+@takes_paths
 def show_study(folder: Path = STUDY) -> None:
     """Show six steps of the study on real patients, one for each of sections 5.2 to 5.7, and a link to them all.
 

@@ -157,7 +157,7 @@ def _read(stream: Stream, body: Stream, path: Path) -> Any:
         raise UnetlibError(f"{path} is damaged ({reason(error)}). {AGAIN}") from error
     kind: Any = next((kind for kind in HEADERS if _is(kind, head)), None)
     if kind is None:
-        raise UnetlibError(f"{path} cannot be read as NIfTI: it is {_other(head)}")
+        raise UnetlibError(f"{path} cannot be read as NIfTI: it is {what_it_is(head, 'NIfTI')}")
     single = kind in HEADERS[:2]
     raw = kind(head[: kind.sizeof_hdr], check=False)
     _require_sane(raw, single, stream is body)
@@ -184,8 +184,8 @@ def _image(kind: Any) -> Any:
             nib.nifti1.Nifti1PairHeader: nib.Nifti1Pair}.get(kind, nib.nifti2.Nifti2Pair)  # fmt: skip
 
 
-def _other(head: bytes) -> str:
-    """Return what a file is that does not begin like NIfTI, and what to do about it."""
+def what_it_is(head: bytes, kind: str) -> str:
+    """Return what a file is that does not begin like one of its kind, "NIfTI" or "TIFF", and what to do about it."""
     text = head.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if not head:
         return f"empty. {AGAIN}"
@@ -194,11 +194,11 @@ def _other(head: bytes) -> str:
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return f"a web page, as a failed download leaves it. {PAGE}"
     for at, magic, name, advice in OTHER_FILES:
-        if head[at:].startswith(magic):
+        if head[at:].startswith(magic) and f"a {kind}" not in name:
             return f"{name}. {advice}"
     if all(byte in string.printable.encode() for byte in head):
         return f"a text. If it stands for the image, give that. {AGAIN}"
-    return f"a file that does not begin like NIfTI. {AGAIN}"
+    return f"a file that does not begin like {kind}. {AGAIN}"
 
 
 def _require_sane(raw: Any, single: bool, alone: bool) -> None:

@@ -514,9 +514,17 @@ def read_labels(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray
     except UnetlibError as error:
         raise UnetlibError(f"{case.id}: {error}") from error
     except Exception as error:  # one strange file must not end the work on a thousand
-        raise UnetlibError(
-            f"{case.id}: it cannot be read ({type(error).__name__}: {error}). Copy or download it again."
-        ) from error
+        raise UnetlibError(f"{case.id}: {unforeseen(error)}") from error
+
+
+def unforeseen(error: Exception) -> str:
+    """Return the sentence for a case whose files broke something that no message foresees."""
+    if isinstance(error, MemoryError):
+        return "it cannot be read: there is not enough memory. Close other programs, or use fewer --workers."
+    return (
+        f"it cannot be read ({type(error).__name__}: {error}). See whether another program, such as ITK-SNAP, opens "
+        "its files, and save them again from there."
+    )
 
 
 def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]]:

@@ -64,6 +64,7 @@ def write_provenance(
     write_json(run / NAME, {**about, "sessions": sessions})
 
 
+@takes_paths
 def read_provenance(run: Path) -> dict[str, Any]:
     """Return the content of a run's `provenance.json`, empty where a version before 0.3 has written none."""
     return read_json(run / NAME) if (run / NAME).exists() else {}
@@ -81,6 +82,7 @@ def own_cohort(run: Path) -> Cohort:
     return as_recorded(find_own(run), run)
 
 
+@takes_paths
 def learned(run: Path) -> dict[str, dict[str, Any]]:
     """Return the cases that a run, or one whose weights it began with, has trained or validated on, by a hash."""
     known = read_provenance(run)

@@ -47,6 +47,7 @@ class Split:
         """Return `"train"`, `"val"` or `"test"`, or `None` for a patient who is in no part."""
         return next((part for part in PARTS if patient in getattr(self, part)), None)
 
+    @takes_paths
     def save(self, path: Path) -> None:
         """Write the ids and their hash as JSON."""
         write_json(path, {part: list(getattr(self, part)) for part in PARTS} | {"hash": self.hash})

@@ -265,6 +265,7 @@ class Trainer:
         return self.fabric.setup_module(self.average)
 
 
+@takes_paths
 def recipe_of(run: Path) -> Recipe:
     """Return the recipe that a run was started with, or the published one where there is no run yet."""
     return Recipe(**read_run(run)["recipe"]) if (run / "recipe.json").exists() else Recipe.published

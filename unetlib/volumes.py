@@ -17,7 +17,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from PIL import Image
 
 from unetlib.errors import UnetlibError
-from unetlib.nifti import AGAIN, EXPORT, open_nifti, reason, require_file, require_voxels, single_header
+from unetlib.nifti import AGAIN, EXPORT, open_nifti, reason, require_file, require_voxels, single_header, what_it_is
 
 LPS = axcodes2ornt(("L", "P", "S"))
 ASSUMABLE = ("ras", "lps")  # where the three axes of an image that does not say so run to
@@ -314,10 +314,15 @@ def _open_tiff(path: Path) -> Image.Image:
     require_file(path, "A TIFF file was expected.")
     try:
         image = Image.open(path, formats=["TIFF"])  # Pillow would hand PostScript of that name to Ghostscript
+    except PermissionError as error:
+        raise UnetlibError(f"{path} cannot be read ({reason(error)}). See that you may read it.") from error
     except Exception as error:  # Pillow too raises a dozen kinds on damaged headers
-        raise UnetlibError(f"{path} cannot be read as TIFF ({reason(error)}). Copy or download it again.") from error
+        with open(path, "rb") as file:
+            head = file.read(540)
+        told = what_it_is(head, "TIFF") if head[:4] not in (b"II*\0", b"MM\0*") else f"damaged. {AGAIN}"
+        raise UnetlibError(f"{path} cannot be read as TIFF ({reason(error)}): it is {told}") from error
     if max(image.size) > MAX_SIDE:
-        raise UnetlibError(f"{path}: the header announces {image.size} pixels, which no MRI slice has. Copy it again.")
+        raise UnetlibError(f"{path}: the header announces {image.size} pixels, which no MRI slice has. {EXPORT}")
     return image
 
 
@@ -330,7 +335,7 @@ def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Heade
                 if picture.width * picture.height * len(source.paths) > MAX_VOXELS:
                     raise UnetlibError(
                         f"{path}: {len(source.paths)} pictures of {picture.size} pixels are more than an MRI volume "
-                        "has. Copy them again."
+                        "has. Give one patient's slices a folder."
                     )
                 plane = np.asarray(picture)
         except UnetlibError:

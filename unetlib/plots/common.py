@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from unetlib.files import atomic
+from unetlib.files import atomic, takes_paths
 from unetlib.slices import foreground
 from unetlib.volumes import Volume
 
@@ -95,6 +95,7 @@ def _suit_any_page(figure: Figure) -> None:
             text.set_color(INK)
 
 
+@takes_paths
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with atomic(path) as temporary:

@@ -85,6 +85,7 @@ class Ranked:
         return Overlay(title, self.volume.voxels[:, :, z].T, truth, prediction)
 
 
+@takes_paths
 def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
     """Return the best, median and worst test patient of an evaluated run, each predicted anew; nobody twice.
 
@@ -97,6 +98,7 @@ def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
     return _predicted(run, dict(reversed(ranks.items())), device)
 
 
+@takes_paths
 def worst(run: Path, number: int, device: str = "auto") -> list[Ranked]:
     """Return the `number` worst test patients of an evaluated run (all where there are fewer), the worst one first.
 
