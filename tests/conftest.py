@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: a measured number would depend on the machine's load
+
 import nibabel as nib
 import numpy as np
 import pytest

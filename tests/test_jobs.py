@@ -122,7 +122,7 @@ def test_no_more_workers_are_started_than_asked_for_and_than_there_are_items(mon
     def pool(workers, *_):
         raise Started(workers)
 
-    monkeypatch.setattr(jobs, "cpu_count", lambda: 16)
+    monkeypatch.setattr(jobs, "idle_processors", lambda: 16)
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
     with pytest.raises(Started) as caught:
         list(run_jobs(square, range(items), "test", "item", asked, share))
@@ -266,3 +266,25 @@ def test_the_bar_of_a_resumed_job_starts_where_it_was(capsys):
 def test_say_prints_a_line(capsys):
     say("Ready.")
     assert capsys.readouterr().out == "Ready.\n"
+
+
+@pytest.mark.parametrize(
+    ("processors", "others", "idle"),
+    [(2, 0, 2), (2, 1, 1), (2, 2, 1), (2, 6, 1), (4, 0, 4), (4, 1, 3), (4, 2, 2), (16, 1, 15), (16, 5, 11), (1, 0, 1)],
+)
+def test_a_processor_is_idle_that_no_other_program_uses(monkeypatch, processors, others, idle):
+    monkeypatch.setattr(jobs, "cpu_count", lambda: processors)
+    fair = processors / (processors + others)
+    assert jobs.idle_processors(lambda: fair) == idle
+    assert jobs.idle_processors(lambda: 0.985 * fair) == idle, "something always runs beside"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_one_processor_is_used_however_busy_all_are(share):
+    assert jobs.idle_processors(lambda: share) == 1
+
+
+@pytest.mark.parametrize(("used", "share"), [([3.0, 3.05], 1.0), ([3.0, 3.025], 0.5), ([3.0, 3.0], 0.0)])
+def test_the_share_of_a_processor_is_the_time_used_of_the_time_passed(used, share):
+    passed, spent = iter([10, 10.01, 10.03, 10.05]), iter(used)
+    assert jobs.processor_share(lambda: next(passed), lambda: next(spent)) == pytest.approx(share, abs=1e-6)

@@ -77,12 +77,13 @@ def train(args: argparse.Namespace) -> None:
         args.checkpoint_every,
         args.max_steps,
         start_from=args.start_from,
+        threads=args.threads,
     )
     if done.epoch < recipe.epochs:  # --max-steps
         return
     told = ""
     if first_process():
-        tune(args.run, args.device)
+        tune(args.run, args.device, args.threads)
         told = caveats(args.run, load_checkpoint(args.run / BEST))
     trained = (
         f"{args.run}: trained for {counted(done.epoch, 'epoch')} in {done.seconds:.0f} seconds; best validation Dice "
@@ -95,14 +96,15 @@ def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
     from unetlib.evaluation import evaluate, results_table
 
-    say(results_table(evaluate(args.run, args.data, args.split, args.device, args.assume)))
+    say(results_table(evaluate(args.run, args.data, args.split, args.device, args.assume, args.threads)))
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image."""
     from unetlib.inference import predict
 
-    predict(args.run, args.images, args.out, args.probabilities, args.channel, args.overwrite, args.device, args.assume)
+    given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
+    predict(args.run, args.images, args.out, *given)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -184,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-steps", type=_positive, metavar="STEPS", help="do no more than so many now, then a checkpoint"
     )
     _device(sub)
+    _threads(sub, "measured, and kept in the run")
 
     sub = command(evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=_path, metavar="RUN", help="folder made by `unetlib train`")
@@ -191,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
     _assume(sub)
     _device(sub)
+    _threads(sub, "one for each idle processor")
 
     sub = command(predict, "write a tumour mask for NIfTI images")
     sub.add_argument("run", type=_path, metavar="RUN", help="folder made by `unetlib train`")
@@ -201,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--overwrite", action="store_true", help="replace files that exist")
     _assume(sub)
     _device(sub)
+    _threads(sub, "one for each idle processor")
 
     sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
     sub.add_argument("run", type=_path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)")
@@ -273,7 +278,7 @@ def _workers(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=_positive,
         metavar="N",
-        help="processes (default: one for each processor, fewer for little work)",
+        help="processes (default: one for each idle processor, fewer for little work)",
     )
 
 
@@ -290,6 +295,11 @@ def _assume(parser: argparse.ArgumentParser) -> None:
 
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def _threads(parser: argparse.ArgumentParser, default: str) -> None:
+    text = f"threads that a CPU computes with (default: OMP_NUM_THREADS, else {default})"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=text)
 
 
 def main(arguments: list[str] | None = None) -> None:

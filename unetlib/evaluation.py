@@ -43,7 +43,12 @@ PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd
 
 @takes_paths
 def evaluate(
-    run: Path, data: Path | None = None, split: str | None = None, device: str = "auto", assume: str | None = None
+    run: Path,
+    data: Path | None = None,
+    split: str | None = None,
+    device: str = "auto",
+    assume: str | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Score `best_model.pth` of a run and return the summary, also written with its details.
 
@@ -52,7 +57,8 @@ def evaluate(
     trained nor validated on (told by their names, and by the voxels of their images), unless `split` is
     given; `assume` is the orientation of its files that do not say theirs. The result lies in `RUN/evaluation/`
     for the run's own test patients and in a folder of its own below it otherwise: `slices.csv` (counts of every
-    slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused.
+    slice), `patients.csv` and `summary.json`. Stopped, it goes on where it was; done, it is reused. `threads` is how
+    many a CPU computes with; without it, one for each idle processor.
 
     Raises `UnetlibError` when the run or the patients cannot be found or read, when the files of the
     run's own patients have changed, and when another process is scoring the same.
@@ -61,7 +67,7 @@ def evaluate(
         raise UnetlibError("an orientation to assume belongs to --data; the run's own patients are read as prepared.")
     root, folder = data or Path(read_run(run)["data"]), _folder(run, data, split)
     cohort, cases, notes = choose_others(data, run, split, folder, assume) if data else choose_own(run, split)
-    predictor = Predictor.open(run, device)
+    predictor = Predictor.open(run, device, threads=threads)
     weights = identity(run)
     assumed = [cohort.assume] if cohort.assume else []
     keys = {case.id: digest([weights, case.stamp(cohort.root), *assumed])[:16] for case in cases}

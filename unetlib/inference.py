@@ -19,6 +19,7 @@ from unetlib.jobs import progress, say
 from unetlib.nifti import files_of, is_nifti, stem
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
+from unetlib.threads import prediction_threads
 from unetlib.volumes import Source, Volume, assumption, read_assumed, read_description, read_shape, read_volume
 
 BATCH = 32  # slices at a time: the fastest on a CPU, and 0.5 GB at width 32
@@ -34,12 +35,21 @@ class Predictor:
     recipe: Recipe
     checkpoint: dict[str, Any]
     decision: Decision
+    threads: int | None = None  # None: one for each idle processor
 
     @classmethod
     @takes_paths
-    def open(cls, run: Path, device: str = "auto", name: str = BEST, decision: Decision | None = None) -> "Predictor":
+    def open(
+        cls,
+        run: Path,
+        device: str = "auto",
+        name: str = BEST,
+        decision: Decision | None = None,
+        threads: int | None = None,
+    ) -> "Predictor":
         """Load `best_model.pth` (or another checkpoint) of a run folder, with the run's decision or the one given.
 
+        `threads` is how many a CPU computes with; without it, one for each idle processor.
         Raises `UnetlibError` when it cannot, and when the decision has still to be chosen.
         """
         model, recipe, content = load_model(run, name)
@@ -50,7 +60,7 @@ class Predictor:
                 f"finish: unetlib train PREPARED {run} (in Python: unetlib.tuning.tune)"
             )
         fabric = start_engine(device, recipe.precision)
-        return cls(fabric, fabric.setup_module(model), recipe, content, decision)
+        return cls(fabric, fabric.setup_module(model), recipe, content, decision, threads)
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
@@ -58,6 +68,10 @@ class Predictor:
 
         With `recipe.mirror` it is the mean over a slice and its mirror image.
         """
+        with prediction_threads(self.fabric, self.threads):
+            return self._slices(slices)
+
+    def _slices(self, slices: Tensor) -> Tensor:
         self.net.eval()
         found = []
         for start in range(0, len(slices), BATCH):
@@ -91,22 +105,24 @@ def predict(
     overwrite: bool = False,
     device: str = "auto",
     assume: str | None = None,
+    threads: int | None = None,
 ) -> list[Path]:
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
     The mask is uint8, 0 or 1, with the shape, affine and header of the input, for every slice.
     With `probabilities`, a float32 `<name>_probability.nii.gz` lies beside it. `channel` picks the
     FLAIR volume of a 4-D file. `assume` ("ras" or "lps") is the orientation of images that do not
-    say theirs; their masks do not say it either, so that every program shows the two alike. A mask
-    names the weights and the image that it was made from in its header's description; given again,
-    the same call makes only what is missing. For research and education, never for clinical use.
+    say theirs; their masks do not say it either, so that every program shows the two alike. `threads`
+    is how many a CPU computes with; without it, one for each idle processor. A mask names the weights
+    and the image that it was made from in its header's description; given again, the same call makes
+    only what is missing. For research and education, never for clinical use.
 
     An image that cannot be used, that has the name of another one, or whose mask exists already and was made from
     other weights or another image (unless `overwrite`), does not keep the others from their masks. At the end it is
     named in a `UnetlibError`; so is, at once, a run that cannot be used or a folder that cannot be written.
     """
     weights, kinds = identity(run)[:16], ("mask", "probability") if probabilities else ("mask",)
-    predictor, jobs, failed = Predictor.open(run, device), list[_Job](), list[str]()
+    predictor, jobs, failed = Predictor.open(run, device, threads=threads), list[_Job](), list[str]()
     images = list(dict.fromkeys(images))
     for path in images:
         try:

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from hashlib import sha256
 from io import StringIO
 from multiprocessing import resource_tracker
 from types import ModuleType
@@ -89,6 +91,29 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def processor_share(
+    clock: Callable[[], float] = time.perf_counter, used: Callable[[], float] = time.thread_time
+) -> float:
+    """Return the share of a processor, 0..1, that a busy loop in this thread is given for a twentieth of a second."""
+    work = bytes(1 << 18)  # long enough to be hashed without Python's lock, which the other threads want
+    start, before = clock(), used()
+    while (passed := clock() - start) < 0.05:
+        sha256(work).digest()
+    return (used() - before) / passed
+
+
+def idle_processors(share: Callable[[], float] = processor_share) -> int:
+    """Return how many processors have nothing else to do, at least 1: a busy loop on each measures its `share`.
+
+    Beside m other busy programs, n loops on n processors have n / (n + m) of one each.
+    """
+    number = cpu_count()
+    with ThreadPoolExecutor(number) as pool:
+        shares = [loop.result() for loop in [pool.submit(share) for _ in range(number)]]
+    others = number * (number / max(sum(shares), 0.1) - 1)
+    return min(number, max(1, round(number - others)))
+
+
 def run_jobs(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -99,13 +124,13 @@ def run_jobs(
 ) -> Iterator[tuple[Item, Result]]:
     """Yield `(item, function(item))` as the results come, computed in `workers` processes.
 
-    `workers` is by default the number of processors, or 1 where two would not have `share` items each; 1 stays in this
-    process. When there are several, `function` must be importable from a module (no lambda, nothing of the script
+    `workers` is by default the number of idle processors, or 1 where two would not have `share` items each; 1 stays in
+    this process. When there are several, `function` must be importable from a module (no lambda, nothing of the script
     itself). An exception in `function` ends the work. Raises `UnetlibError` when a worker process dies.
     """
     if not items:
         return
-    workers = min(workers or (cpu_count() if len(items) >= 2 * share else 1), len(items))
+    workers = min(workers or (idle_processors() if len(items) >= 2 * share else 1), len(items))
     with progress(len(items), what, unit) as bar:
         if workers <= 1:
             for item in items:

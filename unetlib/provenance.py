@@ -26,7 +26,12 @@ PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
 
 
 def write_provenance(
-    run: Path, data: Prepared, recipe: dict[str, Any], device: torch.device, start_from: Path | None = None
+    run: Path,
+    data: Prepared,
+    recipe: dict[str, Any],
+    device: torch.device,
+    start_from: Path | None = None,
+    threads: int | None = None,
 ) -> None:
     """Write `provenance.json` of a run: what it is trained on, and a list of sessions, with one entry more
     when this session's software, machine, device or number of threads differ from those of the last.
@@ -59,9 +64,16 @@ def write_provenance(
         "earlier": learned(start_from) if start_from else read_provenance(run).get("earlier", {}),
     }
     sessions = read_provenance(run).get("sessions", [])
-    if sessions[-1:] != [now := _session(recipe, device)]:
+    now = _session(recipe, device) | ({"threads": threads} if threads else {})
+    if sessions[-1:] != [now]:
         sessions = [*sessions, now]
     write_json(run / NAME, {**about, "sessions": sessions})
+
+
+def note_threads(run: Path, threads: int) -> None:
+    """Add a session to `provenance.json` that differs from the last one in its number of threads."""
+    about = read_provenance(run)
+    write_json(run / NAME, {**about, "sessions": [*about["sessions"], {**about["sessions"][-1], "threads": threads}]})
 
 
 @takes_paths

@@ -32,6 +32,7 @@ from unetlib.prepare import Prepared
 from unetlib.provenance import learned, part_by_sign, read_provenance, signs, write_provenance
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.split import PARTS
+from unetlib.threads import Threads
 
 SAME = ("width", "depth", "neighbours", "image_size", "normalise", "crop")  # what first weights depend on
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
@@ -61,9 +62,12 @@ class Progress:
 
 
 def start_or_resume(
-    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None
-) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None]:
-    """Return network, average, optimizer and progress, fresh or resumed, and the hash of the first weights."""
+    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None, asked: int | None = None
+) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None, Threads]:
+    """Return network, average, optimizer and progress, fresh or resumed, the hash of the first weights, the threads.
+
+    `asked`: the number of threads, where it was given.
+    """
     path, first = run / LATEST, first_weights(start_from, run)
     for file in (path, run / BEST):  # without a latest checkpoint a run begins anew
         if path.exists() and first_process():
@@ -97,8 +101,15 @@ def start_or_resume(
         done = _progress(content["progress"], path)
         where = f"epoch {done.epoch + 1}, step {done.step}"
         say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
+    kept = content.get("threads") if content is not None else None
+    kept = kept if type(kept) is int and kept > 0 else None  # 0.3 keeps none
+    if done.epoch < recipe.epochs:
+        shape = (recipe.batch_size, 2 * recipe.neighbours + 1, recipe.image_size, recipe.image_size)
+        threads = Threads.settle(run, fabric, model, shape, asked, kept)
+    else:
+        threads = Threads(kept)
     if not first_process():
-        return model, average, optimizer, done, first
+        return model, average, optimizer, done, first, threads
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
     begun_by = made_by(read_run(run)) if (run / "recipe.json").exists() else __version__
@@ -107,8 +118,10 @@ def start_or_resume(
         about["assume"] = data.assume
     write_json(run / "recipe.json", {"unetlib": begun_by, **about})
     data.split.save(run / "split.json")
-    write_provenance(run, data, recipe.as_dict(), fabric.device, start_from if content is None else None)
-    return model, average, optimizer, done, first
+    write_provenance(
+        run, data, recipe.as_dict(), fabric.device, start_from if content is None else None, threads.number
+    )
+    return model, average, optimizer, done, first, threads
 
 
 def first_weights(other: Path | None, run: Path) -> str | None:

@@ -29,6 +29,7 @@ from unetlib.prepare import Prepared
 from unetlib.recipe import Recipe, mixed_presets
 from unetlib.resume import HISTORY_COLUMNS, Progress, start_or_resume
 from unetlib.schedule import learning_rate, move_average
+from unetlib.threads import Threads
 
 VALIDATION_BATCH = 32
 
@@ -43,6 +44,7 @@ def train(
     max_steps: int | None = None,
     on_epoch: Callable[[list[dict[str, float]]], None] | None = None,
     start_from: Path | None = None,
+    threads: int | None = None,
 ) -> Progress:
     """Train `recipe` on a prepared folder, in the run folder `run`, which is resumed when it exists.
 
@@ -51,7 +53,8 @@ def train(
     Ctrl-C stops after the current step with a checkpoint; so does `max_steps`, counted in this
     call, which then returns how far the run is. The recipe's fields of the stage `prepare` are those of the prepared
     folder. `on_epoch` is given the rows of `history.csv` after every epoch, and at once when there are some already.
-    `start_from` is another run, whose best weights are the first ones of this (pre-training). Where the recipe says
+    `start_from` is another run, whose best weights are the first ones of this (pre-training). `threads` is how many a
+    CPU computes with; without it the run keeps its number, or measures which is fastest. Where the recipe says
     `tune`, call `unetlib.tuning.tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
@@ -64,7 +67,8 @@ def train(
             raise UnetlibError(f"{name} is {steps}; a number of steps above 0 was expected.")
     data = Prepared.open(prepared)
     with locked(run) if first_process() else nullcontext():
-        return _train(Trainer.open(data, run, recipe, device, start_from), checkpoint_every, max_steps, on_epoch)
+        trainer = Trainer.open(data, run, recipe, device, start_from, threads)
+        return _train(trainer, checkpoint_every, max_steps, on_epoch)
 
 
 def _train(
@@ -90,7 +94,7 @@ def _train(
     with stop_on_signal() as stopped, progress(epochs * steps, "train", "step", before) as bar:
         while done.epoch < epochs:
             while done.step < steps:
-                loss = trainer.step()
+                loss = trainer.threads.timed(trainer.step)
                 taken += 1
                 bar.update()
                 bar.set_postfix_str(f"epoch {done.epoch + 1}/{epochs}, loss {loss:.3f}", refresh=False)
@@ -128,19 +132,29 @@ class Trainer:
     done: Progress
     average: nn.Module | None = None  # of the weights, over the steps
     start_from: str | None = None  # SHA-256 of the weights that it started from
+    threads: Threads = field(default_factory=Threads)
     order: np.ndarray | None = None  # of the training slices in this epoch
     between: bool = False  # the latest checkpoint is of a stop, between two of those that come without one
     clock: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
-    def open(cls, data: Prepared, run: Path, recipe: Recipe, device: str, start_from: Path | None = None) -> "Trainer":
+    def open(
+        cls,
+        data: Prepared,
+        run: Path,
+        recipe: Recipe,
+        device: str,
+        start_from: Path | None = None,
+        threads: int | None = None,
+    ) -> "Trainer":
         """Start a run, or resume it from its latest checkpoint; raises `UnetlibError` as `train` says."""
         fabric = start_engine(device, recipe.precision, process_count())
         recipe = recipe.but(**data.about["recipe"], precision=resolve_precision(recipe.precision, fabric.device))
         training, validation, _ = _slices_of(data, "train"), _slices_of(data, "val"), get_loss(recipe.loss)
-        model, average, optimizer, done, first = start_or_resume(fabric, data, run, recipe, start_from)
+        model, average, optimizer, done, first, many = start_or_resume(fabric, data, run, recipe, start_from, threads)
         net = fabric.setup_module(model)
-        trainer = cls(fabric, model, net, optimizer, data, training, validation, run, recipe, done, average, first)
+        known = data, training, validation, run, recipe, done, average, first, many
+        trainer = cls(fabric, model, net, optimizer, *known)
         if done.step > trainer.steps:
             raise UnetlibError(
                 f"{run / LATEST} is at step {brief(done.step)}, which no epoch has. Delete it to start over."
@@ -257,7 +271,7 @@ class Trainer:
     def _write(self, name: str, state: dict[str, Any], keep: bool = True) -> None:
         if first_process():
             about = {"recipe": self.recipe.as_dict(), "prepared": self.data.identity, "start_from": self.start_from}
-            save_checkpoint(self.run / name, {**about, **state}, keep)
+            save_checkpoint(self.run / name, {**about, "threads": self.threads.number, **state}, keep)
 
     @cached_property
     def _average_net(self) -> nn.Module:

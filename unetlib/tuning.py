@@ -18,12 +18,13 @@ from unetlib.split import Split
 
 
 @takes_paths
-def tune(run: Path, device: str = "auto") -> Decision:
+def tune(run: Path, device: str = "auto", threads: int | None = None) -> Decision:
     """Choose threshold and smallest component for `best_model.pth` of a run, and keep them in `decision.json`.
 
     The pair with the highest mean Dice over the validation patients (all slices, native grid) wins; a test patient
     is never read. A run whose recipe does not `tune` keeps its threshold. Stopped, it goes on where it was; done,
-    it is reused. Raises `UnetlibError` when the run or its validation patients cannot be read.
+    it is reused. `threads` is how many a CPU computes with; without it, one for each idle processor. Raises
+    `UnetlibError` when the run or its validation patients cannot be read.
     """
     recipe = Recipe(**read_run(run)["recipe"])
     if (known := read_decision(run, recipe)) is not None:
@@ -31,7 +32,7 @@ def tune(run: Path, device: str = "auto") -> Decision:
             with locked(run):
                 shutil.rmtree(run / PARTIAL, ignore_errors=True)
         return known
-    predictor = Predictor.open(run, device, decision=Decision(recipe.threshold))
+    predictor = Predictor.open(run, device, decision=Decision(recipe.threshold), threads=threads)
     patients = set(Split.load(run / "split.json").val)
     cohort, prepared = own_cohort(run), read_provenance(run).get("cases", {})
     cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
