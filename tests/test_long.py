@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -34,13 +33,18 @@ def test_the_shares_are_disjoint_and_make_the_whole_and_a_failure_is_one(seven):
 
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 def test_what_was_not_reached_is_told_by_name(seven, workers):
-    done = run(seven, f"--until={time.time() - 1}", *workers)
+    done = run(seven, "--limit=0", *workers)
     done.assert_outcomes(skipped=7)
     done.stdout.fnmatch_lines_random([f"not reached in time: *::test_it?{number}?" for number in range(7)])
 
 
+def test_a_share_begins_where_it_is_told_and_goes_round(seven):
+    lines = [line for line in run(seven, "-v", "--share=1/3", "--begin=5").outlines if "::test_it[" in line]
+    assert [line.partition("[")[2][0] for line in lines[:3]] == ["6", "0", "3"]
+
+
 def test_before_its_time_is_over_everything_is_run(seven):
-    done = run(seven, f"--until={time.time() + 1000}")
+    done = run(seven, "--limit=1000")
     done.assert_outcomes(passed=6, failed=1)
     done.stdout.no_fnmatch_line("*not reached*")
 
