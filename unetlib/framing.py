@@ -6,7 +6,7 @@ import numpy as np
 
 from unetlib.panels import Panel
 
-SIGNAL = 0.05  # of the width of the window: what differs less from the background is noise
+SIGNAL = 0.15  # of the width of the window: what differs less from the background is noise or a ghost
 LEAST = 0.005  # of a slice: fewer voxels are specks
 MARGIN = 3  # voxels
 

@@ -9,6 +9,7 @@ const TALLEST = 560; // CSS pixels of an image, unless it has the screen
 const LARGEST = 16; // zoom
 const WAITING = "Waiting for Python. If no image comes, run the cell again.";
 const HINT = "Click an image: wheel and arrow keys then move through the slices, Ctrl + wheel zooms.";
+const TOUCH_HINT = "One finger up and down: slices. Two fingers: zoom. Tap: go there.";
 const HELP = [
   ["Click", "go to this voxel, and give the viewer the keys and the wheel"],
   ["Wheel", "slices, after a click into the viewer or with Shift; otherwise it scrolls the page"],
@@ -126,8 +127,8 @@ function makeBar({ plane, show, style }, title) {
 }
 
 function makeHelp() {
-  const lines = HELP.flatMap(([keys, does]) => [element("dt", {}, keys), element("dd", {}, does)]);
-  return element("dl", { className: "uv-help", hidden: true }, ...lines);
+  const lines = HELP.map(([keys, does]) => element("div", {}, element("b", {}, keys), element("span", {}, does)));
+  return element("div", { className: "uv-help", hidden: true }, ...lines);
 }
 
 function makeSteps() {
@@ -144,12 +145,13 @@ function originNote({ origin, name }, many) {
 }
 
 function makeControls(root, { choices, notes, panels }, title) {
+  const hint = matchMedia("(pointer: coarse)").matches ? TOUCH_HINT : HINT;
   const told = [originNote(panels[0], panels.length > 1), ...notes];
   root.replaceChildren(
     makeBar(choices, title), makeHelp(), element("div", { className: "uv-pictures" }), makeSteps(),
     element("div", { className: "uv-readout", ariaLive: "polite" }),
     element("div", { className: "uv-foot" },
-      element("div", { className: "uv-legend" }), element("div", { className: "uv-hint" }, HINT)),
+      element("div", { className: "uv-legend" }), element("div", { className: "uv-hint" }, hint)),
     element("div", { className: "uv-notes" }, ...told.map((note) => element("span", { className: "uv-note" }, note))));
   return (name) => root.querySelector(`.uv-${name}`);
 }
@@ -198,7 +200,8 @@ class Picture {
       mark.dataset.side = side;
       return mark;
     });
-    this.frame = element("div", { className: "uv-frame" }, this.canvas, element("div", {}, ...this.marks));
+    const around = element("div", { className: "uv-letters" }, ...this.marks);
+    this.frame = element("div", { className: "uv-frame" }, this.canvas, around);
     this.figure = element("figure", {}, this.frame, this.caption);
     this.turn(plane);
   }
@@ -218,21 +221,30 @@ class Picture {
     this.marks.forEach((mark, side) => { mark.textContent = this.letters[plane][side]; });
   }
 
-  // Give the canvas its size; `scale`: CSS pixels a millimetre.
-  resize(scale, tallest) {
-    const [width, height] = this.extent.map((side) => Math.max(1, Math.floor(side * scale)));
-    Object.assign(this.frame.style, { width: `${width}px`, height: `${height}px` });
-    this.figure.style.height = `${Math.ceil(tallest)}px`;
-    this.canvas.width = Math.round(width * devicePixelRatio);
-    this.canvas.height = Math.round(height * devicePixelRatio);
+  // Take the room for the image; `scale`: CSS pixels a millimetre at zoom 1, at which the box just fits.
+  resize(scale, width, height) {
+    this.base = this.extent.map((side) => Math.max(1, Math.floor(side * scale)));
+    this.limit = [width, height].map((side, i) => Math.max(Math.floor(side), this.base[i]));
+    this.figure.style.height = `${Math.ceil(height)}px`;
+    this.size = null;
+  }
+
+  // Let the canvas grow with the image, into the room that there is.
+  grow(zoom) {
+    const size = this.base.map((side, i) => Math.min(this.limit[i], Math.round(side * Math.max(1, zoom))));
+    if (same(size, this.size)) return;
+    this.size = size;
+    Object.assign(this.frame.style, { width: `${size[0]}px`, height: `${size[1]}px` });
+    [this.canvas.width, this.canvas.height] = size.map((side) => Math.round(side * devicePixelRatio));
   }
 
   row(index) { return this.up ? this.height - 1 - index : index; }
 
   // Put the middle of the canvas at a place (3,) of the volume, in voxels.
   place(middle, zoom) {
-    const { canvas, cut } = this, [across, down] = PLANES[this.plane];
-    [this.sx, this.sy] = [(canvas.width / cut[0]) * zoom, (canvas.height / cut[1]) * zoom]; // canvas pixels a voxel
+    this.grow(zoom);
+    const { canvas, cut, base } = this, [across, down] = PLANES[this.plane];
+    [this.sx, this.sy] = cut.map((n, i) => (Math.round(base[i] * devicePixelRatio) / n) * zoom); // pixels a voxel
     this.left = canvas.width / 2 - (middle[across] + 0.5) * this.sx;
     this.top = canvas.height / 2 - (this.row(middle[down]) + 0.5) * this.sy;
   }
@@ -411,19 +423,21 @@ class Viewer {
   // Give each image its size: all in one scale, as tall as the tallest, as large as there is room.
   arrange() {
     const count = this.pictures.length;
-    const usual = Math.ceil(count / clip(Math.floor(this.room / 180), 1, count));
+    const usual = Math.ceil(count / clip(Math.floor(this.room / 170), 1, count));
     const rows = this.tall ? [...Array(count).keys()].map((row) => row + 1) : [usual];
     const best = rows.map((row) => this.layout(row)).reduce((a, b) => (b.scale > a.scale ? b : a));
     this.find("pictures").style.gridTemplateColumns = `repeat(${best.columns}, 1fr)`;
     const tallest = Math.max(...this.pictures.map(({ extent }) => extent[1] * best.scale));
-    this.pictures.forEach((picture) => picture.resize(best.scale, tallest));
+    const height = this.tall ? best.height : tallest;
+    this.pictures.forEach((picture) => picture.resize(best.scale, best.width, height));
   }
 
   layout(rows) {
     const columns = Math.ceil(this.pictures.length / rows);
     const width = (this.room - 4 * (columns - 1)) / columns;
     const height = this.tall ? (this.tall - 4 * (rows - 1)) / rows - 1 : TALLEST;
-    return { columns, scale: Math.min(...this.pictures.map(({ extent: [w, h] }) => Math.min(width / w, height / h))) };
+    const scales = this.pictures.map(({ extent: [w, h] }) => Math.min(width / w, height / h));
+    return { columns, width, height, scale: Math.min(...scales) };
   }
 
   drawPicture(picture, number) {
@@ -634,10 +648,15 @@ class Viewer {
 
   // Keep the cross in view.
   follow() {
-    if (this.view.zoom <= 1) return;
-    const [low, high] = this.first.box, { zoom } = this.view, { position } = this.state;
-    this.view = { zoom, centre: this.view.centre.map((value, axis) =>
-      (Math.abs(position[axis] - value) > (high[axis] - low[axis]) / 2 / zoom ? position[axis] : value)) };
+    const { view: { zoom, centre }, state: { position } } = this, reach = [Infinity, Infinity, Infinity];
+    if (zoom <= 1) return;
+    for (const { plane, canvas, sx, sy } of this.pictures.filter(({ panel }) => panel === this.first)) {
+      const [across, down] = PLANES[plane];
+      reach[across] = Math.min(reach[across], canvas.width / 2 / sx);
+      reach[down] = Math.min(reach[down], canvas.height / 2 / sy);
+    }
+    const near = (value, axis) => Math.abs(position[axis] - value) < reach[axis];
+    this.view = { zoom, centre: centre.map((value, axis) => (near(value, axis) ? value : position[axis])) };
   }
 
   // What a person does
