@@ -38,6 +38,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.viewer
 	$(BIN)/python -m benchmarks.processes
+	$(BIN)/python -m benchmarks.busy
 	$(BIN)/python -m benchmarks.scale
 	$(if $(DATA),$(BIN)/python -m benchmarks.quality "$(DATA)")
 

@@ -109,7 +109,7 @@ def test_a_slow_number_is_given_up_and_costs_little():
 
     times = typical_times(trial, [1, 2], lambda: now[0])
     assert pick(times, 2) == 1
-    assert max(limits[2]) == pytest.approx(0.9)
+    assert max(limits[2]) == pytest.approx(0.6)
     assert now[0] < 3
 
 

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 SLICES = 8  # of a batch, at most, in a trial step
 ROUNDS, SECONDS = 9, 1.0  # of trial steps: no further round begins after so many, or so long
-PATIENCE = 3.0  # a trial step is given up when it takes so many times as long as the fastest
+PATIENCE = 2.0  # a trial step is given up when it takes so many times as long as the fastest
 GAIN = 0.1  # of its time that a step must save before the number is changed: the last digits change with it
 WINDOW = 5.0  # seconds of training between two looks
 SLOWER = 2.0  # a step that takes so many times as long as it did is far slower

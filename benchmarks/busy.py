@@ -1,0 +1,153 @@
+"""Training beside busy programs: with each fixed number of threads, with PyTorch's own, and with the measured one.
+
+`python -m benchmarks.busy`. Steps of the notebooks' recipe (width 16, 96 x 96, batch 4, bf16 where the processor has
+it) on prepared phantoms, alone and beside one and two processes that each keep a processor busy. Everybody trains for
+some seconds in turns, and the measured number is chosen anew each time. "0.3" is what version 0.3 does: PyTorch's own
+number. Slices a second leave out the choice, whose seconds have a column of their own.
+
+Then a load begins in mid-run, and ends: the slices a second of the last seconds of each stretch, looks and
+measurements included.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import in_turn, machine, patients, record, spread
+from unetlib import threads
+from unetlib.prepare import Prepared, prepare
+from unetlib.recipe import Recipe
+from unetlib.threads import Threads
+from unetlib.training import Trainer
+
+RECIPE = Recipe.published.but(width=16)
+SHAPE = (RECIPE.batch_size, 1, RECIPE.image_size, RECIPE.image_size)
+LOADS = {"alone": 0, "beside one": 1, "beside two": 2}
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+STRETCHES = {"alone": (0, 20.0), "beside one": (1, 40.0), "alone again": (0, 160.0)}  # busy processes, seconds
+LAST = 10.0  # seconds of a stretch that count
+MOST = torch.get_num_threads()  # PyTorch's own number
+
+
+@contextmanager
+def busy(number: int) -> Iterator[None]:
+    """Keep so many processors busy."""
+    programs = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
+    time.sleep(0.5 * bool(number))  # until they have started
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def train_for(trainer: Trainer, seconds: float, last: float) -> float:
+    """Train for so many seconds; return the slices a second in the last ones."""
+    start, ends = time.perf_counter(), []
+    while not ends or ends[-1] < start + seconds:
+        if trainer.done.step == trainer.steps:
+            trainer.done.epoch, trainer.done.step, trainer.order = trainer.done.epoch + 1, 0, None
+        trainer.threads.timed(trainer.step)
+        ends.append(time.perf_counter())
+    counted = [end for end in ends if end > ends[-1] - last]
+    begin = ends[-len(counted) - 1] if len(counted) < len(ends) else start
+    return RECIPE.batch_size * len(counted) / (ends[-1] - begin)
+
+
+def fixed(number: int) -> Callable[[Trainer], Threads]:
+    """Return what sets a number of threads."""
+
+    def choose(_: Trainer) -> Threads:
+        torch.set_num_threads(number)
+        return Threads(number)
+
+    return choose
+
+
+def measured(trainer: Trainer) -> Threads:
+    """Choose the number of threads as a run does that begins in a new process."""
+    threads._use(MOST)
+    threads._measured.clear()
+    return Threads.settle(trainer.run, trainer.fabric, trainer.model, SHAPE, None, None)
+
+
+def compare(trainer: Trainer, repeats: int, seconds: float) -> list[str]:
+    """Return a table: slices a second of all ways beside all loads."""
+    ways = {f"{number} thread{'s' * (number > 1)}": fixed(number) for number in threads.numbers(MOST)}
+    ways = {**ways, f"0.3: {MOST}": fixed(MOST), "measured": measured}
+    speed: dict[tuple[str, str], list[float]] = {(way, load): [] for way in ways for load in LOADS}
+    costs = []
+    for repeat in range(repeats):
+        for load, number in LOADS.items():
+            with busy(number):
+                for way, choose in in_turn(ways, repeat):
+                    start = time.perf_counter()
+                    trainer.threads = choose(trainer)
+                    if choose is measured:
+                        costs.append(time.perf_counter() - start)
+                        trainer.threads.measure = None  # the choice alone; the watch is shown below
+                    train_for(trainer, 0.2, 1.0)  # to warm up
+                    speed[way, load].append(train_for(trainer, seconds, seconds))
+    best = {load: max(statistics.median(speed[way, load]) for way in ways if "thread" in way) for load in LOADS}
+    lines = ["| slices/s | " + " | ".join(LOADS) + " |", "|---|" + "---|" * len(LOADS)]
+    lines += [f"| {way} | " + " | ".join(spread(speed[way, load]) for load in LOADS) + " |" for way in ways]
+    shares = [statistics.median(speed["measured", load]) / best[load] for load in LOADS]
+    lines += ["| measured, of the best fixed | " + " | ".join(f"{share:.0%}" for share in shares) + " |"]
+    return [*lines, "", f"The choice took {spread(costs)} s."]
+
+
+def in_mid_run(trainer: Trainer) -> list[str]:
+    """Return a table: slices a second at the end of stretches with and without a load, the number before and after."""
+    lines = ["| slices/s, a load in mid-run | " + " | ".join(STRETCHES) + " |", "|---|" + "---|" * len(STRETCHES)]
+    for way, choose in {"0.3": fixed(MOST), "measured and watched": measured}.items():
+        trainer.threads, cells = choose(trainer), []
+        for number, seconds in STRETCHES.values():
+            with busy(number):
+                speed = train_for(trainer, seconds if choose is measured else 2 * LAST, LAST)
+            cells.append(f"{speed:.3g} ({trainer.threads.number})")
+        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    return [*lines, "", "In brackets: the number of threads at the end of the stretch."]
+
+
+def main() -> None:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    arguments = parser.parse_args()
+    if MOST == 1 or "OMP_NUM_THREADS" in os.environ:
+        raise SystemExit("There is nothing to choose: one thread, or OMP_NUM_THREADS is set. Unset it.")
+    with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
+        prepare(data, Path(temporary, "prepared"))
+        prepared = Prepared.open(Path(temporary, "prepared"))
+        trainer = Trainer.open(prepared, Path(temporary, "run"), RECIPE, "cpu")
+        table = compare(trainer, arguments.repeats, arguments.seconds)
+        later = in_mid_run(trainer)
+    lines = [
+        "## A busy machine",
+        "",
+        f"Width 16, 96 x 96, batch 4, {trainer.recipe.precision}. Everything defined at the top of "
+        "`benchmarks/busy.py`.",
+        "",
+        *table,
+        "",
+        *later,
+        "",
+        f"`python -m benchmarks.busy --repeats {arguments.repeats} --seconds {arguments.seconds:g}`, medians "
+        f"(quartiles); {machine(('torch', 'lightning-fabric'))}.",
+    ]
+    record("busy", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
