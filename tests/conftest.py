@@ -1,6 +1,7 @@
 """Small data for every test, and the real MRI for those that ask for it."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: a measured number would depend on the machine's load
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from unetlib.files import read_json, write_json
 from unetlib.plots.screenshot import find_browser
 from unetlib.prepare import prepare
 from unetlib.recipe import Recipe
@@ -84,6 +86,51 @@ def write_patient(folder: Path, index: int, shape: tuple[int, int, int] = (40, 4
         (folder / name).mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(array, affine), folder / name / f"{name}_{kind}.nii.gz")
     return name
+
+
+def as_cases(
+    cohort: Path,
+    folder: Path,
+    names: Iterable[str],
+    change: Callable[[str, np.ndarray], np.ndarray] = lambda name, voxels: voxels,
+) -> Path:
+    """Copy the small patients in order under these names; `change` alters the voxels of an image."""
+    for source, name in zip(sorted(cohort.iterdir()), names, strict=False):
+        (folder / name).mkdir(parents=True)
+        for kind in ("flair", "seg"):
+            image = nib.load(source / f"{source.name}_{kind}.nii.gz")
+            voxels = np.asarray(image.dataobj)
+            voxels = change(name, voxels) if kind == "flair" else voxels
+            nib.save(nib.Nifti1Image(voxels, image.affine), folder / name / f"{name}_{kind}.nii.gz")
+    return folder
+
+
+def as_03(folder: Path, patients: dict[str, str] | None = None) -> Path:
+    """Write a prepared folder's description as version 0.3 did, with these patients' names where given."""
+    about = read_json(folder / "prepared.json")
+    for name in ("unetlib", "patients_csv"):
+        del about[name]
+    for name, case in about["cases"].items():
+        for new in ("image", "content", "named_by"):
+            del case[new]
+        case["patient"] = patients[name] if patients else case["patient"]
+    write_json(folder / "prepared.json", about)
+    return folder
+
+
+SCANS = [f"UPENN-GBM-{number:05d}_{scan}" for number in range(5) for scan in (11, 21)]  # of 0.3, a patient each
+
+
+def as_03_run(run: Path) -> Path:
+    """Write what a run tells of itself as version 0.3 did."""
+    about, known = read_json(run / "recipe.json"), read_json(run / "provenance.json")
+    del about["unetlib"], known["prepared_by"]
+    for case in known["cases"].values():
+        for new in ("image", "content", "named_by"):
+            case.pop(new, None)
+    write_json(run / "recipe.json", about)
+    write_json(run / "provenance.json", known)
+    return run
 
 
 @pytest.fixture(scope="session")

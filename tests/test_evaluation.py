@@ -9,7 +9,7 @@ import torch
 from scipy.stats import bootstrap
 
 from tests.conftest import SMALL, write_patient
-from unetlib import evaluation
+from unetlib import __version__, evaluation
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint, load_model, save_checkpoint
 from unetlib.errors import UnetlibError
 from unetlib.evaluation import evaluate, read_patients, results_table
@@ -340,3 +340,10 @@ def test_a_patient_without_a_mask_is_named_where_nobody_is_left(evaluated, cohor
     shutil.copytree(cohort / known, tmp_path / "data" / known)
     with pytest.raises(UnetlibError, match=rf"validated on \(1 case\).*{unmasked}: it has no tumour mask"):
         evaluate(evaluated[0], tmp_path / "data", device="cpu")
+
+
+def test_the_version_is_told(evaluated):
+    assert evaluated[1]["unetlib"] == __version__
+    assert f"scored by unetlib {__version__}" in results_table(evaluated[1])
+    older = {name: value for name, value in evaluated[1].items() if name != "unetlib"}
+    assert "scored by unetlib 0.3 or older" in results_table(older)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import LPS, SMALL, STRONG, write_patient
+from tests.conftest import LPS, SCANS, SMALL, STRONG, as_03, as_cases, write_patient
 from unetlib import __version__
 from unetlib import prepare as preparing
 from unetlib.errors import UnetlibError
@@ -367,21 +367,6 @@ def test_a_folder_from_before_crop_opens_as_one_without_it_and_is_reused(cohort,
 # Who is one patient, whether a scan is there twice, and what has changed
 
 
-def as_cases(cohort, folder, names, change=lambda name, voxels: voxels):
-    """Copy the small patients in order under these names; `change` alters the voxels of an image."""
-    for source, name in zip(sorted(cohort.iterdir()), names, strict=False):
-        (folder / name).mkdir(parents=True)
-        for kind in ("flair", "seg"):
-            image = nib.load(source / f"{source.name}_{kind}.nii.gz")
-            voxels = np.asarray(image.dataobj)
-            voxels = change(name, voxels) if kind == "flair" else voxels
-            nib.save(nib.Nifti1Image(voxels, image.affine), folder / name / f"{name}_{kind}.nii.gz")
-    return folder
-
-
-SCANS = [f"UPENN-GBM-{number:05d}_{scan}" for number in range(5) for scan in (11, 21)]
-
-
 def parts_of(data):
     """The parts that the cases of each person are in, by the person's part of the name."""
     found = {}
@@ -466,19 +451,6 @@ def test_files_compressed_or_named_anew_are_no_change_and_a_voxel_is(cohort, tmp
         nib.save(nib.Nifti1Image(array, image.affine), mask)
         with pytest.raises(UnetlibError, match=r"other data: 1 case .*\(S3\)"):
             prepare(folder, tmp_path / "p", SMALL, workers=1)
-
-
-def as_03(folder, patients=None):
-    """Write a prepared folder's description as version 0.3 did, with its patients' names and split where given."""
-    about = json.loads((folder / "prepared.json").read_text())
-    for name in ("unetlib", "patients_csv"):
-        del about[name]
-    for name, case in about["cases"].items():
-        for new in ("image", "content", "named_by"):
-            del case[new]
-        case["patient"] = patients[name] if patients else case["patient"]
-    (folder / "prepared.json").write_text(json.dumps(about))
-    return folder
 
 
 def test_a_folder_of_version_0_3_opens_is_reused_and_told_as_such(cohort, prepared, tmp_path, capsys):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tests.conftest import SMALL
-from unetlib import provenance
+from unetlib import __version__, provenance
 from unetlib.files import read_csv, read_json
 from unetlib.prepare import Prepared
-from unetlib.provenance import NAME, read_provenance
+from unetlib.provenance import NAME, part_by_sign, read_provenance, signs
+from unetlib.sameness import HASHES
 from unetlib.training import train
 
 
@@ -80,3 +81,28 @@ def test_the_commit_is_that_of_the_library_not_of_the_folder_around_it(tmp_path,
 
 def test_a_run_of_an_older_version_has_none(tmp_path):
     assert read_provenance(tmp_path) == {}
+
+
+def test_the_hashes_of_every_case_and_who_named_it_are_those_of_the_prepared_data(prepared, run):
+    known = Prepared.open(prepared).about["cases"]
+    for name, case in read_provenance(run)["cases"].items():
+        assert {kind: case[kind] for kind in HASHES} == {kind: known[name][kind] for kind in HASHES}
+        assert len({case[kind] for kind in HASHES}) == 3
+        assert case["named_by"] == "BraTS 2021"
+
+
+def test_versions_are_written_down(prepared, run):
+    assert read_json(prepared / "prepared.json")["unetlib"] == __version__
+    assert read_json(run / "recipe.json")["unetlib"] == __version__
+    assert read_provenance(run)["prepared_by"] == __version__
+
+
+def test_a_case_is_known_by_its_voxels_its_files_and_a_name_that_nobody_else_has():
+    tcga = signs({"patient": "TCGA_02_0006", "sha256": "a", "image": "b"}, "TCGA_02_0006_19960823")
+    assert tcga == {"a", "b", "tcga-02-0006"}
+    assert signs({"patient": "P7", "sha256": "a", "case": "P7_t0"}) == {"a"}
+
+
+def test_of_several_records_of_a_person_the_training_weighs_most():
+    records = [{"patient": "P", "sha256": "a", "part": part} for part in ("test", "train", "val")]
+    assert part_by_sign(records) == part_by_sign(records[::-1]) == {"a": "train"}

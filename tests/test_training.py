@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL, STRONG, write_patient
-from unetlib import training
+from tests.conftest import SCANS, SMALL, STRONG, as_03, as_03_run, as_cases, write_patient
+from unetlib import __version__, training
 from unetlib.augment import augment, change_intensity, warp
 from unetlib.chance import balanced, shuffled
 from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, previous
@@ -501,6 +501,53 @@ def test_what_the_runs_before_have_learned_is_not_forgotten(cohort, trained, tmp
     scored = evaluate(tmp_path / "b", data=cohort, device="cpu")
     assert scored["patients"] == 10 - len(learned)
     assert "Left out" in scored["note"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_does_not_start_from_one_that_has_learned_from_the_same_scans_in_other_files(
+    cohort, trained, tmp_path, old
+):
+    """Version 0.3 knew files alone, and goes on to know those."""
+    first = shutil.copytree(trained, tmp_path / "first")
+    names = [f"S{number}" for number in range(10)]
+    data = as_cases(cohort, tmp_path / "data", names, lambda name, voxels: voxels.astype(np.float32))
+    prepare(data, tmp_path / "p", SMALL, workers=1)
+    if old:
+        as_03_run(first)
+        train(tmp_path / "p", tmp_path / "run", SMALL.but(epochs=1), device="cpu", start_from=first)
+    else:
+        with pytest.raises(UnetlibError, match=r"was trained or validated on \d+ cases that .* keeps for"):
+            train(tmp_path / "p", tmp_path / "run", SMALL, device="cpu", start_from=first)
+
+
+def test_a_run_does_not_start_from_one_that_has_learned_from_another_scan_of_its_test_patients(cohort, tmp_path):
+    first = as_cases(cohort, tmp_path / "first", SCANS[::2])
+    later = as_cases(cohort, tmp_path / "later", SCANS[1::2], lambda _, voxels: voxels + np.int16(1))
+    for folder, split in ((first, ("01", "2", "34")), (later, ("34", "2", "01"))):
+        names = [tuple(f"UPENN-GBM-0000{number}" for number in part) for part in split]
+        Split(*names).save(folder.with_name(f"p-{folder.name}") / "split.json")
+        prepare(folder, folder.with_name(f"p-{folder.name}"), SMALL, workers=1)
+    train(tmp_path / "p-first", tmp_path / "a", SMALL.but(epochs=1), device="cpu")
+    with pytest.raises(UnetlibError, match=r"validated on 2 cases .*\(UPENN-GBM-00000_21, UPENN-GBM-00001_21\)"):
+        train(tmp_path / "p-later", tmp_path / "b", SMALL, device="cpu", start_from=tmp_path / "a")
+
+
+def test_a_run_of_version_0_3_goes_on_with_its_data_prepared_by_either_version(prepared, tmp_path):
+    old = as_03(shutil.copytree(prepared, tmp_path / "p"))
+    for name in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            train(old, tmp_path / name, SMALL, device="cpu", max_steps=3)
+        as_03_run(tmp_path / name)
+    train(old, tmp_path / "a", SMALL, device="cpu")
+    train(prepared, tmp_path / "b", SMALL, device="cpu")
+    train(prepared, tmp_path / "c", SMALL, device="cpu")
+    for name in ("a", "b"):
+        one, other = (load_checkpoint(tmp_path / folder / BEST)["model"] for folder in (name, "c"))
+        assert same(one, other)
+        assert read_json(tmp_path / name / "recipe.json")["unetlib"] == "0.3 or older"
+    assert read_json(tmp_path / "a" / "provenance.json")["prepared_by"] == "0.3 or older"
+    assert read_json(tmp_path / "b" / "provenance.json")["prepared_by"] == __version__
+    assert read_json(tmp_path / "c" / "recipe.json")["unetlib"] == __version__
 
 
 def test_a_run_that_does_not_say_whom_it_has_seen_is_no_start(prepared, trained, tmp_path):

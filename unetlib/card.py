@@ -268,9 +268,10 @@ def _data(facts: _Facts) -> str:
 
 def _protocol(facts: _Facts) -> str:
     summary = facts.summary
-    split = told_divided(facts.cohort, facts.provenance.get("cases", {})) or "nobody is in two parts."
+    divided = told_divided(facts.cohort, facts.provenance.get("cases", {}))
+    split = divided or "The split is by patient: nobody is in two parts."
     return (
-        f"## Protocol\n\nThe split is by patient: {split} The weights kept are those of the epoch with "
+        f"## Protocol\n\n{split} The weights kept are those of the epoch with "
         "the highest Dice on the validation patients. The test patients, on whom training chose nothing, are scored in "
         f"all their axial slices: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour. Probabilities are "
