@@ -105,7 +105,7 @@ class _Drawing:
         face = colour or matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
         corner = (centre - width / 2, middle - height / 2)
         self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
-        place, side = (corner[0] + width, "right") if colour else (centre, "center")  # a copy stands close
+        place, side = (corner[0] + width - 0.15, "right") if colour else (centre, "center")  # a copy stands close
         self.axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
         return corner[0], corner[0] + width
 
