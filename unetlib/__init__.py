@@ -7,7 +7,7 @@ TYPE_CHECKING = False  # as in `typing`, which would take milliseconds in which 
 if TYPE_CHECKING:
     from unetlib.viewer import SliceViewer
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["SliceViewer"]
 
 
