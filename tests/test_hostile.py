@@ -33,6 +33,7 @@ from unetlib.evaluation import evaluate, results_table
 from unetlib.files import PARTIAL, read_csv, read_json, write_json
 from unetlib.plots import make_figures
 from unetlib.prepare import Prepared, prepare
+from unetlib.sameness import HASHES
 from unetlib.split import Split
 from unetlib.training import train
 from unetlib.unet import UNet
@@ -324,11 +325,11 @@ def hostile_parts(made):
         "masks": np.ones((2, 1, 32, 32), np.uint8),
         "z": np.arange(2),
         "tumour_voxels": np.ones(2, np.int64),
-        "sha256": np.array("0" * 64),
+        **{kind: np.array("0" * 64) for kind in HASHES},
     }
     return {
         "objects": saved(**good | {"images": np.array([Payload(made)] * 2, dtype=object)}),
-        "an object": saved(**good | {"sha256": np.array(Payload(made), dtype=object)}),
+        **{f"an object as {kind}": saved(**good | {kind: np.array(Payload(made), dtype=object)}) for kind in HASHES},
         "a pickle": pickle.dumps(Payload(made)),
         "lacking": saved(images=good["images"]),
         "another shape": saved(**good | {"masks": np.ones((3, 1, 32, 32), np.uint8)}),

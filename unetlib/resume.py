@@ -25,7 +25,7 @@ from unetlib.checkpoint import (
     restore,
 )
 from unetlib.errors import UnetlibError, brief, counted, first_of, made_by
-from unetlib.files import require_empty, sha256, write_csv, write_json
+from unetlib.files import read_json, require_empty, sha256, write_csv, write_json
 from unetlib.jobs import first_process, say
 from unetlib.parallel import share_statistics
 from unetlib.prepare import Prepared
@@ -112,11 +112,10 @@ def start_or_resume(
         return model, average, optimizer, done, first, threads
     if done.history:  # a kill may have come between the checkpoint and this file
         write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
-    begun_by = made_by(read_run(run)) if (run / "recipe.json").exists() else __version__
     about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
     if data.assume:
         about["assume"] = data.assume
-    write_json(run / "recipe.json", {"unetlib": begun_by, **about})
+    write_json(run / "recipe.json", {"unetlib": _begun_by(run), **about})
     data.split.save(run / "split.json")
     write_provenance(
         run, data, recipe.as_dict(), fabric.device, start_from if content is None else None, threads.number
@@ -136,6 +135,14 @@ def first_weights(other: Path | None, run: Path) -> str | None:
         f"--start-from {other} {what if other.exists() else 'does not exist'} ({BEST} was expected there). "
         + (f"Restore it, or {advice}." if (run / LATEST).exists() else "Name the folder of a finished training.")
     )
+
+
+def _begun_by(run: Path) -> str:
+    """Return the version of the library that began a run: this one where there is no recipe yet, or a damaged one."""
+    try:
+        return made_by(read_json(run / "recipe.json")) if (run / "recipe.json").exists() else __version__
+    except UnetlibError:
+        return __version__
 
 
 def begin_with(model: nn.Module, other: Path, recipe: Recipe, data: Prepared) -> None:

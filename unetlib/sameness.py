@@ -18,23 +18,23 @@ from unetlib.volumes import Volume
 HASHES = ("sha256", "image", "content")  # of a case's files; of its image; of its image and mask
 
 
-def hash_voxels(voxels: np.ndarray) -> str:
-    """Return the SHA-256 of an array (X, Y, Z), of its shape and its values in single precision.
+def hash_voxels(voxels: np.ndarray, dtype: str = "<f4") -> str:
+    """Return the SHA-256 of an array (X, Y, Z), of its shape and its values, by default in single precision.
 
     The same scan has the same hash whatever its number type, scale factor, compression or storage order, when it is
     in LPS order. What was resampled, cropped or rescaled has another.
     """
     found = hashlib.sha256(str(voxels.shape).encode())
     for z in range(voxels.shape[2]):  # slice by slice, x fastest, as NIfTI stores them: 4 x faster than in C order
-        plane = np.ascontiguousarray(voxels[:, :, z].T, dtype="<f4") + np.float32(0)  # -0 becomes 0
-        found.update(plane.tobytes())
+        plane = np.ascontiguousarray(voxels[:, :, z].T, dtype=dtype)
+        found.update((plane + plane.dtype.type(0) if voxels.dtype.kind == "f" else plane).data)  # -0 becomes 0
     return found.hexdigest()
 
 
 def hash_case(image: Volume, labels: np.ndarray) -> tuple[str, str]:
     """Return two hashes of a case: of the image, which says whose scan it is, and of image and mask together."""
     scan = hash_voxels(image.voxels)
-    return scan, digest([scan, hash_voxels(labels.round())])
+    return scan, digest([scan, hash_voxels(labels.round() if labels.dtype.kind == "f" else labels, "u1")])
 
 
 def is_unchanged(case: Case, root: Path, stamp: list[list[str | int]], known: dict[str, Any]) -> bool:
