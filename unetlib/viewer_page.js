@@ -4,7 +4,17 @@
 async function inflate(script) {
   const packed = Uint8Array.from(atob(script.textContent), (character) => character.charCodeAt(0));
   const bytes = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new DataView(await new Response(bytes).arrayBuffer());
+  return new DataView(interleave(new Uint8Array(await new Response(bytes).arrayBuffer())).buffer);
+}
+
+// The bytes of even places come first, then those of odd ones.
+function interleave(bytes) {
+  const whole = new Uint8Array(bytes.length), half = Math.ceil(bytes.length / 2);
+  for (let i = 0; i < half; i++) {
+    whole[2 * i] = bytes[i];
+    if (2 * i + 1 < bytes.length) whole[2 * i + 1] = bytes[half + i];
+  }
+  return whole;
 }
 
 function makeModel(state, answer) {

@@ -12,7 +12,7 @@ from unetlib.files import atomic
 from unetlib.viewer import SliceViewer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
-SIZE = (1200, 560)
+SIZE = (1200, 585)
 
 
 def find_browser() -> str | None:
