@@ -4,12 +4,13 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is loaded: a measured number would depend on the machine's load
+# Before torch is loaded: a measured number would depend on the machine's load. Two workers share two cores, and what is
+# computed here is small: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
 from unetlib.files import read_json, write_json
@@ -37,10 +38,6 @@ STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it
     tune=True,
 )
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-# Two workers share two cores, and what is computed here is small: more threads would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Properties are tried on the same examples each time; `make test-long` looks for new ones.
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,18 @@ from hypothesis import strategies as st
 
 from unetlib import files
 from unetlib.errors import UnetlibError
-from unetlib.files import atomic, digest, keep_as, locked, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.files import (
+    atomic,
+    digest,
+    keep_as,
+    locked,
+    read_csv,
+    read_json,
+    sha256,
+    takes_paths,
+    write_csv,
+    write_json,
+)
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
 plain = (
@@ -404,3 +416,13 @@ def test_where_the_folder_cannot_be_chosen_the_one_that_can_is_offered(tmp_path,
     copy = re.escape(f"It belongs into {tmp_path / 'run'}: copy that folder to a place where you may write")
     with pytest.raises(UnetlibError, match=copy), locked(tmp_path / "run" / "evaluation", belongs_to=tmp_path / "run"):
         pass
+
+
+def test_an_empty_text_is_no_path_and_none_where_a_path_may_be_left_out():
+    @takes_paths
+    def paths(one: Path, other: Path | None = None) -> list:
+        return [one, other]
+
+    assert paths("a", "") == [Path("a"), None]
+    with pytest.raises(UnetlibError, match="an empty text was given"):
+        paths("")

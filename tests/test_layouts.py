@@ -375,3 +375,8 @@ def test_the_command_line_and_a_variable_may_name_the_users_folder(tmp_path, mon
     assert build_parser().parse_args(["predict", "~/run", "~/a.nii", "--out=~/masks"]).out == tmp_path / "masks"
     monkeypatch.setenv("COURSE_DATA", "~/data")
     assert start(work="~/work").work.parent == tmp_path / "work"
+
+
+def test_a_volume_and_a_mask_named_in_two_ways_are_of_one_case(tmp_path):
+    case = only(tree(tmp_path, "UPENN-GBM-00006_11_FLAIR.nii.gz", "UPENN-GBM-00006_11_seg.nii.gz"))
+    assert case.seg.paths[0].name == "UPENN-GBM-00006_11_seg.nii.gz"

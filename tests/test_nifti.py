@@ -84,8 +84,8 @@ def test_a_pair_is_read_by_either_name(tmp_path, trained, end, kind, packed):
 
 def test_a_pair_in_memory_is_shown():
     viewer = SliceViewer(nib.Nifti1Pair(IMAGE, LPS), nib.Nifti1Pair(labels(1), LPS))
-    np.testing.assert_array_equal(viewer._panels[0].volume.voxels, IMAGE)
-    np.testing.assert_array_equal(viewer._panels[0].truth, labels(1))
+    np.testing.assert_array_equal(viewer.panels[0].volume.voxels, IMAGE)
+    np.testing.assert_array_equal(viewer.panels[0].truth, labels(1))
 
 
 def test_cases_of_pairs_are_found_once_and_change_with_their_voxels(tmp_path):
@@ -120,7 +120,7 @@ def test_a_4d_file_with_one_volume_is_3d_everywhere(tmp_path, trained, shape):
     assert report.notes == ()
     assert read_shape(Source((tmp_path / "Case_1_t1.nii.gz",))) == IMAGE.shape
     viewer = SliceViewer(IMAGE.reshape(shape), labels(1).reshape(shape), tmp_path / "Case_1_seg.nii.gz", affine=LPS)
-    np.testing.assert_array_equal(viewer._panels[0].truth, viewer._panels[0].prediction)
+    np.testing.assert_array_equal(viewer.panels[0].truth, viewer.panels[0].prediction)
     for channel in (None, 0):
         out = tmp_path / f"out-{channel}"
         (mask,) = predict(trained, [tmp_path / "Case_1_flair.nii.gz"], out, channel=channel, device="cpu")

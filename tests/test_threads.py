@@ -168,8 +168,7 @@ def test_one_process_measures_the_same_work_once(prepared, tmp_path, machine):
 
 def test_a_resumed_run_keeps_its_number_and_ends_with_the_bits_of_that_number(prepared, tmp_path, machine, capsys):
     machine.times = BUSY
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5)
     threads._measured.clear()  # as another process finds it
     torch.set_num_threads(2)
     machine.times = QUIET
@@ -209,8 +208,7 @@ def edited(run, change):
 )
 def test_a_run_that_kept_no_number_measures(prepared, tmp_path, machine, change):
     """Version 0.3 kept none."""
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
     edited(tmp_path / "run", change)
     train(prepared, tmp_path / "run", SMALL, "cpu")
     assert machine.measured == 1
@@ -218,8 +216,7 @@ def test_a_run_that_kept_no_number_measures(prepared, tmp_path, machine, change)
 
 
 def test_a_number_kept_on_a_larger_machine_is_measured_again_and_said(prepared, tmp_path, machine, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
     edited(tmp_path / "run", lambda content: content.update(threads=8))
     train(prepared, tmp_path / "run", SMALL, "cpu")
     told = capsys.readouterr().out
@@ -241,8 +238,7 @@ def test_where_the_number_is_given_nothing_is_measured(prepared, tmp_path, machi
 
 
 def test_a_given_number_wins_over_the_one_kept_and_says_so(prepared, tmp_path, machine, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
     train(prepared, tmp_path / "run", SMALL, "cpu", threads=2)
     assert "2 threads from here on, 1 before: the last digits may now differ." in capsys.readouterr().out
     assert kept(tmp_path / "run") == 2
@@ -375,8 +371,7 @@ def test_a_changed_number_is_kept_in_the_next_checkpoint_and_noted(prepared, tmp
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", busy_from_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
-        train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=6)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=6)
     assert kept(tmp_path / "run") == 1
     assert [one["threads"] for one in read_provenance(tmp_path / "run")["sessions"]] == [2, 1]
     assert "goes on with 1; the last digits may now differ." in capsys.readouterr().out

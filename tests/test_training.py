@@ -535,8 +535,7 @@ def test_a_run_does_not_start_from_one_that_has_learned_from_another_scan_of_its
 def test_a_run_of_version_0_3_goes_on_with_its_data_prepared_by_either_version(prepared, tmp_path):
     old = as_03(shutil.copytree(prepared, tmp_path / "p"))
     for name in ("a", "b"):
-        with pytest.raises(KeyboardInterrupt):
-            train(old, tmp_path / name, SMALL, device="cpu", max_steps=3)
+        train(old, tmp_path / name, SMALL, device="cpu", max_steps=3)
         as_03_run(tmp_path / name)
     train(old, tmp_path / "a", SMALL, device="cpu")
     train(prepared, tmp_path / "b", SMALL, device="cpu")

@@ -53,7 +53,9 @@ def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
         for name in names:
-            if (value := given.arguments.get(name)) is not None:
+            if (value := given.arguments.get(name)) == "" and signature.parameters[name].default is None:
+                given.arguments[name] = None
+            elif value is not None:
                 given.arguments[name] = [*map(_home, value)] if isinstance(value, list | tuple) else _home(value)
         return function(*given.args, **given.kwargs)
 
@@ -61,6 +63,8 @@ def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _home(path: str | Path) -> Path:
+    if path == "":  # which `Path` takes for the working directory
+        raise UnetlibError("an empty text was given where a path was expected. Name a file or folder.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~nobody

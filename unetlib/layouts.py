@@ -36,6 +36,10 @@ class Layout:
     channels: dict[str, int] = field(default_factory=dict)
     mask: str = "{id}_seg.nii.gz"
 
+    def agrees_with(self, other: "Layout") -> bool:
+        """Tell whether files named by both ways can be of one case: a volume a file, and labels of one meaning."""
+        return self.name == other.name or (self.labels == other.labels and not (self.channels or other.channels))
+
     def kind_of(self, word: str) -> str:
         """Return what a word of a name means."""
         return next((kind for known, kind in self.words.items() if re.fullmatch(known, word, re.IGNORECASE)), OTHER)

@@ -117,7 +117,7 @@ class _Draft:
 
     def claim(self, layout: Layout, kind: str, number: int, path: Path) -> None:
         """Note that `path` is this case's `kind`, or that another file says so already."""
-        same = layout.name == self.layout.name
+        same = layout.agrees_with(self.layout)
         other = self.files.get((kind, number)) if same else next(iter(self.files.values()))
         if other is None:
             self.files[kind, number] = path
