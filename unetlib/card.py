@@ -18,7 +18,7 @@ from unetlib.errors import UnetlibError, brief, counted, first_of, made_by, prin
 from unetlib.evaluation import COUNTS, evaluate, read_patients
 from unetlib.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
 from unetlib.patients import Cohort
-from unetlib.provenance import PACKAGES, own_cohort, read_provenance
+from unetlib.provenance import PACKAGES, find_own, read_provenance
 from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
 from unetlib.split import PARTS, Split
 from unetlib.unet import UNet
@@ -119,7 +119,7 @@ class _Facts:
     def collect(cls, run: Path, summary: dict[str, Any]) -> "_Facts":
         """Read an evaluated run, and the voxel sizes of its test cases."""
         net, recipe, best = load_model(run)
-        cohort, folder = own_cohort(run), run / "evaluation"
+        cohort, folder = find_own(run), run / "evaluation"
         rows = _slices(folder / "slices.csv")
         scored = {row["case"] for row in rows}
         sizes, synthetic = {}, False
