@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import write_patient
+from tests.test_patients import style
 from unetlib import inference
 from unetlib.checkpoint import BEST, load_model
 from unetlib.decision import Decision
@@ -285,3 +286,19 @@ def test_cut_to_the_head_it_does_not_matter_where_in_the_picture_the_head_is(unt
     np.testing.assert_allclose(moved, np.roll(predictor.volume(head), (20, 25), (0, 1)), atol=1e-6)
     assert moved.max() > 0
     assert not moved[:25].any()  # there the window does not reach
+
+
+def test_an_image_that_breaks_what_no_message_foresees_does_not_keep_the_others(trained, tmp_path, monkeypatch):
+    good, bad = style(tmp_path, "a"), style(tmp_path, "b")
+    real = inference.read_volume
+
+    def read(source):
+        if source.paths[0].name.startswith("b"):
+            raise ZeroDivisionError("odd")
+        return real(source)
+
+    monkeypatch.setattr(inference, "read_volume", read)
+    images = [folder / f"{id}_flair.nii.gz" for folder, id in ((bad, "b"), (good, "a"))]
+    with pytest.raises(UnetlibError, match=r"1 of 2 images got no mask.*b_flair.nii.gz: it cannot be read .ZeroDiv"):
+        predict(trained, images, tmp_path / "out", device="cpu")
+    assert (tmp_path / "out/a_flair_mask.nii.gz").exists()

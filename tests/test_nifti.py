@@ -29,7 +29,8 @@ def saved(path, kind=nib.Nifti1Image, voxels=IMAGE, affine=LPS, **header):
     nib.save(image, path)
     content = bytearray(path.read_bytes())
     for name, value in header.items():
-        at, code = {"xyzt_units": (123, "B"), "vox_offset": (108, "<f"), "datatype": (70, "<h"), "magic": (344, "4s"),
+        at, code = {"qform_code": (252, "<h"), "quatern_b": (256, "<f"), "pixdim1": (80, "<f"),
+                    "xyzt_units": (123, "B"), "vox_offset": (108, "<f"), "datatype": (70, "<h"), "magic": (344, "4s"),
                     "sform_code": (254, "<h"), "scl_slope": (112, "<f"), "scl_inter": (116, "<f"),
                     "dim0": (40, "<h"), "dim1": (42, "<h"), "sizeof_hdr": (0, "<i")}[name]  # fmt: skip
         struct.pack_into(code, content, at, value)
@@ -188,6 +189,9 @@ def test_archives_under_the_name_of_an_image_are_told(tmp_path):
         ({"sform_code": 17}, r"have the codes [17, 0]; 0 to 5 were expected. If its affine is right, set the code"),
         ({"datatype": 3}, "Save its voxels as int16 or float32"),
         ({"scl_slope": 1, "scl_inter": float("inf")}, "Save it again without a scale"),
+        ({"sform_code": 0, "qform_code": 1, "quatern_b": 3.0}, "its qform is no rotation"),
+        ({"sform_code": 0, "qform_code": 1, "pixdim1": 0}, "its voxels are 0 x 1 x 1 wide. Export it again"),
+        ({"sform_code": 0, "qform_code": 1, "pixdim1": float("nan")}, "its voxels are nan x 1 x 1 wide"),
         ({"dim0": 9}, "it does not say how many axes it has. Export it again"),
         ({"dim1": -8}, "no MRI volume has. It is damaged or no image. Export it again"),
     ],
@@ -218,6 +222,16 @@ def test_a_file_that_ends_too_soon_is_to_be_copied_again(tmp_path, end):
     path = nifti(tmp_path / f"a{end}", np.random.default_rng(0).integers(0, 999, IMAGE.shape).astype(np.int16))
     path.write_bytes(path.read_bytes()[:-60])
     assert "Copy or download it again" in advice(path)
+
+
+def test_a_file_cut_off_within_its_header_is_not_called_analyze(tmp_path):
+    path = saved(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:200])
+    assert "cut off: it ends within its header, after 200 bytes. Copy or download it again" in advice(path)
+
+
+def test_an_offset_that_is_wrong_is_named_where_voxels_lack(tmp_path):
+    assert "Or its vox_offset is wrong: 368 where 352 is usual" in advice(saved(tmp_path / "a.nii", vox_offset=368))
 
 
 def test_a_folder_and_a_link_to_nowhere_are_told_apart(tmp_path):

@@ -17,6 +17,7 @@ from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import atomic, digest, fold, read_json, remove_temporary, sha256, takes_paths
 from unetlib.jobs import progress, say
 from unetlib.nifti import files_of, is_nifti, stem
+from unetlib.patients import unforeseen
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
 from unetlib.threads import prediction_threads
@@ -139,8 +140,8 @@ def predict(
             try:
                 volume = read_volume(job.source)
                 volume.require_contrast(str(job.source))
-            except UnetlibError as error:
-                failed.append(str(error))
+            except Exception as error:  # one strange file must not keep the others from their masks
+                failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.source}: {unforeseen(error)}")
                 bar.update()
                 continue
             found = predictor.volume(volume.voxels)

@@ -59,6 +59,7 @@ OTHER_FILES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\0\0\1\x5c", "Analyze 7.5 or damaged, without the mark of NIfTI", ANALYZE),
     (0, b"\0\0\0\1\0\0", "MGH of FreeSurfer", "Convert it to NIfTI with mri_convert."),
 )
+SIZES = {b"\x5c\1\0\0": 348, b"\0\0\1\x5c": 348, b"\x1c\2\0\0": 540, b"\0\0\2\x1c": 540}  # of a header
 PAGE = "Download it again in a browser, logged in where its publisher asks for it."
 
 
@@ -193,6 +194,8 @@ def what_it_is(head: bytes, kind: str) -> str:
         return f"nothing but zeros, as an interrupted copy leaves it. {AGAIN}"
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return f"a web page, as a failed download leaves it. {PAGE}"
+    if kind == "NIfTI" and len(head) < SIZES.get(head[:4], 0):
+        return f"cut off: it ends within its header, after {len(head)} bytes. {AGAIN}"
     for at, magic, name, advice in OTHER_FILES:
         if head[at:].startswith(magic) and f"a {kind}" not in name:
             return f"{name}. {advice}"
@@ -212,6 +215,12 @@ def _faults(raw: Any, single: bool, alone: bool) -> Iterator[tuple[bool, str, st
     """Yield whether a header has a fault, its description, and advice, for each fault."""
     yield not 1 <= raw["dim"][0] <= 7, "it does not say how many axes it has", EXPORT
     yield not single and alone, "its voxels are announced in another file, .img", "Put the .img beside its .hdr."
+    sizes = raw["pixdim"][1:4]
+    yield (
+        raw["sform_code"] <= 0 and not (abs(sizes) > 0).all(),
+        f"its voxels are {' x '.join(f'{size:g}' for size in sizes)} wide",
+        EXPORT,
+    )
     codes = [int(raw["sform_code"]), int(raw["qform_code"])]
     known = nib.nifti1.xform_codes.value_set("code")
     yield (

@@ -143,15 +143,16 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
     except UnetlibError:
         raise
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
+        at = getattr(image.dataobj, "offset", 0)
+        odd = f" Or its vox_offset is wrong: {at} where 352 is usual." if at not in (0, 352, 544) else ""
         raise UnetlibError(
             f"{name} is damaged: its voxels cannot be read ({reason(error)}). It ends too soon or was changed on the "
-            f"way. {AGAIN}"
+            f"way. {AGAIN}{odd}"
         ) from error
     _require_finite(voxels, name)
     header = single_header(image.header)
     if is_oriented(image):
-        affine = image.header.get_best_affine() if image.affine is None else image.affine
-        return _to_lps(name, voxels, np.asarray(affine, dtype=np.float64), header)
+        return _to_lps(name, voxels, _affine(image, name), header)
     assume = _require_assumption(name, assume)
     return replace(_to_lps(name, voxels, _assumed_affine(image, assume), header), assumed=assume)
 
@@ -176,6 +177,15 @@ def _advice(shape: tuple[int, ...]) -> str:
 def is_oriented(image: Any) -> bool:
     """Tell whether the header of a NIfTI image says how its voxels lie: by a transform with a code above 0."""
     return max(int(image.header["sform_code"]), int(image.header["qform_code"])) > 0
+
+
+def _affine(image: Any, name: str) -> np.ndarray:
+    """Return (4, 4), voxel to millimetres, as an image or else its header says."""
+    try:
+        affine = image.header.get_best_affine() if image.affine is None else image.affine
+    except ValueError as error:  # a quaternion longer than 1
+        raise UnetlibError(f"{name}: its qform is no rotation ({reason(error)}). {EXPORT}") from error
+    return np.asarray(affine, dtype=np.float64)
 
 
 def _require_assumption(name: str, assume: str | None) -> str:
