@@ -37,7 +37,8 @@ ONE = {  # ids of one patient each, by the name of the patient
     "HF1010": ["HF1010_1996.01.01"],
     "P7": ids("""P7_baseline P7_followup P7-follow-up P7_pre P7_post P7_preop P7_post-op P7.t0 P7_tp1 P7_visit2 P7_v1
         P7_week12 P7_12weeks P7_month3 P7_day_0 P7_FU3m P7_2019-03-01 P7_20190301 P7_01.03.2019 P7_ses-1_run-2
-        P7_time_point_2 P7_baseline_20190301 P7_visit_012 P7_recurrence P7_session1"""),
+        P7_time_point_2 P7_20190301T101112
+        P7_2019-03-01_10-11 P7_praeop P7_baseline_20190301 P7_visit_012 P7_recurrence P7_session1"""),
     "Anna": ["Anna_baseline", "Anna_followup2", "Anna_visit1", "Anna_week12", "Anna_pre", "Anna_post"],
 }
 OTHERS = ids("""patient_1 patient_2 patient-3 case_001 case_010 BraTS20_Training_001 BraTS20_Training_002
@@ -92,6 +93,10 @@ def numbered(stem, number):
         (["anna_t0", "anna_t1", "bob_t0"], ["anna_t0", "anna_t1"]),
         (["pre_001", "post_001", "pre_002", "post_002"], ["post_001", "pre_001"]),
         (["P7_scan1", "P7_scan2", "P8_scan1"], ["P7_scan1", "P7_scan2"]),
+        (["P7_early", "P7_late", "P8_early"], ["P7_early", "P7_late"]),
+        (["P7_1st", "P7_2nd", "P8_1st"], ["P7_1st", "P7_2nd"]),
+        (["P7_tp1_reg", "P7_tp2_reg", "P8_tp1_reg"], ["P7_tp1_reg", "P7_tp2_reg"]),
+        (["P7_20190301_101112", "P7_20200301_101530", "P8"], ["P7_20190301_101112", "P7_20200301_101530"]),
         ([*numbered("site1", 30), *numbered("site2", 30)], numbered("site1", 30)),
     ],
 )
@@ -113,6 +118,14 @@ def test_names_that_could_hide_time_points_are_found(names, group):
 )
 def test_plain_enumerations_and_known_schemes_are_not(names):
     assert hidden_time_points(names) == []
+
+
+def test_an_enumeration_that_reads_like_visits_of_one_patient_is_told(tmp_path):
+    for number in range(4):
+        style(tmp_path, f"site2_v{number:02}")
+    assert "all 4 cases are scans of one patient, site2. If they are not, write a table patients.csv" in " ".join(
+        find_cases(tmp_path).notes
+    )
 
 
 def test_check_says_which_names_could_hide_time_points_and_names_the_remedy(tmp_path):

@@ -36,17 +36,18 @@ def _ids(person: str, scan: str = r"(?:[-_./ ].+)?") -> re.Pattern[str]:
 
 _DAY, _MONTH, _YEAR = "(?:0[1-9]|[12][0-9]|3[01])", "(?:0[1-9]|1[0-2])", "(?:19|20)[0-9]{2}"
 _DATE = rf"(?:{_YEAR}[-._]?{_MONTH}[-._]?{_DAY}|{_DAY}[-._]{_MONTH}[-._]{_YEAR})"
+_CLOCK = "(?:T?[0-2][0-9][0-5][0-9](?:[0-5][0-9])?|[T_ -][0-2][0-9][-.:h][0-5][0-9](?:[-.:m][0-5][0-9])?)"
 _VISIT = "(?:time[-_]?point|time|tp|session|ses|visit|follow[-_]?up|fu)"
 _SPAN = "(?:weeks?|wk|months?|mo|days?|years?|yr)"
 _TREATED = "(?:op|operative|operation|surgery|surgical|treatment|rt|radiotherapy|chemo|therapy)"
 _STAGE = (
-    rf"(?:(?:pre|post|intra)(?:[-_]?{_TREATED})?|baseline|screening|initial|follow[-_]?up|fu|recurrence|recurrent|"
+    rf"(?:(?:pre|prae|post|intra)(?:[-_]?{_TREATED})?|baseline|screening|initial|follow[-_]?up|fu|recurrence|recurrent|"
     "progression|relapse|rescan|retest|repeat|before|after)[0-9]{0,2}"
 )
 _SPANS = rf"(?:{_SPAN}[-_. ]?[0-9]{{1,4}}|[0-9]{{1,4}}[-_]?{_SPAN}|fu[0-9]{{1,4}}[dwmy])"
 _WORD = rf"(?:{_VISIT}[-_. ]?[0-9]{{1,2}}|{_SPANS}|{_STAGE})"
 # What is a time behind a name that holds a digit, and could be anything behind `glioma`.
-_NUMBERED = rf"(?:{_WORD}|{_DATE}|{_VISIT}[-_. ]?[0-9]{{1,4}}|run[-_]?[0-9]{{1,2}}|[tv][-_]?[0-9]{{1,2}})"
+_NUMBERED = rf"(?:{_WORD}|{_DATE}{_CLOCK}?|{_VISIT}[-_. ]?[0-9]{{1,4}}|run[-_]?[0-9]{{1,2}}|[tv][-_]?[0-9]{{1,2}})"
 _SEPARATOR = "[-_./ ]"
 
 # The first entry that matches the whole id wins. A number behind an unknown name is no time point: `patient_2` is
@@ -177,11 +178,13 @@ def divided(parts: Mapping[str, str], patients: Mapping[str, str]) -> list[str]:
     return sorted(name for name, own in found.items() if len(own) > 1)
 
 
-# Of an unknown name: a last letter or two, a small number, a date; a first word of time.
+# Of an unknown name: a last letter or two, a small number, a date, a word of order; a word of time before the end.
 _TAIL = re.compile(
-    rf"(.+?)(?:{_SEPARATOR}(?:[a-z]{{0,2}}\d{{0,4}}[a-z]?|{_DATE}|[a-z]+\d+)|(?<=\d)[a-z])", re.IGNORECASE
+    rf"(.+?)(?:{_SEPARATOR}(?:[a-z]{{0,2}}\d{{0,4}}[a-z]?|{_DATE}(?:[-_]\d+)?|[a-z]+\d+|"
+    r"early|late|first|second|third|last|\d(?:st|nd|rd|th))|(?<=\d)[a-z])",
+    re.IGNORECASE,
 )
-_HEAD = re.compile(rf"{_NUMBERED}{_SEPARATOR}(.+)", re.IGNORECASE)
+_INSIDE = re.compile(rf"(?:(.+?){_SEPARATOR})?{_NUMBERED}({_SEPARATOR}.+)", re.IGNORECASE)
 FEW = 4  # scans that people have whose names hold no digit: `anna_2`, but not the thousand of `glioma_0002`
 
 
@@ -194,8 +197,8 @@ def hidden_time_points(ids: Iterable[str]) -> list[list[str]]:
     names = sorted({id for id in ids if scheme_of(id) is None})
     groups: dict[str, list[str]] = defaultdict(list)
     for id in names:
-        for match in filter(None, (_TAIL.fullmatch(id), _HEAD.fullmatch(id))):
-            groups[key(match[1])].append(id)
+        for match in filter(None, (_TAIL.fullmatch(id), _INSIDE.fullmatch(id))):
+            groups[key("".join(filter(None, match.groups())).lstrip("-_./ "))].append(id)
     bare = {key(id): id for id in names}
     for stem in groups.keys() & bare.keys():
         groups[stem].insert(0, bare[stem])
@@ -210,7 +213,13 @@ def hidden_time_points(ids: Iterable[str]) -> list[list[str]]:
 
 
 def doubt(ids: Iterable[str]) -> str:
-    """Return the sentence about names that could hide time points, empty where there are none."""
+    """Return the sentence about names that could hide time points, or be an enumeration; empty where there are none."""
+    ids = list(ids)
+    if len(ids) > 2 and len({key(patient_of(id)) for id in ids}) == 1 and not world_name(ids[0]):
+        return (
+            f"By their names, all {len(ids)} cases are scans of one patient, {patient_of(ids[0])}. If they are not, "
+            f"write a table {TABLE} with the columns case and patient into the data folder."
+        )
     if not (groups := hidden_time_points(ids)):
         return ""
     return (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unetlib.errors import UnetlibError, counted
 from unetlib.files import digest, read_json, takes_paths, write_json
+from unetlib.naming import TABLE
 
 PARTS = ("train", "val", "test")
 
@@ -83,7 +84,7 @@ def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0
     if len(ids) < 3:
         raise UnetlibError(
             f"{counted(len(ids), 'usable patient')} found; a split into train, val and test needs at least 3. "
-            "Add patients."
+            f"Add patients, or say in a table {TABLE} in the data folder who is one patient, where names mislead."
         )
     shuffled = sorted(ids, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())
     train = max(1, min(round(train_fraction * len(ids)), len(ids) - 2))
