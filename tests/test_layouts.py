@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.test_patients import IMAGE, LPS, kaggle, labels, nifti, only, style, why_left_out
+from tests.test_patients import IMAGE, LPS, brats, kaggle, labels, nifti, only, style, why_left_out
 from unetlib.archive import open_data
 from unetlib.check import check
 from unetlib.cli import build_parser, main
@@ -167,7 +167,7 @@ def test_the_mask_by_an_expert_goes_before_the_automatic_one(tmp_path, expert, a
     tree(tmp_path, f"{image}.nii.gz", f"{automatic}.nii.gz")
     cohort = find_cases(tmp_path)
     assert cohort.cases[0].seg.paths == (tmp_path / f"{automatic}.nii.gz",)
-    assert any("1 case have no mask by an expert; the automatic one is used" in note for note in cohort.notes)
+    assert any("for 1 case there is no mask by an expert; the automatic one is used" in note for note in cohort.notes)
     tree(tmp_path, f"{expert}.nii.gz")
     cohort = find_cases(tmp_path)
     assert cohort.cases[0].seg.paths == (tmp_path / f"{expert}.nii.gz",)
@@ -262,7 +262,7 @@ def test_kaggle_that_holds_its_data_twice_counts_once(tmp_path):
     cohort = find_cases(tmp_path)
     assert len(cohort.cases) == 1
     assert read_case(cohort.cases[0])[0].voxels.shape == (8, 9, 11)
-    assert sum("1 case lie here twice" in note for note in cohort.notes) == 1
+    assert sum("counted once: 1 case," in note for note in cohort.notes) == 1
 
 
 @pytest.mark.parametrize("how", ["compressed", "other type", "other folder"])
@@ -380,3 +380,52 @@ def test_the_command_line_and_a_variable_may_name_the_users_folder(tmp_path, mon
 def test_a_volume_and_a_mask_named_in_two_ways_are_of_one_case(tmp_path):
     case = only(tree(tmp_path, "UPENN-GBM-00006_11_FLAIR.nii.gz", "UPENN-GBM-00006_11_seg.nii.gz"))
     assert case.seg.paths[0].name == "UPENN-GBM-00006_11_seg.nii.gz"
+
+
+def test_a_folder_named_like_a_file_names_the_case_whoever_it_is(tmp_path):
+    for id in ("HGG_004", "HGG_005"):
+        nifti(tmp_path / f"{id}_flair.nii/00000377_brain_flair.nii")
+        nifti(tmp_path / f"{id}_seg.nii/00000377_final_seg.nii", labels(1))
+    assert [case.id for case in find_cases(tmp_path).cases] == ["HGG_004", "HGG_005"]
+
+
+@pytest.mark.parametrize("id", ["UPENN-GBM-00006_11", "UCSF-PDGM-0004", "TCGA-02-0006_1996.08.23", "RHUH-0001_1"])
+def test_a_mask_renamed_as_in_brats_is_the_mask_in_every_data_set(tmp_path, id):
+    brats(tmp_path, id)
+    assert [(case.id, len(case.images)) for case in find_cases(tmp_path).cases] == [(id, 4)]
+
+
+@pytest.mark.parametrize("name", ["T2 FLAIR", "MR FLAIR", "MRI_FLAIR", "flair mri"])
+def test_nnunet_channels_as_they_are_written(tmp_path, name):
+    nifti(tmp_path / "imagesTr/a_0000.nii.gz")
+    nifti(tmp_path / "imagesTr/a_0001.nii.gz")
+    nifti(tmp_path / "labelsTr/a.nii.gz", labels(1))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1 weighted", "1": name}}))
+    (case,) = find_cases(tmp_path).cases
+    assert case.images["flair"].paths[0].name == "a_0001.nii.gz"
+
+
+def test_nnunet_without_a_name_for_flair_is_told_to_name_it_not_to_add_it(tmp_path):
+    nifti(tmp_path / "imagesTr/a_0000.nii.gz")
+    nifti(tmp_path / "labelsTr/a.nii.gz", labels(1))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "x"}}))
+    (why,) = find_cases(tmp_path).left_out.values()
+    assert "Let dataset.json beside imagesTr name the channels" in why
+    assert "Add it" not in why
+
+
+@pytest.mark.parametrize("name", ["x_FLAIR_reg", "x-FLAIR", "x.flair", "x_flair_n4"])
+def test_an_image_under_an_unknown_name_beside_its_mask_is_named(tmp_path, name):
+    nifti(tmp_path / f"{name}.nii.gz")
+    nifti(tmp_path / "x_seg.nii.gz", labels(1))
+    (why,) = find_cases(tmp_path).left_out.values()
+    assert f"{tmp_path / name}.nii.gz looks like its flair image" in why
+    assert "Add it" not in why
+
+
+def test_a_second_table_of_patients_deeper_down_is_not_skipped_in_silence(tmp_path):
+    for folder in (tmp_path, tmp_path / "sub"):
+        style(folder, f"case{folder.name}")
+        (folder / "patients.csv").write_text(f"case,patient\ncase{folder.name},p\n")
+    told = " ".join(find_cases(tmp_path).notes)
+    assert f"Not heeded, because it lies deeper: {tmp_path / 'sub' / 'patients.csv'}" in told

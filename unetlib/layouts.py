@@ -58,9 +58,7 @@ ANY_OF = "|".join(SEG)
 
 
 def _names(id: str, rest: str = f"_(?P<word>{ANY_OF})", end: str = NIFTI) -> re.Pattern[str]:
-    """Return the pattern of a file; Kaggle unpacks it as a folder of that name with one file in it."""
-    folder = rf"(?:/[^/]+{NIFTI})?" if end == NIFTI else ""
-    return re.compile(rf"(?:.*/)?(?P<id>{id}){rest}{end}{folder}", re.IGNORECASE | re.ASCII)
+    return re.compile(rf"(?:.*/)?(?P<id>{id}){rest}{end}", re.IGNORECASE | re.ASCII)
 
 
 BRATS = {0: 0, 1: 1, 2: 2, 4: 4}
@@ -121,33 +119,33 @@ LAYOUTS = (
         "TCGA-02-0006_1996.08.23_flair.nii.gz",
         _names(
             r"tcga-[a-z0-9]+-[a-z0-9]+_\d{4}\.\d\d\.\d\d",
-            f"_(?P<word>{'|'.join(WORDS)}|glistrboost(?:_manuallycorrected)?)",
+            f"_(?P<word>{ANY_OF}|glistrboost(?:_manuallycorrected)?)",
         ),
-        {**WORDS, "glistrboost_manuallycorrected": MASK, "glistrboost": AUTOMATIC},
+        {**SEG, "glistrboost_manuallycorrected": MASK, "glistrboost": AUTOMATIC},
         LABELS,
         mask="{id}_GlistrBoost_ManuallyCorrected.nii.gz",
     ),
     Layout(
         "UPENN-GBM",
         "UPENN-GBM-00006_11_FLAIR.nii.gz",
-        _names(r"upenn-gbm-\d+_\d+", f"_(?P<word>{'|'.join(WORDS)}|segm|automated_approx_segm)"),
-        {**WORDS, "segm": MASK, "automated_approx_segm": AUTOMATIC},
+        _names(r"upenn-gbm-\d+_\d+", f"_(?P<word>{ANY_OF}|automated_approx_segm)"),
+        {**SEG, "automated_approx_segm": AUTOMATIC},
         LABELS,
         mask="{id}_segm.nii.gz",
     ),
     Layout(
         "UCSF-PDGM",
         "UCSF-PDGM-0004_FLAIR.nii.gz",
-        _names(r"ucsf-pdgm-\d+(?:_fu\w+?)?", f"_(?P<word>{'|'.join(WORDS)}|tumor_segmentation)"),
-        {**WORDS, "tumor_segmentation": MASK},
+        _names(r"ucsf-pdgm-\d+(?:_fu\w+?)?", f"_(?P<word>{ANY_OF}|tumor_segmentation)"),
+        {**SEG, "tumor_segmentation": MASK},
         LABELS,
         mask="{id}_tumor_segmentation.nii.gz",
     ),
     Layout(
         "UCSD-PTGBM",
         "UCSD-PTGBM-0002_01_FLAIR.nii.gz",
-        _names(r"ucsd-ptgbm-\d+_\d+", f"_(?P<word>{'|'.join(WORDS)}|brats_tumor_seg)"),
-        {**WORDS, "brats_tumor_seg": MASK},
+        _names(r"ucsd-ptgbm-\d+_\d+", f"_(?P<word>{ANY_OF}|brats_tumor_seg)"),
+        {**SEG, "brats_tumor_seg": MASK},
         LABELS,
         mask="{id}_BraTS_tumor_seg.nii.gz",
     ),
@@ -196,7 +194,9 @@ BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 NO_ID = re.compile(f"(?:(?P<word>{'|'.join(WORDS)})|seg|segm|segmentation|mask){NIFTI}", re.IGNORECASE)
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # published under another name than its case
-MASK_WORDS = re.compile(r"seg|mask|label|roi|tumou?r|lesion|gt(?![a-z])|truth|annot|contour", re.IGNORECASE)
+MASK_WORDS = re.compile(
+    r"seg|mask|label|roi|tumou?r|lesion|gt(?![a-z])|truth|annot|contour|manual|expert", re.IGNORECASE
+)
 NO_MASK = re.compile(r"brain|skull|bet(?![a-z])|prob", re.IGNORECASE)
 SERIES = re.compile(rf"(?:^|[^a-z0-9])(?P<word>{'|'.join(WORDS)})(?:[^a-z0-9]|$)", re.IGNORECASE)
 
@@ -228,7 +228,15 @@ TASK = re.compile(rf"(imagesTr|labelsTr|imagesTs)/([^/]+?)(?:_(\d{{4}}))?{NIFTI}
 
 
 def recognise(path: str) -> Found | None:
-    """Return what a path, "folder/file" from the data folder on, tells under the first layout that knows it."""
+    """Return what a path, "folder/file" from the data folder on, tells under the first layout that knows it.
+
+    Kaggle unpacks a file as a folder of its name with one file in it, whose own name may be another's.
+    """
+    outer, _, _ = path.rpartition("/")
+    return (_recognise(outer) if outer.lower().endswith(ENDINGS) else None) or _recognise(path)
+
+
+def _recognise(path: str) -> Found | None:
     for layout in LAYOUTS:
         if layout.name not in (MSD, NNUNET, NAMELESS) and (match := layout.names.fullmatch(path)):
             groups = match.groupdict()
@@ -267,7 +275,7 @@ def task_layout(task: Path) -> tuple[Layout | None, str]:
     channels, note = _channels(inside.get("dataset.json"))
     if split:
         if not (channels or note):
-            note = f"{task} has no dataset.json that says which channel is FLAIR. Put it there."
+            note = f"{task} has no dataset.json that says which channel is FLAIR. Write that into it."
         return replace(BY_NAME[NNUNET], words={f"0*{number:>04}": kind for number, kind in channels.items()}), note
     if channels:
         return replace(BY_NAME[MSD], channels={kind: int(number) for number, kind in channels.items()}), note
@@ -285,7 +293,8 @@ def _channels(about: Path | None) -> tuple[dict[str, str], str]:
     names = told.get("channel_names", told.get("modality"))
     found: dict[str, str] = {}
     for number, name in names.items() if isinstance(names, dict) else ():
-        kind = next((kind for word, kind in WORDS.items() if re.fullmatch(word, str(name), re.IGNORECASE)), None)
+        word = re.sub(r"^mri?[-_ ]+|[-_ ]+mri?$", "", str(name).strip(), flags=re.IGNORECASE).replace(" ", "-")
+        kind = next((kind for known, kind in WORDS.items() if re.fullmatch(known, word, re.IGNORECASE)), None)
         if kind and str(number).isdecimal() and kind not in found.values():
             found[str(int(number))] = kind
     return found, ""

@@ -32,6 +32,7 @@ from unetlib.layouts import (
     MASK_WORDS,
     MODALITIES,
     NAMELESS,
+    NNUNET,
     NO_ID,
     NO_MASK,
     OTHER,
@@ -48,6 +49,10 @@ from unetlib.layouts import (
 from unetlib.nifti import files_of, stem
 from unetlib.volumes import Source, Volume, assumption, read_volume, whole_labels
 
+NAME_CHANNELS = (
+    'Let dataset.json beside imagesTr name the channels, such as "channel_names": {"0": "FLAIR", "1": "T1"}; add the '
+    "image where there is none."
+)
 SHARE = 50  # cases that are read by the time that another process has started
 
 
@@ -155,7 +160,8 @@ class _Draft:
         case, folder = self.case(), next(iter(self.files.values())).parent
         if modality not in case.images:
             found = ", ".join(case.images) or "a mask only"
-            return f"it has no {modality} image (found in {folder}: {found}). {self.likely or 'Add it.'}"
+            add = NAME_CHANNELS if self.layout.name == NNUNET else "Add it."
+            return f"it has no {modality} image (found in {folder}: {found}). {self.likely or add}"
         if case.seg is None:
             return f"it has no tumour mask in {folder}. {self.likely or 'Add it, or keep the case for `predict`.'}"
         slices, masks = self.numbers(STACK), self.numbers(MASK)
@@ -294,8 +300,8 @@ class _Scan:
         if twice:
             one, other = next(iter(twice.values()))
             self.notes.append(
-                f"{counted(len(twice), 'case')} lie here twice with the same voxels, for example as {one} and {other}; "
-                "each counts once."
+                f"There twice with the same voxels, so counted once: {counted(len(twice), 'case')}, "
+                f"for example as {one} and {other}."
             )
 
     def demote(self) -> None:
@@ -313,7 +319,7 @@ class _Scan:
             homes[path.parent].append(path)
         for key, draft in list(self.drafts.items()):
             lacks = modality if modality not in draft.case().images else "" if draft.has_mask else MASK
-            if draft.clash or not lacks or not draft.has_image:
+            if draft.clash or not lacks or not (draft.has_image or lacks == modality):
                 continue
             near = [*_starting_with(names, key)]
             for folder in {path.parent for path in draft.files.values()}:
@@ -450,6 +456,8 @@ def _table(root: Path, scan: _Scan) -> tuple[dict[str, str], list[str]]:
     ids = [draft.id for draft in scan.drafts.values()]
     table = naming.read_table(paths[0][1], ids)
     told = f"{paths[0][1].name} names the patients of {counted(len(table), 'case')}."
+    if lower := [str(path) for _, path in paths[1:]]:
+        told += f" Not heeded, because it lies deeper: {first_of(lower)}."
     if rest := sorted(set(ids) - table.keys()):
         told += f" The patients of {counted(len(rest), 'case')} are told by their names: {first_of(rest, 5)}."
     return table, [told]
@@ -483,10 +491,10 @@ def _notes(cases: list[Case], scan: _Scan) -> Iterator[str]:
             draft for draft in scan.drafts.values() if draft.layout.name == layout and draft.numbers(AUTOMATIC)
         ]
         if both := [draft.id for draft in automatic if draft.numbers(MASK)]:
-            told = f"{counted(len(both), 'case')} have an expert's mask and an automatic one"
+            told = f"an expert's mask and an automatic one lie there for {counted(len(both), 'case')}"
             yield f"{layout}: {told}; the expert's is used."
         if alone := len(automatic) - len(both):
-            yield f"{layout}: {counted(alone, 'case')} have no mask by an expert; the automatic one is used."
+            yield f"{layout}: for {counted(alone, 'case')} there is no mask by an expert; the automatic one is used."
         if layout == KAGGLE:
             yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
     if scan.tests:
