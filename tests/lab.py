@@ -37,6 +37,11 @@ READY = '.unetlib-viewer[data-ready="1"]'
 TIMEOUT = 60_000  # ms: nothing here takes long, but the machine may be busy
 expect.set_options(timeout=TIMEOUT)
 IDLE = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+IN_FRONT = """path => {
+  const opened = [...jupyterapp.shell.widgets("main")].find((widget) => widget.context?.path.endsWith(path));
+  if (opened && opened !== jupyterapp.shell.currentWidget) jupyterapp.shell.activateById(opened.id);
+  return opened === jupyterapp.shell.currentWidget && opened?.sessionContext?.session?.kernel?.status === "idle";
+}"""
 FRAME = "() => new Promise(requestAnimationFrame)"  # done when the page has drawn once more
 EXECUTE = """async code => {
   const kernel = jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -97,7 +102,7 @@ class Notebook:
         notary = nbformat.sign.NotebookNotary(data_dir=str(path.parents[1] / "data"))
         (notary.sign if trusted else notary.unsign)(nbformat.read(path, 4))
         self.command("docmanager:open", path=path.name)
-        self.page.wait_for_function(IDLE)
+        self.page.wait_for_function(IN_FRONT, arg=path.name)
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
 
     def theme(self, name: str) -> None:
