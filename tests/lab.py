@@ -21,13 +21,13 @@ import psutil
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 
 import unetlib
+from unetlib.chapters import QUIET
 from unetlib.plots.screenshot import find_browser
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update"),
 ]
-QUIET = ["--no-browser", "--allow-root", "--LabApp.news_url=None", "--LabApp.extension_manager=readonly"]
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
     "@jupyterlab/apputils-extension/themes": {"theme": "JupyterLab Light"},
@@ -175,7 +175,17 @@ def serve(folder: Path) -> Iterator[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(choices))
     (folder / "notebooks").mkdir()
-    words = [sys.executable, "-m", "jupyterlab", *QUIET, "--expose-app-in-browser", "--port=0", "--ip=127.0.0.1"]
+    words = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        *QUIET,
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        "--port=0",
+        "--ip=127.0.0.1",
+    ]
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(words, cwd=folder / "notebooks", env=env, stdout=log, stderr=log)
         try:

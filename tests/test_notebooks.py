@@ -7,7 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from unetlib.course import NOTEBOOKS
+from unetlib.chapters import NOTEBOOKS
 
 CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation", "05_stronger")
 PATHS = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in CHAPTERS]

@@ -15,7 +15,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.lab import FLAGS
 from unetlib import SliceViewer, __version__, pages, plots
-from unetlib.course import NOTEBOOKS
+from unetlib.chapters import NOTEBOOKS
 from unetlib.pages import Pages, viewer_bytes
 
 FIRST = """# 1. One: *first* things

@@ -63,6 +63,14 @@ def kept(run):
     return load_checkpoint(run / LATEST)["threads"]
 
 
+@pytest.mark.parametrize(("idle", "picked"), [(0, 1), (1, 1), (2, 2), (16, 2)])
+def test_where_two_threads_hardly_differ_from_one_the_idle_processors_decide(machine, tmp_path, idle, picked):
+    """Beside two busy programs, what two threads measure varies by a factor of five."""
+    machine.times, machine.idle = {1: 1.0, 2: 0.95}, idle
+    fabric = start_engine("cpu", "fp32")
+    assert Threads.settle(tmp_path, fabric, build_model(SMALL), SHAPE, None, None).number == picked
+
+
 @pytest.mark.parametrize(
     ("most", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
 )

@@ -125,14 +125,14 @@ def card(args: argparse.Namespace) -> None:
 
 def lab(args: argparse.Namespace) -> None:
     """Open JupyterLab on the notebooks."""
-    from unetlib.course import open_lab
+    from unetlib.chapters import open_lab
 
     open_lab(args.flags)
 
 
 def course(args: argparse.Namespace) -> None:
     """Run the notebooks."""
-    from unetlib.course import refresh_notebooks, run_course
+    from unetlib.chapters import refresh_notebooks, run_course
 
     if args.refresh:
         refresh_notebooks()

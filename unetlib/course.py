@@ -1,10 +1,6 @@
-"""The course: what every chapter starts with, and all chapters from beginning to end."""
+"""The course: what every chapter starts with."""
 
-import atexit
 import os
-import shutil
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -12,23 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import nbformat
 import numpy
 import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 from unetlib import __version__
 from unetlib.chance import balanced_number
-from unetlib.embedded import EMBED
 from unetlib.errors import UnetlibError, counted
 from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import atomic, digest, takes_paths
-from unetlib.jobs import progress, say
-from unetlib.pages import Pages, viewer_bytes
+from unetlib.files import digest, takes_paths
 from unetlib.patients import Case, Cohort, find_cases
 from unetlib.phantom import make_cohort
 from unetlib.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
@@ -39,10 +29,10 @@ from unetlib.split import Split
 from unetlib.training import train
 from unetlib.tuning import tune
 from unetlib.viewer import SliceViewer
-from unetlib.volumes import ASSUME, read_volume
+from unetlib.volumes import read_volume
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-STUDY = NOTEBOOKS.with_name("benchmarks")
+REPOSITORY = Path(__file__).resolve().parents[1]
+STUDY = REPOSITORY / "benchmarks"
 STUDY_STEPS = (
     "slices without tumour, too",
     "cut to the head",
@@ -52,11 +42,6 @@ STUDY_STEPS = (
     "again: turn, scale, bend",
 )
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
-QUIET = (
-    "--LabApp.news_url=None",
-    "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
-    "--LabApp.extension_manager=readonly",
-)
 
 
 @dataclass(frozen=True)
@@ -263,58 +248,14 @@ def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: o
     return lines
 
 
-def open_lab(flags: Sequence[str] = ()) -> None:
-    """Run JupyterLab on the notebooks until it is stopped; it asks no other machine for news, versions or extensions.
-
-    Raises `UnetlibError` for the user root, whom JupyterLab refuses, unless `flags` allow it.
-    """
-    _chapters()
-    if getattr(os, "geteuid", lambda: 1)() == 0 and not any(flag.startswith("--allow-root") for flag in flags):
-        raise UnetlibError(
-            "JupyterLab refuses to run as root, since whoever gets in could then do everything on this machine. Start "
-            "it as another user; in a container, allow it with --allow-root (make lab LAB=--allow-root)."
-        )
-    from jupyterlab.labapp import LabApp
-
-    LabApp.launch_instance([str(NOTEBOOKS), *QUIET, *flags])
-
-
-@takes_paths
-def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
-    """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML, with an index.
-
-    `assume` as in `find_cases`. What an earlier call has prepared and trained in `out/work` is reused. The pages
-    open without a network, their viewers too; see `Pages`.
-
-    Raises `UnetlibError` naming chapter and cell when one fails.
-    """
-    environment = {"COURSE_DATA": str(data.resolve())} if data else {}
-    environment |= {ASSUME: assume} if assume else {}
-    pages = Pages(out, _chapters())
-    for path in pages.chapters:
-        notebook = nbformat.read(path, as_version=4)
-        notebook = _execute(path, out, {**environment, EMBED: str(viewer_bytes(notebook))})
-        say(str(pages.write(path, notebook)))
-    say(str(pages.index))
-
-
-def refresh_notebooks() -> None:
-    """Execute chapters and solutions where they lie, from an empty folder of results, and keep their outputs."""
-    shutil.rmtree(NOTEBOOKS / "work" / ("short" if is_short() else "synthetic"), ignore_errors=True)
-    for path in (*_chapters(), *sorted((NOTEBOOKS / "solutions").glob("*.ipynb"))):
-        notebook = _execute(path, path.parent)
-        with atomic(path) as temporary:
-            nbformat.write(notebook, temporary)
-
-
 @takes_paths
 def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw what the README shows, from the notebooks' own cohort and run, which are made where they are missing.
 
     They go to `figures/` of the repository unless `out` is given.
     """
-    folder = out or NOTEBOOKS.with_name("figures")
-    course = start(work=NOTEBOOKS / "work")
+    folder = out or REPOSITORY / "figures"
+    course = start(work=REPOSITORY / "notebooks" / "work")
     prepare(course.data, course.prepared)
     train(course.prepared, course.run, course.recipe, device)
     evaluate(course.run, device=device)
@@ -323,77 +264,3 @@ def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
     shown = best_median_worst(course.run, device)[1]
     viewer = SliceViewer(shown.volume, truth=shown.truth, prediction=shown.prediction, title=shown.case.id)
     return [*paths, folder / "cohort.png", viewer_picture(viewer, folder / "viewer.png")]
-
-
-def _chapters() -> list[Path]:
-    """Return the notebooks in order; raises `UnetlibError` where there are none."""
-    chapters = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-    if not chapters:
-        raise UnetlibError(f"{NOTEBOOKS} holds no notebooks: the course runs from a clone of its repository.")
-    return chapters
-
-
-def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None) -> Any:
-    """Return the notebook at `path`, executed in `folder` with these variables added to the environment."""
-    notebook = nbformat.read(path, as_version=4)
-    cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
-    with progress(cells, path.stem, "cell") as bar:
-        client = NotebookClient(
-            notebook,
-            timeout=None,
-            kernel_name="python3",
-            store_widget_state=False,  # a page that holds widget state shows nothing without a network
-            record_timing=False,
-            coalesce_streams=True,
-            resources={"metadata": {"path": str(folder)}},
-            on_cell_complete=lambda **_: bar.update(),
-        )
-        try:
-            _run_cells(client, {**os.environ, **(environment or {})})
-        except CellExecutionError as error:
-            raise UnetlibError(
-                f"{path.name} failed in cell {_failed(notebook)}: {error.ename}: {error.evalue}"
-            ) from error
-        except RuntimeError as error:  # of nbclient
-            raise UnetlibError(
-                f"the kernel of {path.name} died ({error}), perhaps for lack of memory. Close other programs, then "
-                "give the same command again: what was prepared and trained is reused."
-            ) from error
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    return notebook
-
-
-def _run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
-    """Execute a notebook; when this is stopped, end its kernel first.
-
-    The client runs in a thread of its own, for in the main one it would take the signals, and answer with tracebacks.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(client.execute, env=environment)
-        try:
-            running.result()
-        except KeyboardInterrupt:
-            while not running.done():  # its kernel may be about to start
-                _kill_kernel(client)
-                wait([running], timeout=0.1)
-            atexit.unregister(client._cleanup_kernel)  # which fails where the kernel was about to start
-            raise
-
-
-def _kill_kernel(client: NotebookClient) -> None:
-    provisioner = getattr(client.km, "provisioner", None)
-    process = getattr(provisioner, "process", None)
-    if process is not None:
-        process.kill()
-
-
-def _failed(notebook: Any) -> int:
-    errors = [
-        index
-        for index, cell in enumerate(notebook.cells)
-        if any(output.output_type == "error" for output in cell.get("outputs", ()))
-    ]
-    return errors[0] + 1

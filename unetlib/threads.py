@@ -82,7 +82,7 @@ class Threads:
         if work not in _measured:
             _measured[work] = measure(), idle_processors()
         times, idle = _measured[work]
-        number = pick(times, most)
+        number = pick(times, max(number for number in times if number <= max(1, idle)))
         say(f"{run}: {speeds(times)}. Training uses {number}." + (" The last digits may now differ." if kept else ""))
         _use(number)
         return cls(number, run, measure, idle)
