@@ -45,9 +45,15 @@ settings.register_profile("long", deadline=None, max_examples=1000)
 settings.load_profile("quick")
 
 
+def some(values: Iterable, often: Iterable) -> list:
+    """Return the parameters of a test: all `values` in `make test-long`, of which `make test` tries those `often`."""
+    often = list(often)
+    return [value if value in often else pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
 def rounds(number: int) -> list:
     """Return the seeds of a test that draws what it tries: 0 in `make test`, the others in `make test-long`."""
-    return [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, number))]
+    return some(range(number), [0])
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from PIL import Image
 
-from tests.conftest import write_patient
+from tests.conftest import some, write_patient
 from unetlib import chapters
 from unetlib.errors import UnetlibError
 
@@ -136,9 +136,11 @@ STOP = "import os, signal; print(open('pid', 'w').write(str(os.getpid())), flush
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-@pytest.mark.parametrize("number", [2, 15])
-@pytest.mark.parametrize("moment", ["cell", "start of the kernel"])
-def test_a_stopped_course_ends_with_a_sentence_and_without_its_kernel(notebooks, tmp_path, number, moment):
+@pytest.mark.parametrize(
+    "way", some([(n, moment) for n in (2, 15) for moment in ("cell", "start")], [(2, "cell"), (15, "start")]), ids=str
+)
+def test_a_stopped_course_ends_with_a_sentence_and_without_its_kernel(notebooks, tmp_path, way):
+    number, moment = way
     stop, environment = STOP.format(number), {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     if moment == "cell":
         write_notebook(notebooks / "01_one.ipynb", "# One", f"{stop}\nimport signal; signal.pause()")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import some
 from unetlib import jobs
 from unetlib.errors import UnetlibError
 from unetlib.jobs import cpu_count, progress, run_jobs, say
@@ -184,7 +185,7 @@ print(check(Path({data!r}), workers=2), __name__)
 """
 
 
-@pytest.mark.parametrize("way", ["file", "module", "standard input", "-c"])
+@pytest.mark.parametrize("way", some(["file", "module", "standard input", "-c"], ["file", "standard input"]))
 def test_a_script_without_a_guard_of_its_main_module_runs_once_and_does_its_work(cohort, tmp_path, way):
     """Python's own workers import it, so that it would start itself anew; there is none on standard input."""
     code = SCRIPT.format(data=str(cohort), out=str(tmp_path / "prepared"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from tests.conftest import SMALL, rounds
+from tests.conftest import SMALL, rounds, some
 from tests.faults.harness import HOLD, Fault, Running, content, run, same
 from tests.faults.matrix import COMMANDS, EVERY, FAILURES, KILLS, SIGNALS, Matrix
 from unetlib.checkpoint import BEST, LATEST, load_checkpoint
@@ -34,7 +34,10 @@ def matrix(tmp_path_factory):
     [(signal.SIGKILL, KILLS, 4), (SIGNALS[0], KILLS[:1], 1), (SIGNALS[1], KILLS[:1], 1), (errno.ENOSPC, FAILURES, 2)],
 )
 def test_whatever_stops_it_the_same_command_ends_with_the_same_bits(matrix, command, what, kinds, number, seed):
-    number = 1 if command in ("prepare, 2 workers", "card") else number  # three interpreters; many figures
+    if command in ("prepare, 2 workers", "card"):  # three interpreters; many figures
+        number = 1
+    elif seed == 0:
+        number = (number + 1) // 2
     for index, fault in enumerate(matrix.points(command, what, kinds, number, seed)):
         trial = matrix.trial(command, fault, f"{command}-{what}-{index}")
         assert not trial.problems, (fault, trial.problems)
@@ -103,7 +106,7 @@ CUTS = [("cut", 0), ("cut", 0.01), ("cut", 0.5), ("cut", 0.99)]
 FLIPS = [("flip", share) for share in (0.0, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9999)]
 
 
-@pytest.mark.parametrize("how", CUTS + FLIPS, ids=str)
+@pytest.mark.parametrize("how", some(CUTS + FLIPS, [CUTS[0], CUTS[2], FLIPS[0], FLIPS[3]]), ids=str)
 def test_a_damaged_checkpoint_is_replaced_by_the_one_before_and_the_user_is_told(matrix, tmp_path, how):
     stopped_run(matrix, out := tmp_path / "run")
     before = content(out)
