@@ -55,12 +55,15 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
         "from matplotlib.figure import Figure\nfigure = Figure()\nfigure.subplots().plot([0, 1])\nfigure",
         "from unetlib.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(3)",
         "with progress(1, 'count', 'lamb') as bar:\n    pass\nwith progress(0, 'count', 'lamb'):\n    pass",
+        "import os, torch, unetlib.threads\ndel os.environ['OMP_NUM_THREADS']\ntorch.set_num_threads(2)\n"
+        "unetlib.threads.idle_processors = lambda: 1",
+        "torch.get_num_threads()",
         "from unetlib.errors import UnetlibError\nraise UnetlibError('the sentence')",
     )
     broken = nbformat.read(tmp_path / "some.ipynb", 4)
     broken.cells[-1].metadata.tags = ["raises-exception"]
     nbformat.write(broken, tmp_path / "some.ipynb")
-    banner, figure, whole, stopped, error = (
+    banner, figure, whole, stopped, _, number, error = (
         cell.outputs for cell in chapters._execute(tmp_path / "some.ipynb", tmp_path).cells[1:]
     )
     assert "3 patients in `mine`" in banner[0].data["text/markdown"]
@@ -69,6 +72,7 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
     assert re.fullmatch(r"count: 3 lambs in \d\d:\d\d", whole[0].data["text/plain"])
     assert re.fullmatch(r"count: stopped at 0 of 1 lamb in \d\d:\d\d", stopped[0].data["text/plain"])
     assert len(stopped) == 1, "nothing to do shows nothing"
+    assert number[0].data["text/plain"] == "1", "of two processors, one is idle"
     assert error[0].traceback == ["UnetlibError: the sentence"]
 
 

@@ -19,7 +19,15 @@ from unetlib.errors import UnetlibError
 from unetlib.files import read_csv
 from unetlib.inference import Predictor
 from unetlib.provenance import read_provenance
-from unetlib.threads import Threads, numbers, pick, prediction_threads, trial_times, typical_times
+from unetlib.threads import (
+    Threads,
+    numbers,
+    pick,
+    prediction_threads,
+    trial_times,
+    typical_times,
+    use_idle_processors,
+)
 from unetlib.training import Trainer, train
 
 QUIET, BUSY = {1: 1 / 43, 2: 1 / 61}, {1: 1 / 28, 2: 1 / 5}  # seconds a slice, as measured on two processors
@@ -435,6 +443,23 @@ def test_a_prediction_in_mid_training_leaves_the_number_to_the_training(machine)
         raise KeyboardInterrupt
     assert torch.get_num_threads() == 1
     assert threads._limit() == 2
+
+
+@pytest.mark.parametrize(("idle", "used"), [(1, 1), (2, 2), (16, 2)])
+def test_a_cell_takes_the_idle_processors_and_the_number_grows_again_with_them(machine, idle, used):
+    machine.idle = 1
+    use_idle_processors()
+    assert torch.get_num_threads() == 1
+    threads._lately.until, machine.idle = 0.0, idle
+    use_idle_processors()
+    assert torch.get_num_threads() == used
+
+
+def test_a_cell_leaves_a_number_that_is_given(machine, monkeypatch):
+    machine.idle = 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    use_idle_processors()
+    assert torch.get_num_threads() == 2
 
 
 def test_a_look_at_the_load_holds_for_some_predictions(machine, monkeypatch):

@@ -26,6 +26,7 @@ from unetlib.plots.screenshot import viewer_picture
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.split import Split
+from unetlib.threads import use_idle_processors
 from unetlib.training import train
 from unetlib.tuning import tune
 from unetlib.viewer import SliceViewer
@@ -234,11 +235,12 @@ def _introduce(course: Course) -> None:
 
 
 def _set_up_notebook() -> None:
-    """Have a notebook show figures in full width with alt texts, and an error or a stop as its sentence alone."""
+    """Have a notebook show full-width figures with alt texts, heed the load, and shorten an error to its sentence."""
     shell = get_ipython()
     if shell is not None:
         shell.run_line_magic("matplotlib", "inline")
         shell.display_formatter.formatters["image/png"].for_type(Figure, in_notebook)
+        shell.events.register("pre_run_cell", use_idle_processors)
         shell.set_custom_exc((UnetlibError, KeyboardInterrupt), _sentence)
 
 

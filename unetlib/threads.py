@@ -2,7 +2,7 @@
 
 The threads of a layer wait for the slowest of them, so beside a busy program two threads on two processors are slower
 than one. The number is therefore measured before training, and again when the load has changed or the steps have
-become far slower. A prediction takes as many threads as processors are idle.
+become far slower. A prediction, and a cell of a notebook, takes as many threads as processors are idle.
 """
 
 import copy
@@ -219,6 +219,15 @@ def prediction_threads(fabric: Fabric, asked: int | None = None) -> Iterator[Non
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def use_idle_processors(*_: object) -> None:
+    """Compute on a CPU with one thread for each idle processor from here on; IPython may call it before each cell.
+
+    OMP_NUM_THREADS and `torch.set_num_threads(1)` count as asked for.
+    """
+    if _given() is None:
+        _use(min(_limit(), _idle_lately()))
 
 
 @dataclass
