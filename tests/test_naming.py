@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from tests.test_patients import brats, style
+from tests.test_patients import IMAGE, brats, style
 from unetlib.check import check
 from unetlib.errors import UnetlibError
 from unetlib.naming import SCHEMES, hidden_time_points, key, patient_of, scheme_of, world_name
@@ -129,8 +129,8 @@ def test_an_enumeration_that_reads_like_visits_of_one_patient_is_told(tmp_path):
 
 
 def test_check_says_which_names_could_hide_time_points_and_names_the_remedy(tmp_path):
-    for id in ("17_1", "17_2", "18_1"):
-        style(tmp_path, id)
+    for number, id in enumerate(("17_1", "17_2", "18_1")):
+        style(tmp_path, id, IMAGE + number)
     told = " ".join(str(check(tmp_path, workers=1)).split())
     assert "17_1, 17_2 could be scans of one patient" in told
     assert "patients.csv with the columns case and patient" in told

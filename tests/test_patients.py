@@ -19,6 +19,8 @@ from unetlib.archive import open_data
 from unetlib.check import check
 from unetlib.errors import UnetlibError
 from unetlib.patients import LAYOUTS, find_cases, read_case
+from unetlib.prepare import prepare
+from unetlib.recipe import Recipe
 from unetlib.volumes import read_volume
 
 SHAPE = (8, 9, 5)
@@ -585,7 +587,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, name, content):
 
 def test_check_lists_one_bad_among_many(tmp_path):
     for number in range(6):
-        style(tmp_path / "data", f"Case_{number}", mask=labels(*((1, 4) if number else ())))
+        style(tmp_path / "data", f"Case_{number}", IMAGE + number, labels(*((1, 4) if number else ())))
     (tmp_path / "data" / "Case_3_flair.nii.gz").write_bytes(b"\x1f\x8b rubbish")
     (tmp_path / "data" / "Case_5_seg.nii.gz").unlink()
     report = check(tmp_path / "data", workers=2)
@@ -612,7 +614,7 @@ def test_check_lists_one_bad_among_many(tmp_path):
 
 def test_check_names_ranges_patients_and_layouts(tmp_path):
     style(tmp_path / "data", "TCGA_A_B_20000101")
-    style(tmp_path / "data", "TCGA_A_B_20010101")
+    style(tmp_path / "data", "TCGA_A_B_20010101", IMAGE + 1)
     kaggle(tmp_path / "data", "TCGA_C_D_20010101")
     text = str(check(tmp_path / "data", workers=1))
     assert "BraTS-style names: 2 cases of 1 patient\n" in text
@@ -624,7 +626,7 @@ def test_check_names_ranges_patients_and_layouts(tmp_path):
 
 def test_check_reads_the_headers_of_the_other_modalities(tmp_path):
     style(tmp_path, "A")
-    style(tmp_path, "B")
+    style(tmp_path, "B", IMAGE + 1)
     nifti(tmp_path / "A_t1.nii.gz")
     (tmp_path / "A_t2.nii.gz").write_bytes(b"rubbish")
     nifti(tmp_path / "B_t1.nii.gz", np.zeros((4, 4, 4), np.int16))
@@ -633,6 +635,17 @@ def test_check_reads_the_headers_of_the_other_modalities(tmp_path):
     assert any("A_t2.nii.gz" in note and "usable without t2" in note for note in report.notes)
     assert any("B: t1 has shape (4, 4, 4), flair (8, 9, 5)" in note for note in report.notes)
     assert not any("A_t1" in note or "A: t1 " in note for note in report.notes)
+
+
+def test_check_counts_a_scan_under_two_names_once_as_prepare_does(tmp_path):
+    style(tmp_path / "data", "A", IMAGE + 1)
+    for id, image in (("B", IMAGE), ("C", IMAGE.astype(np.float64)), ("D", IMAGE + 2)):
+        style(tmp_path / "data", id, image)
+    report = check(tmp_path / "data", workers=1)
+    assert [case.id for case in report.usable] == ["A", "B", "D"]
+    assert report.left_out == {"C": "its image has the same voxels as that of B: a scan counts once."}
+    prepared = prepare(tmp_path / "data", tmp_path / "prepared", Recipe(image_size=32), workers=1)
+    assert prepared.about["left_out"] == report.left_out
 
 
 def test_check_survives_what_nobody_expected(tmp_path, monkeypatch):

@@ -13,18 +13,20 @@ from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import takes_paths
 from unetlib.jobs import run_jobs
 from unetlib.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case, unforeseen
+from unetlib.sameness import copy_of, hash_voxels
 from unetlib.volumes import Volume, read_shape
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one case showed; `share` is the part of the voxels that is tumour."""
+    """What reading one case showed; `share` is the part of the voxels that is tumour, `scan` the hash of the image."""
 
     labels: frozenset[int]
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     share: float
     notes: tuple[str, ...]
+    scan: str
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ def check(data: Path, workers: int | None = None, assume: str | None = None) -> 
             findings[case.id] = result
         else:
             left_out[case.id] = result
+    first: dict[str, str] = {}
+    for case in cohort.cases:  # in the order of `prepare`
+        if case.id in findings and (other := first.setdefault(findings[case.id].scan, case.id)) != case.id:
+            left_out[case.id] = copy_of(other)
+            del findings[case.id]
     return Report(cohort, dict(sorted(findings.items())), left_out)
 
 
@@ -123,7 +130,7 @@ def _inspect(case: Case) -> Finding | str:
     try:
         image, mask, labels = read_case(case)
         notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
-        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes)
+        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_voxels(image.voxels))
     except UnetlibError as error:
         return str(error).removeprefix(f"{case.id}: ")
     except Exception as error:  # one strange file must not end the check of a thousand

@@ -59,9 +59,12 @@ class Trial:
 
     def _ending(self) -> list[str]:
         code, output, what = self.first.code, self.first.output, self.fault.what
-        if what == signal.SIGKILL:
+        told = output.rstrip().rsplit("\n", 1)[-1]
+        refused = code == 1 and told.startswith("error: ")
+        if what == signal.SIGKILL:  # a worker is a new interpreter, to which a cut write is an error, not a signal
+            expected = code in (0, -signal.SIGKILL, -signal.SIGXFSZ) or (refused and self.fault.where == WITHIN_WRITE)
             return [
-                "" if code in (0, -signal.SIGKILL, -signal.SIGXFSZ) else f"killed, it ended with {code}",
+                "" if expected else f"killed, it ended with {code}",
                 "" if self.lost <= EVERY else f"{self.lost} steps lost, {EVERY} promised",
             ]
         if what in SIGNALS:  # one that comes after the last step finds the work done
@@ -70,8 +73,7 @@ class Trial:
                 "" if code == 0 or "ame command goes on" in output else f"no word on how to go on: {output[-500:]}",
                 "" if self.lost == 0 else f"{self.lost} steps lost, a checkpoint was promised",
             ]
-        told = output.rstrip().rsplit("\n", 1)[-1]
-        return ["" if code == 0 or (code == 1 and told.startswith("error: ")) else f"ended with {code}: {told}"]
+        return ["" if code == 0 or refused else f"ended with {code}: {told}"]
 
 
 class Matrix:
