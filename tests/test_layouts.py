@@ -293,7 +293,7 @@ def test_other_voxels_under_one_name_are_an_error_by_name(tmp_path, what):
 @pytest.mark.parametrize(
     "name",
     ["x_tumor_seg.nii.gz", "x_mask.nii.gz", "x-label.nii", "masks/x_truth.nii.gz", "ground_truth.nii.gz",
-     "tumor_mask.nii.gz"],
+     "tumor_mask.nii.gz", "x_WT.nii.gz", "x_core.nii.gz", "GTV.nii.gz", "x_edema.nii.gz", "outline.nii.gz"],
 )  # fmt: skip
 def test_a_file_that_looks_like_the_mask_is_named(tmp_path, name):
     tree(tmp_path, "x_flair.nii.gz", name)
@@ -308,7 +308,19 @@ def test_a_file_of_another_kind_or_case_does_not_look_like_the_mask(tmp_path, na
     assert all("Add it" in why for why in find_cases(tmp_path).left_out.values())
 
 
-@pytest.mark.parametrize("name", ["x_flair_n4.nii.gz", "x-FLAIR.nii.gz", "x_T2_FLAIR_reg.nii", "flair_registered.nii"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x_flair_n4.nii.gz",
+        "x-FLAIR.nii.gz",
+        "x_T2_FLAIR_reg.nii",
+        "flair_registered.nii",
+        "x_tirm.nii.gz",
+        "x_t2_tirm_tra_dark-fluid.nii.gz",
+        "x_DarkFluid.nii",
+        "x_t2fl.nii.gz",
+    ],
+)
 def test_a_file_that_looks_like_the_image_is_named(tmp_path, name):
     tree(tmp_path, "x_t1.nii.gz", "x_seg.nii.gz", name)
     why = why_left_out(tmp_path)

@@ -195,10 +195,15 @@ BY_NAME = {layout.name: layout for layout in LAYOUTS}
 NO_ID = re.compile(f"(?:(?P<word>{'|'.join(WORDS)})|seg|segm|segmentation|mask){NIFTI}", re.IGNORECASE)
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # published under another name than its case
 MASK_WORDS = re.compile(
-    r"seg|mask|label|roi|tumou?r|lesion|gt(?![a-z])|truth|annot|contour|manual|expert", re.IGNORECASE
+    r"seg|mask|label|roi|tumou?r|lesion|gt[vl]?(?![a-z])|truth|annot|contour|delineat|outline|manual|expert|o?edema"
+    r"|(?<![a-z])(?:wt|tc|et|core|whole|glioma)(?![a-z])",
+    re.IGNORECASE,
 )
 NO_MASK = re.compile(r"brain|skull|bet(?![a-z])|prob", re.IGNORECASE)
 SERIES = re.compile(rf"(?:^|[^a-z0-9])(?P<word>{'|'.join(WORDS)})(?:[^a-z0-9]|$)", re.IGNORECASE)
+FLAIR_WORDS = re.compile(
+    r"tirm|(?:dark|black).?fluid|fluid.?att|flair|(?<![a-z0-9])t2.?f(?:l|luid)?(?![a-z])", re.IGNORECASE
+)
 
 # What a data folder may hold that is no image for this library, by the end of a name, and what to do about it.
 FOREIGN = {

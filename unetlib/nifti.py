@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from unetlib.errors import UnetlibError
+from unetlib.files import fold
 
 MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes behind the voxels
@@ -97,8 +98,8 @@ def _partner(path: Path) -> Path | None:
     """Return the other file of a pair, in whatever case and compressed or not; `None` where there is none."""
     if _ending(path) not in PARTNER:
         return None
-    wanted = {f"{stem(path.name)}{PARTNER[_ending(path)]}{packed}".casefold() for packed in ("", ".gz")}
-    found = [file for file in path.parent.iterdir() if file.name.casefold() in wanted] if path.parent.is_dir() else []
+    wanted = {fold(f"{stem(path.name)}{PARTNER[_ending(path)]}{packed}") for packed in ("", ".gz")}
+    found = [file for file in path.parent.iterdir() if fold(file.name) in wanted] if path.parent.is_dir() else []
     return min(found, default=None)
 
 

@@ -24,6 +24,7 @@ from unetlib.files import fold, takes_paths
 from unetlib.layouts import (
     AUTOMATIC,
     BY_NAME,
+    FLAIR_WORDS,
     FOREIGN,
     IMAGES,
     KAGGLE,
@@ -364,6 +365,8 @@ def _looks_like(path: Path, kind: str) -> bool:
     name = stem(path.name)
     if kind == MASK:
         return bool(MASK_WORDS.search(name) and not NO_MASK.search(name))
+    if kind == "flair" and FLAIR_WORDS.search(name):
+        return True
     return any(BY_NAME[NAMELESS].kind_of(found["word"]) == kind for found in SERIES.finditer(name))
 
 
