@@ -35,6 +35,7 @@ def problems(path: Path) -> list[str]:
         "holds a drawn progress bar": any(DRAWN_BAR.search(_text(output)) for output in outputs),
         "shows students a word to nbval": any("NBVAL" in cell.source for cell in cells),
         "has a cell of more than 25 lines": any(len(cell.source.splitlines()) > 25 for cell in cells),
+        "has an image without alt text": any("image/png" in getattr(o, "data", {}) and not _alt(o) for o in outputs),
         "loads from the network": bool(re.search(r"!\[[^]]*\]\(http|<img[^>]*src=.{0,2}http", text)),
     }
     return [name for name, wrong in found.items() if wrong]
@@ -43,6 +44,10 @@ def problems(path: Path) -> list[str]:
 def _text(output) -> str:
     shown = output.get("data", {})
     return "\n".join([str(output.get("text", "")), *(shown[kind] for kind in shown if kind.startswith("text/"))])
+
+
+def _alt(output) -> str:
+    return output.metadata.get("image/png", {}).get("alt", "")
 
 
 def markdown(path: Path) -> str:
@@ -198,6 +203,10 @@ def broken(change):
         (lambda n: n.cells[0].outputs[0].update(text="45%|####   | 7/20"), "holds a drawn progress bar"),
         (lambda n: n.cells[0].update(source="# NBVAL_CHECK_OUTPUT\n1"), "shows students a word to nbval"),
         (lambda n: n.cells[0].update(source="1\n" * 26), "has a cell of more than 25 lines"),
+        (
+            lambda n: n.cells[0].outputs.append(nbformat.v4.new_output("display_data", {"image/png": "AAAA"})),
+            "has an image without alt text",
+        ),
         (lambda n: n.cells.append(nbformat.v4.new_markdown_cell("![x](https://a.b/c.png)")), "loads from the network"),
     ],
 )

@@ -380,6 +380,7 @@ def test_notebook_keeps_a_still_of_what_it_shows_in_an_output_of_its_own(execute
     for output in outputs:
         if "image/png" in output.get("data", {}):
             assert base64.b64decode(output["data"]["image/png"]).startswith(b"\x89PNG")
+            assert re.search("'(one|other)' at voxel .1, 2, 2.", output["metadata"]["image/png"]["alt"])
     assert len(json.dumps(outputs)) < 100_000
 
 

@@ -134,4 +134,5 @@ def _show_stills() -> None:
             publish_display_data({"text/html": viewer.to_fragment(limit), "text/plain": repr(viewer)})
         else:
             image = base64.b64encode(viewer.to_png()).decode()
-            publish_display_data({"image/png": image, "text/plain": HINT})
+            about = {"alt": f"Still image of the viewer {viewer.title!r} at voxel {viewer.position}"}
+            publish_display_data({"image/png": image, "text/plain": HINT}, {"image/png": about})
