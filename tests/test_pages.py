@@ -14,9 +14,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from playwright.sync_api import expect, sync_playwright
 
 from tests.lab import FLAGS
-from unetlib import SliceViewer, __version__, pages, plots
+from unetlib import SliceViewer, __version__, embedded, pages, plots
 from unetlib.chapters import NOTEBOOKS
-from unetlib.pages import Pages, viewer_bytes
+from unetlib.errors import UnetlibError
+from unetlib.pages import Pages, room_for_viewers
 
 FIRST = """# 1. One: *first* things
 
@@ -189,12 +190,28 @@ def test_a_figure_has_its_alt_text_and_its_width(chapters, tmp_path):
     assert untold["alt"] == "<Figure>"
 
 
+def test_a_viewer_of_many_volumes_takes_what_a_small_one_leaves(monkeypatch):
+    rng = np.random.default_rng(0)
+    many = SliceViewer([*rng.normal(500, 100, (4, 24, 24, 24)).astype(np.int16)])
+    small = SliceViewer(np.zeros((24, 24, 24), np.int16))
+    needed = len(many.to_fragment())
+    monkeypatch.setattr(embedded, "_taken", [])
+    monkeypatch.setenv(embedded.EMBED, str(2 * needed))
+    monkeypatch.setenv(embedded.SHARED, "3")
+    shown = [viewer._repr_mimebundle_()[0]["text/html"] for viewer in (many, small, many)]
+    assert shown == [viewer.to_fragment() for viewer in (many, small, many)], "a third each would be too little"
+    monkeypatch.setenv(embedded.SHARED, "0")
+    with pytest.raises(UnetlibError, match="a whole number of viewers was expected"):
+        embedded.embed_bytes()
+
+
 def test_viewers_share_a_page_and_the_largest_becomes_a_still_where_they_do_not_fit():
     notebook = new_notebook(
         cells=[new_code_cell("SliceViewer(a)\nSliceViewer(b)"), new_markdown_cell("SliceViewer(c)")]
     )
-    assert 2 * viewer_bytes(notebook) <= pages.LIMIT - pages.ROOM
-    assert viewer_bytes(new_notebook()) == pages.LIMIT - pages.ROOM
+    room = str(pages.LIMIT - pages.ROOM)
+    assert room_for_viewers(notebook) == {embedded.EMBED: room, embedded.SHARED: "2"}
+    assert room_for_viewers(new_notebook()) == {embedded.EMBED: room, embedded.SHARED: "1"}
     still = '<img class="uv-still" alt="{}" src="data:,">'
     small, large, middle = (
         f"<unetlib-viewer>\n{still.format(name)}<script>{'x' * size}</script></unetlib-viewer>"

@@ -13,11 +13,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from unetlib.course import REPOSITORY, is_short
-from unetlib.embedded import EMBED
 from unetlib.errors import UnetlibError
 from unetlib.files import atomic, takes_paths
 from unetlib.jobs import progress, say
-from unetlib.pages import Pages, viewer_bytes
+from unetlib.pages import Pages, room_for_viewers
 from unetlib.volumes import ASSUME
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -58,7 +57,7 @@ def run_course(out: Path, data: Path | None = None, assume: str | None = None) -
     pages = Pages(out, _chapters())
     for path in pages.chapters:
         notebook = nbformat.read(path, as_version=4)
-        notebook = _execute(path, out, {**environment, EMBED: str(viewer_bytes(notebook))})
+        notebook = _execute(path, out, {**environment, **room_for_viewers(notebook)})
         say(str(pages.write(path, notebook)))
     say(str(pages.index))
 

@@ -12,18 +12,37 @@ from unetlib.errors import UnetlibError
 
 SCRIPT, STYLE, ELEMENT = (Path(__file__).with_name(name) for name in ("viewer.js", "viewer.css", "viewer_page.js"))
 EMBED = "UNETLIB_EMBED_BYTES"  # set for a kernel: its viewers go into the outputs whole, each in so many bytes
+SHARED = "UNETLIB_EMBED_VIEWERS"  # set besides: the bytes are those of a page, which so many viewers share
+_taken: list[int] = []  # by the viewers of this kernel so far
 
 
 def embed_bytes() -> int | None:
     """Return how many bytes each viewer may take in the outputs of this kernel, or `None` where none is embedded.
 
-    Raises `UnetlibError` when the environment variable `UNETLIB_EMBED_BYTES` is no whole number above 0.
+    Where viewers share the bytes, the next one may take up to twice its part of what is left: some hold one volume,
+    others four, and what one does not need is left to those behind it.
+
+    Raises `UnetlibError` when one of the environment variables is no whole number above 0.
     """
-    given = os.environ.get(EMBED, "")
+    given, viewers = _whole_number(EMBED, "bytes"), _whole_number(SHARED, "viewers")
+    if given is None or viewers is None:
+        return given
+    to_come = max(1, viewers - len(_taken))
+    return max(1, 2 * (given - sum(_taken)) // (to_come + 1))
+
+
+def take(html: str) -> str:
+    """Return a viewer as it goes into the outputs of this kernel, whose size is noted for those behind it."""
+    _taken.append(len(html))
+    return html
+
+
+def _whole_number(variable: str, what: str) -> int | None:
+    given = os.environ.get(variable, "")
     if not given:
         return None
     if not given.isascii() or not given.isdigit() or int(given) == 0:
-        raise UnetlibError(f"the environment variable {EMBED} is {given!r}; a whole number of bytes was expected.")
+        raise UnetlibError(f"the environment variable {variable} is {given!r}; a whole number of {what} was expected.")
     return int(given)
 
 

@@ -11,6 +11,7 @@ import nbformat
 from nbconvert import HTMLExporter
 
 from unetlib import __version__
+from unetlib.embedded import EMBED, SHARED
 from unetlib.files import atomic
 from unetlib.plots import DISCLAIMER
 
@@ -26,10 +27,10 @@ VIEWER = re.compile(r'<unetlib-viewer>\s*(<img class="uv-still"[^>]*>).*?</unetl
 SHOWN = re.compile(r'<meta name="description" content="([^"]+)"|<meta content="([^"]+)" name="description"')
 
 
-def viewer_bytes(notebook: Any) -> int:
-    """Return how many bytes each viewer of a notebook may take in its page."""
+def room_for_viewers(notebook: Any) -> dict[str, str]:
+    """Return the environment in which the viewers of a notebook share the room of its page."""
     viewers = sum(cell.source.count("SliceViewer(") for cell in notebook.cells if cell.cell_type == "code")
-    return (LIMIT - ROOM) // max(1, viewers)
+    return {EMBED: str(LIMIT - ROOM), SHARED: str(max(1, viewers))}
 
 
 class Pages:

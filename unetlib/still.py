@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from unetlib.embedded import embed_bytes
+from unetlib.embedded import embed_bytes, take
 from unetlib.overlay import DISCLAIMER, LETTERS, layers_of
 from unetlib.panels import AXIS, Panel
 from unetlib.plots.common import to_png
@@ -131,7 +131,7 @@ def _show_stills() -> None:
     _waiting.clear()
     for viewer in shown:
         if limit := embed_bytes():
-            publish_display_data({"text/html": viewer.to_fragment(limit), "text/plain": repr(viewer)})
+            publish_display_data({"text/html": take(viewer.to_fragment(limit)), "text/plain": repr(viewer)})
         else:
             image = base64.b64encode(viewer.to_png()).decode()
             about = {"alt": f"Still image of the viewer {viewer.title!r} at voxel {viewer.position}"}

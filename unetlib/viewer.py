@@ -14,7 +14,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from unetlib.embedded import SCRIPT, STYLE, element, embed_bytes, pack, page, still_only
+from unetlib.embedded import SCRIPT, STYLE, element, embed_bytes, pack, page, still_only, take
 from unetlib.embedded import runtime as page_runtime
 from unetlib.errors import UnetlibError, first_of
 from unetlib.files import atomic
@@ -136,7 +136,7 @@ class SliceViewer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         if limit := embed_bytes():
-            return {"text/html": self.to_fragment(limit), "text/plain": repr(self)}, {}
+            return {"text/html": take(self.to_fragment(limit)), "text/plain": repr(self)}, {}
         show_still_at_end(self)
         return super()._repr_mimebundle_(**kwargs)
 
