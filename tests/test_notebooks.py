@@ -7,6 +7,7 @@ import nbformat
 import numpy as np
 import pytest
 
+from unetlib import metrics, plots
 from unetlib.chapters import NOTEBOOKS
 
 CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation", "05_stronger")
@@ -145,6 +146,53 @@ def test_how_long_is_trained_is_left_to_the_course(path):
     assert not [source for source in code if re.search(r"\bepochs=\d|\bSLICES = \d|\bSTEPS = \d", source)]
 
 
+def code_of(chapter: str, start: str) -> str:
+    """Return the one cell of a chapter that starts so."""
+    cells = nbformat.read(NOTEBOOKS / f"{chapter}.ipynb", 4).cells
+    (source,) = (cell.source for cell in cells if cell.source.startswith(start))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("tp", "fp", "told"),
+    [(6, 1, "ahead by +0.0500"), (1, 9, "ahead (below 0: behind) by -0.0800"), (0, 0, "ahead by +0")],
+)
+def test_chapter_4_says_when_nothing_is_better_than_the_network(tp, fp, told, capsys):
+    truth = np.arange(100) < 10
+    network, nothing = (metrics.Counts(*map(np.array, one)) for one in ((tp, fp, 10 - tp, 90 - fp), (0, 0, 10, 90)))
+    known = {"truth": truth, "METRICS": metrics.METRICS, "rivals": {"network": network, "constant": nothing}}
+    exec(code_of("04_evaluation", "share = truth.mean()"), known)
+    assert f"The network is {told}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("test", "told"),
+    [
+        ([0.5, 0.6, 0.7], "0.7000 at 0.75: do not report that."),
+        ([0.5, 0.7, 0.6], "0.7000 at 0.50: by luck, no more than above."),
+        ([0.7, 0.6, 0.5], "0.7000 at 0.25: by luck, no more than above."),
+    ],
+)
+def test_chapter_4_warns_of_a_threshold_chosen_on_test_only_where_it_claims_more(test, told, capsys):
+    curve = {"val": np.array([0.6, 0.5, 0.4]), "test": np.array(test)}
+    known = {"thresholds": np.array([0.25, 0.5, 0.75]), "curve": curve, "chosen": 0.25}
+    exec(code_of("04_evaluation", "half, best = "), known)
+    assert capsys.readouterr().out.splitlines()[-1] == f"Choosing on test would have claimed {told}"
+
+
+@pytest.mark.parametrize(
+    ("probability", "told"),
+    [
+        (0.9, "Of the 100 pixels above 0.5, the network is on the whole too sure, by 0.800."),
+        (0.2, "The network gives no pixel more than 0.5."),
+    ],
+)
+def test_chapter_4_judges_no_pixels_where_there_are_none(probability, told, capsys):
+    reliability = plots.Reliability.of(np.full(100, probability), np.arange(100) < 10)
+    exec(code_of("04_evaluation", "first = reliability"), {"reliability": reliability})
+    assert capsys.readouterr().out.splitlines()[-1] == told
+
+
 @pytest.mark.parametrize(
     ("gained", "alarms", "told"),
     [
@@ -156,14 +204,13 @@ def test_how_long_is_trained_is_left_to_the_course(path):
 )
 @pytest.mark.parametrize("interval", [(-0.1, 0.1), (0.1, 0.2), None])
 def test_chapter_4_tells_both_figures_of_two_recipes_whatever_they_are(gained, alarms, told, interval, capsys):
-    cells = nbformat.read(NOTEBOOKS / "04_evaluation.ipynb", 4).cells
-    (source,) = (cell.source for cell in cells if cell.source.startswith("gained = "))
+    source = code_of("04_evaluation", "gained = ")
     before, difference, runs = np.array([0.5, 0.5]), np.array(gained), ("published", "strong")
     false = {name: {"anna": ml, "berta": ml} for name, ml in zip(runs, alarms, strict=True)}
     known = {"np": np, "runs": runs, "false": false, "interval": interval, "before": before}
     exec(source, known | {"difference": difference, "after": before + difference})
     lines = capsys.readouterr().out.splitlines()
-    dice, *unsure, false_alarms, verdict = lines
+    dice, false_alarms, verdict, *unsure = lines
     assert dice == f"Dice: 0.500 published, {0.5 + np.mean(gained):.3f} strong. The strong recipe {told[0]}"
     assert len(unsure) == (interval != (0.1, 0.2))
     assert false_alarms == f"False alarms: {alarms[0]:.1f} ml published, {alarms[1]:.1f} ml strong. They {told[1]}"
