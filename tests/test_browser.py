@@ -413,6 +413,18 @@ def test_keys_of_the_viewer_and_its_controls_stay_there(view: View, key: str, wh
     assert view.page.evaluate("spy.abort() ?? spied") == [[key, True, used]]
 
 
+@pytest.mark.parametrize("key", ["2", "0", "=", "+", "?"])
+def test_keys_that_some_keyboards_have_with_shift_only_work_there(view: View, key: str) -> None:
+    view.page.evaluate(SPY)
+    view.root.focus()
+    view.page.keyboard.down("Shift")
+    view.page.keyboard.press(key)
+    view.page.keyboard.up("Shift")
+    assert view.page.evaluate("spy.abort() ?? spied") == [[key, True, True]]
+    if key == "?":
+        view.press("Escape")
+
+
 def test_digits_turn_the_slider_to_another_plane(view: View) -> None:
     view.press("3")
     view.press("ArrowUp", "input.uv-slice")
@@ -813,6 +825,19 @@ def test_pinch_zooms_and_moves_nothing_else(held: View) -> None:
     expect(held.root).not_to_have_attribute("data-zoom", "1")
     assert float(held.root.get_attribute("data-zoom")) == pytest.approx(3, rel=0.1)
     held.is_at(32, 32, 15)
+
+
+@pytest.mark.parametrize("size", [(1000, 700), (375, 700)])
+def test_a_long_name_leaves_the_letter_of_the_side_readable(desk: Page, tmp_path: Path, size: tuple[int, int]) -> None:
+    volume = np.zeros((24, 32, 20), np.int16)
+    viewer = SliceViewer({f"A_patient_with_a_long_name_{i}, 24 ml": volume for i in range(4)})
+    desk.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+    desk.goto(viewer.to_html(tmp_path / "page.html").as_uri())
+    expect(desk.locator(READY)).to_have_count(1)
+    for figure in desk.locator("figure").all():
+        caption, letter = (figure.locator(part).bounding_box() for part in ("figcaption", '[data-side="top"]'))
+        assert caption["x"] + caption["width"] <= letter["x"]
+    desk.set_viewport_size({"width": 1280, "height": 1000})
 
 
 def test_several_viewers_live_in_one_page(desk: Page, tmp_path: Path) -> None:

@@ -703,7 +703,7 @@ class Viewer {
   // Only keys that the viewer or one of its controls uses are kept from the page around it.
   pressed(event) {
     if (!event.composedPath().includes(this.root) || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.shiftKey && !["?", "+"].includes(event.key)) return;
+    if (event.shiftKey && !/^[?+=\d]$/.test(event.key)) return; // some keyboards have these with Shift only
     if (this.isOfControl(event)) event.stopPropagation();
     else if (this.keyed(event.key)) {
       event.preventDefault();
