@@ -78,6 +78,7 @@ def test_the_chosen_pair_is_marked_among_all_that_were_tried():
     assert [line.get_label() for line in curves][:2] == ["all pieces", f"pieces from {SIZES_ML[1]:g} ml on"]
     (chosen,) = [line for line in axes.lines if line.get_label() == "chosen"]
     assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (THRESHOLDS[2], dices[2, 3])
+    assert not chosen.get_clip_on(), "the ring is seen whole, though the best pair lies at the top"
 
 
 def test_a_threshold_that_was_not_tried_is_not_marked():

@@ -91,6 +91,14 @@ def test_the_drawn_loss_and_gradient_are_those_of_the_library():
             assert gradient == pytest.approx(x.grad.item(), abs=1e-9)
 
 
+def test_the_legend_of_the_losses_lies_beside_the_curves():
+    figure = plots.loss_figure()
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2
+    assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
 def test_a_batch_is_shown_slice_by_slice_with_its_errors():
     images = np.random.default_rng(0).random((3, 8, 8))
     truths, predictions = images > 0.5, images > 0.7

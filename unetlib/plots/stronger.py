@@ -115,7 +115,7 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
     draw_curves(axes, dict(zip(names, dices.T, strict=True)), THRESHOLDS, marker="o")
     if chosen.threshold in THRESHOLDS and chosen.smallest_ml in SIZES_ML:
         best = dices[THRESHOLDS.index(chosen.threshold), SIZES_ML.index(chosen.smallest_ml)]
-        axes.plot(chosen.threshold, best, "o", ms=20, mfc="none", mec=INK, mew=2, ls="", label="chosen")
+        axes.plot(chosen.threshold, best, "o", ms=20, mfc="none", mec=INK, mew=2, ls="", label="chosen", clip_on=False)
     axes.set(xlabel="threshold", ylabel="mean Dice, validation", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

@@ -141,7 +141,7 @@ def loss_figure() -> Figure:
         axes.axvline(0, color=GREY, lw=0.8)
         axes.axhline(0, color=GREY, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    losses.legend(frameon=False)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
