@@ -729,6 +729,16 @@ def test_origin_of_the_millimetres_is_told(head: View) -> None:
     expect(head.root.locator(".uv-notes")).to_contain_text("the origin is voxel 30, 40, 10")
 
 
+@pytest.mark.parametrize(
+    ("x", "told"), [(-0.05, "-0.1"), (-0.04, "+0.0"), (0.0, "+0.0"), (-0.25, "-0.3"), (7.0, "+7.0")]
+)
+def test_millimetres_have_the_sign_of_what_is_shown(desk: Page, tmp_path: Path, x: float, told: str) -> None:
+    affine = np.array([[-1, 0, 0, x], [0, -1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    viewer = SliceViewer(np.zeros((3, 3, 3), np.int16), affine=affine, position=(0, 0, 0))
+    desk.goto(viewer.to_html(tmp_path / "page.html").as_uri())
+    expect(desk.locator(".uv-mm")).to_have_text(f"x {told} y +0.0 z +0.0 mm")
+
+
 def test_full_screen_is_larger_and_escape_leaves_it(head: View) -> None:
     _assert_full_screen(head)
 

@@ -784,7 +784,10 @@ class Viewer {
   }
 }
 
-const signed = (number) => `${number < -0.05 ? "-" : "+"}${Math.abs(number).toFixed(1)}`;
+function signed(number) {
+  const text = number.toFixed(1);
+  return Number(text) < 0 ? text : `+${text.replace("-", "")}`; // no "-0.0"
+}
 
 // Mouse, pen and fingers on one image
 
