@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.common import in_turn, machine, patients, record, spread
 from unetlib import threads
+from unetlib.command import BEGINS_ANEW, run_command
 from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
 from unetlib.threads import Threads
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, BEGINS_ANEW)

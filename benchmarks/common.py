@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from unetlib.provenance import processor
@@ -100,7 +102,7 @@ def peak_memory() -> tuple[float, float]:
 
 @contextmanager
 def patients(number: int, distinct: int = 8) -> Iterator[Path]:
-    """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, hard-linked many times."""
+    """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, in several copies."""
     from unetlib.phantom import make_cohort
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,12 +113,21 @@ def patients(number: int, distinct: int = 8) -> Iterator[Path]:
 
 
 def link(cases: list[Path], folder: Path, number: int) -> Path:
-    """Make `number` BraTS 2021 patients in `folder`, the files hard links to those of `cases`; return the folder."""
+    """Make `number` BraTS 2021 patients in `folder` out of `cases`; return the folder.
+
+    Files are hard links, but for the image of a further patient: one voxel differs, since a scan counts once.
+    """
     for index in range(number):
         case, name = cases[index % len(cases)], f"BraTS2021_{index:05}"
         (folder / name).mkdir(parents=True)
         for kind in ("flair", "seg"):
             source, target = case / f"{case.name}_{kind}.nii.gz", folder / name / f"{name}_{kind}.nii.gz"
+            if kind == "flair" and index >= len(cases):
+                image = nib.load(source)
+                voxels = np.array(image.dataobj)
+                voxels[tuple(size // 2 for size in voxels.shape)] += index // len(cases)
+                nib.save(nib.Nifti1Image(voxels, image.affine, image.header), target)
+                continue
             try:
                 target.hardlink_to(source)
             except OSError:

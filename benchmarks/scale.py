@@ -1,7 +1,7 @@
 """Whether ten times the patients cost anything but ten times the files: 10, 100, 1,251 (BraTS 2021) and 12,510 of them.
 
-`python -m benchmarks.scale`. The patients are small (96 x 96 x 12, six slices with tumour) and hard-linked, for the
-disk's sake; the prepared slices have the size of the recipe. Of each cohort: `prepare` with all processors; then in a
+`python -m benchmarks.scale`. The patients are small (96 x 96 x 12, six slices with tumour), for the disk's sake; the
+prepared slices have the size of the recipe. Of each cohort: `prepare` with all processors; then in a
 process of its own the seconds from its start to the end of the first training step, the steps a second after that,
 and its memory: the most while it trained, its own after every slice of the cohort was read once, and with it the
 mapped pages of the slices, which the system takes back when it needs them. The curves go to `benchmarks/scale.png`.

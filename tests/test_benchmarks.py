@@ -4,14 +4,17 @@ import re
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import common, contenders, train_step
 from benchmarks.quality import reached
-from tests.conftest import some
+from tests.conftest import SMALL, some
 from unetlib.patients import find_cases
+from unetlib.prepare import prepare
 from unetlib.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -57,16 +60,20 @@ def test_all_contenders_are_given_the_same_slices():
         assert torch.equal(image.flatten().sort().values, slices.batch([index])[0].flatten().sort().values)
 
 
-def test_linked_patients_are_patients(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for kind in ("flair", "seg"):
-            (tmp_path / name / f"{name}_{kind}.nii.gz").write_text(f"{name} {kind}")
-    folder = common.link([tmp_path / "a", tmp_path / "b"], tmp_path / "many", 5)
-    cases = find_cases(folder).cases
-    assert [path.read_text() for case in cases for path in case.files()] == [
-        f"{name} {kind}" for name in "ababa" for kind in ("flair", "seg")
-    ]
+def test_linked_patients_count_each(cohort, tmp_path):
+    made = sorted(cohort.iterdir())[:2]
+    folder = common.link(made, tmp_path / "many", 5)
+    prepared = prepare(folder, tmp_path / "prepared", SMALL, workers=1)
+    assert (len(prepared.about["cases"]), prepared.about["left_out"]) == (5, {})
+    masks = [np.asarray(nib.load(case.files()[1]).dataobj) for case in find_cases(folder).cases]
+    assert all((masks[index] == masks[index % 2]).all() for index in range(5))
+
+
+def test_every_benchmark_ends_as_a_command_does():
+    """A stop then ends the programs that it has started, and its folders are deleted."""
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        if end := path.read_text().partition('__name__ == "__main__":\n')[2]:
+            assert end.strip().startswith("run_command(main"), path.name
 
 
 def test_a_section_replaces_its_predecessor_and_leaves_the_others(tmp_path, monkeypatch):
