@@ -216,6 +216,35 @@ def test_an_image_that_cannot_be_used_keeps_no_other_from_its_mask(trained, imag
     assert " 3/3 " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.nii.gz.part", None, "a.nii.gz.part is not named .nii or .nii.gz. It begins like NIfTI: rename it"),
+        ("a.dcm", bytes(128) + b"DICM", "It is DICOM. Convert the whole series"),
+        ("a.mat", bytes(range(256)), "Convert it to NIfTI first."),
+        ("missing", b"", "missing does not exist"),
+        ("folder", b"", "folder is a folder. "),
+        ("x" * 300 + ".nii", b"", "cannot be reached (File name too long). See that its name is right"),
+    ],
+)
+def test_what_is_not_named_like_an_image_gets_advice_by_what_it_is(trained, image, tmp_path, name, content, told):
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    elif content != b"":
+        (tmp_path / name).write_bytes(content or image.read_bytes())
+    with pytest.raises(UnetlibError, match=r"^1 of 2 images got no mask: ") as caught:
+        predict(trained, [tmp_path / name, image], tmp_path / "out", device="cpu")
+    assert told in str(caught.value)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_header_and_voxels_of_a_pair_are_one_image(trained, image, tmp_path):
+    loaded = nib.load(image)
+    nib.save(nib.Nifti1Pair(np.asarray(loaded.dataobj), loaded.affine), tmp_path / "pair.img")
+    written = predict(trained, [tmp_path / "pair.hdr", tmp_path / "pair.img"], tmp_path / "out", device="cpu")
+    assert written == [tmp_path / "out" / "pair_mask.nii.gz"]
+
+
 def test_of_several_images_that_cannot_be_used_each_is_named(trained, image, tmp_path):
     four = save_as(image, tmp_path / "four.nii")
     nib.save(nib.Nifti1Image(np.stack([np.asarray(nib.load(image).dataobj)] * 2, 3), OBLIQUE), four)
@@ -224,6 +253,11 @@ def test_of_several_images_that_cannot_be_used_each_is_named(trained, image, tmp
     assert "\n- " + str(tmp_path / "none.nii") + " does not exist" in str(caught.value)
     assert "4-D file with at least 2 channels" in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["four_mask.nii.gz"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(trained, image):
+    with pytest.raises(UnetlibError, match="A file stands where a folder was expected"):
+        predict(trained, [image], image, device="cpu")
 
 
 def test_weights_that_are_not_numbers_give_a_sentence_not_an_empty_mask(trained, image, tmp_path):

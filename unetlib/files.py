@@ -35,6 +35,7 @@ CURES = {  # of what keeps a file from being written, unless it is that one may 
     errno.EIO: "The disk reports a fault. Save what is on it, and name a folder on another disk.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ENOTDIR: "A file stands where a folder was expected. Choose another name.",
+    errno.EEXIST: "A file stands where a folder was expected. Choose another name.",
     errno.EISDIR: "A folder stands where a file was expected. Rename it.",
 }
 

@@ -16,7 +16,7 @@ from unetlib.engine import start_engine
 from unetlib.errors import UnetlibError, counted, first_of
 from unetlib.files import atomic, digest, fold, read_json, remove_temporary, sha256, takes_paths
 from unetlib.jobs import progress, say
-from unetlib.nifti import files_of, is_nifti, stem
+from unetlib.nifti import files_of, require_name, stem
 from unetlib.patients import unforeseen
 from unetlib.recipe import Recipe
 from unetlib.slices import Window, image_to_slices, slices_to_volume, with_neighbours
@@ -124,7 +124,7 @@ def predict(
     """
     weights, kinds = identity(run)[:16], ("mask", "probability") if probabilities else ("mask",)
     predictor, jobs, failed = Predictor.open(run, device, threads=threads), list[_Job](), list[str]()
-    images = list(dict.fromkeys(images))
+    images = list({files_of(path): path for path in images}.values())  # .hdr and .img are one image
     for path in images:
         try:
             source = Source((path,), channel, assumption(assume))
@@ -178,8 +178,7 @@ class _Job:
     ) -> "_Job":
         """Return the job of one of `images`; raises `UnetlibError` where it cannot be done."""
         path = source.paths[0]
-        if not is_nifti(path.name):
-            raise UnetlibError(f"{path} is not named .nii or .nii.gz. Convert it to NIfTI first.")
+        require_name(path)
         read_shape(source)
         name = fold(stem(path.name))  # on Windows and macOS A_mask and a_mask are one file
         if others := [str(other) for other in images if other != path and fold(stem(other.name)) == name]:

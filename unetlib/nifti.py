@@ -25,6 +25,7 @@ MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes behind the voxels
 ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 AGAIN = "Copy or download it again."
+EXPECTED = "A NIfTI file, .nii or .nii.gz, was expected."
 EXPORT = "Export it again from the original images."
 ANALYZE = "Analyze does not tell left from right: convert the original images to NIfTI."
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
@@ -119,7 +120,7 @@ def open_nifti(path: Path) -> Iterator[Any]:
 
 def _two_files(path: Path) -> tuple[Path, Path | None]:
     """Return the file of the header and, of a pair, that of the voxels; raises `UnetlibError` where one is missing."""
-    require_file(path, "A NIfTI file, .nii or .nii.gz, was expected.")
+    require_file(path, EXPECTED)
     if _ending(path) not in PARTNER:
         return path, None
     files = files_of(path)
@@ -133,12 +134,35 @@ def _two_files(path: Path) -> tuple[Path, Path | None]:
 
 def require_file(path: Path, expected: str) -> None:
     """Raise `UnetlibError` unless there is a plain file at `path`."""
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UnetlibError(
+            f"{path} cannot be reached ({error.strerror}). See that its name is right and that you may read it."
+        ) from error
+    if is_folder:
         raise UnetlibError(f"{path} is a folder. {expected} Give the file that lies in it.")
     if path.is_symlink() and not path.exists():
         raise UnetlibError(f"{path} does not exist: it is a link to {path.readlink()}, which is gone. Put that back.")
-    if not path.is_file():
+    if not is_file:
         raise UnetlibError(f"{path} does not exist or is not a file. {expected}")
+
+
+def require_name(path: Path) -> None:
+    """Raise `UnetlibError` unless an image is named like NIfTI; what to do depends on what it holds."""
+    if is_nifti(path.name):
+        return
+    require_file(path, EXPECTED)
+    with _open(path) as stream:
+        try:
+            head = stream.read(540)
+        except Exception as error:
+            raise UnetlibError(f"{path} is damaged ({reason(error)}). {AGAIN}") from error
+    told = what_it_is(head, "NIfTI")
+    advice = "Convert it to NIfTI first." if AGAIN in told else f"It is {told}"
+    if any(_is(kind, head) for kind in HEADERS):
+        advice = "It begins like NIfTI: rename it, once its copy or download is complete."
+    raise UnetlibError(f"{path} is not named .nii or .nii.gz. {advice}")
 
 
 def _open(path: Path) -> Stream:

@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from PIL import Image
 
-from unetlib.errors import UnetlibError
+from unetlib.errors import UnetlibError, counted
 from unetlib.nifti import AGAIN, EXPORT, open_nifti, reason, require_file, require_voxels, single_header, what_it_is
 
 LPS = axcodes2ornt(("L", "P", "S"))
@@ -133,7 +133,7 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
         raise UnetlibError(f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. {_advice(shape)}")
     if channel is not None and (len(shape) != 4 or shape[3] <= channel):
         raise UnetlibError(
-            f"{name} has shape {shape}; a 4-D file with at least {channel + 1} channels was expected. "
+            f"{name} has shape {shape}; a 4-D file with at least {counted(channel + 1, 'channel')} was expected. "
             + ("It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel.")
         )
     try:
