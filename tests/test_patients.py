@@ -572,14 +572,37 @@ def test_a_folder_of_someone_else_is_not_replaced(tmp_path):
     assert (tmp_path / "a.extracted" / "precious.txt").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("x.nii.gz", gzip.compress(b"no tar" * 99, mtime=0)), ("x.zip", b"PK\3\4"), ("x", b"")]
-)
+@pytest.mark.parametrize(("name", "content"), [("x.nii.gz", gzip.compress(b"no tar" * 99, mtime=0)), ("x", b"")])
 def test_a_file_that_is_no_archive_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnetlibError, match=r"neither a folder nor a \.tar archive"):
         find_cases(tmp_path / name)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.zip", b"PK\3\4", "it is a zip archive. Unpack it"),
+        ("a.tar", b"PK\3\4", "it is a zip archive. Unpack it"),
+        ("a.tar.xz", b"\xfd7zXZ", "it is compressed with xz. Unpack it"),
+        ("a.tar.bz2", b"BZh", "it is compressed with bzip2. Unpack it"),
+        ("a.tar", b"<!DOCTYPE html>", "it is a web page, as a failed download leaves it."),
+    ],
+)
+def test_another_archive_or_a_failed_download_gets_advice_of_its_own(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content + bytes(600))
+    with pytest.raises(UnetlibError) as caught:
+        open_data(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name} is no .tar archive: {told}")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_home_of_nobody_to_extract_into_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNETLIB_EXTRACTED", "~nobody-of-that-name/x")
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    with pytest.raises(UnetlibError, match="UNETLIB_EXTRACTED is '~nobody-of-that-name/x': there is no user"):
+        open_data(tmp_path / "a.tar")
 
 
 # The report

@@ -14,10 +14,11 @@ from unetlib.errors import UnetlibError
 from unetlib.files import fold, locked, read_json, refuse_link, takes_paths, write_json
 from unetlib.jobs import progress
 from unetlib.naming import TABLE
-from unetlib.nifti import ENDINGS
+from unetlib.nifti import ENDINGS, what_it_is
 
 WANTED = (*ENDINGS, ".tif", ".tiff", "dataset.json")
 PLACE = "UNETLIB_EXTRACTED"  # the environment variable that names a folder to extract into
+OTHERS = ("a zip", "a 7z", "a rar", "compressed", "a web page", "a pointer")  # with advice that is true of archives
 MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
 MAX_MEMBERS = 1_000_000
 MAX_HEADER = 2**20  # bytes that describe one member
@@ -44,7 +45,7 @@ def open_data(path: Path) -> Path:
         raise UnetlibError(
             f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
         )
-    place = Path(os.environ[PLACE]).expanduser() if os.environ.get(PLACE) else path.parent
+    place = _place() or path.parent
     stem = re.sub(r"(\.tar\.gz|\.tgz|\.tar|\.[^.]*)$", "", path.name, flags=re.IGNORECASE)
     target = place / f"{stem}.extracted"
     origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
@@ -73,6 +74,14 @@ def open_data(path: Path) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _place() -> Path | None:
+    """Return the folder that the environment names to extract into; raises `UnetlibError` for `~` of nobody."""
+    try:
+        return Path(os.environ[PLACE]).expanduser() if os.environ.get(PLACE) else None
+    except RuntimeError as error:
+        raise UnetlibError(f"{PLACE} is {os.environ[PLACE]!r}: there is no user of that name.") from error
 
 
 def _require_writable(place: Path, archive: Path) -> None:
@@ -111,6 +120,8 @@ class _Metered:
 def _extract(archive: Path, folder: Path) -> None:
     """Extract the images of a tar archive into a new folder, refusing what could reach outside of it."""
     if not _looks_like_tar(archive):
+        if (told := what_it_is(_head(archive), "tar")).startswith(OTHERS):
+            raise UnetlibError(f"{archive} is no .tar archive: it is {told}")
         if archive.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
             raise tarfile.ReadError("it is damaged")
         raise UnetlibError(
@@ -151,17 +162,25 @@ def _is_gzip(raw: IO[bytes]) -> bool:
     return magic == b"\x1f\x8b"
 
 
-def _looks_like_tar(archive: Path) -> bool:
-    """Tell whether the first block, unpacked, is the header of a member, or the end of an empty archive."""
+def _head(archive: Path) -> bytes:
+    """Return the first block, unpacked; nothing where it is damaged."""
     with open(archive, "rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw
         try:
-            tarfile.TarInfo.frombuf(stream.read(512), tarfile.ENCODING, "surrogateescape")
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            return True
-        except (tarfile.TarError, EOFError, zlib.error, OSError):
-            return False
+            return stream.read(512)
+        except (EOFError, zlib.error, OSError):
+            return b""
+
+
+def _looks_like_tar(archive: Path) -> bool:
+    """Tell whether the first block, unpacked, is the header of a member, or the end of an empty archive."""
+    try:
+        tarfile.TarInfo.frombuf(_head(archive), tarfile.ENCODING, "surrogateescape")
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
         return True
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _require_room(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
