@@ -37,6 +37,13 @@ def run_cli(*command):
     main([str(word) for word in command])
 
 
+def test_an_empty_text_is_not_the_working_directory(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["check", ""])
+    assert stop.value.code == 2
+    assert "an empty text was given where a path was expected" in capsys.readouterr().err
+
+
 @pytest.fixture
 def data(cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "data")

@@ -261,6 +261,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _path(text: str) -> Path:
     """Return a path whose `~`, which no shell expands in --out=~/masks, is the user's folder."""
+    if not text:  # which `Path` takes for the working directory
+        raise argparse.ArgumentTypeError("an empty text was given where a path was expected")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
