@@ -253,6 +253,13 @@ def test_where_the_number_is_given_nothing_is_measured(prepared, tmp_path, machi
     assert "Measured" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", ["", "0", "-1", "many"])
+def test_a_variable_that_gives_no_number_is_none(prepared, tmp_path, machine, monkeypatch, given):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=1)
+    assert machine.measured == 1
+
+
 def test_a_given_number_wins_over_the_one_kept_and_says_so(prepared, tmp_path, machine, capsys):
     train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=5, threads=1)
     train(prepared, tmp_path / "run", SMALL, "cpu", threads=2)

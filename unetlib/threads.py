@@ -7,6 +7,7 @@ become far slower. A prediction, and a cell of a notebook, takes as many threads
 
 import copy
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -249,8 +250,9 @@ def _idle_lately() -> int:
 
 
 def _given() -> int | None:
-    """Return the number of threads where it is not ours to choose."""
-    return _limit() if "OMP_NUM_THREADS" in os.environ or _limit() == 1 else None
+    """Return the number of threads where it is not ours to choose; OpenMP ignores what is no number above 0."""
+    given = re.match(r"\s*\+?0*[1-9]", os.environ.get("OMP_NUM_THREADS", ""))
+    return _limit() if given or _limit() == 1 else None
 
 
 def _checked(asked: int | None) -> int | None:
