@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 AUDIT := $(BIN:.venv/%=.venv/audit/%)
 
-.PHONY: course test chapters test-long lab notebooks figures bench study faults oracles audit
+.PHONY: course test chapters coverage test-long lab notebooks figures bench study faults oracles audit
 course: .venv/installed
 	$(BIN)/unetlib course $(if $(DATA),--data "$(DATA)")
 
@@ -11,13 +11,16 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal --cov=unetlib --cov-report=term-missing:skip-covered
+	$(BIN)/pytest -n 2 --dist worksteal
 	$(MAKE) chapters
 
 chapters: export COURSE_SHORT := 1
 chapters: .venv/installed
 	$(BIN)/python -c "import shutil; shutil.rmtree('notebooks/work/short/synthetic', ignore_errors=True)"
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout 900 notebooks
+
+coverage: .venv/installed # a third slower than the tests alone
+	$(BIN)/pytest -n 2 --dist worksteal --cov=unetlib --cov-report=term-missing:skip-covered
 
 test-long: .venv/installed
 	$(BIN)/python -m tests.long $(PART) $(if $(LIMIT),--limit $(LIMIT))
