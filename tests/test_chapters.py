@@ -99,7 +99,7 @@ def test_a_short_refreshing_starts_from_an_empty_folder_too_and_leaves_the_long_
     assert [path.name for path in (notebooks / "work").iterdir()] == ["synthetic"]
 
 
-def test_refreshing_writes_outputs_into_chapters_and_solutions(notebooks):
+def test_refreshing_writes_outputs_into_chapters_and_solutions(notebooks, capfd):
     (notebooks / "work" / "synthetic" / "old").mkdir(parents=True)
     (notebooks / "work" / "mine").mkdir()
     chapters.refresh_notebooks()
@@ -110,6 +110,7 @@ def test_refreshing_writes_outputs_into_chapters_and_solutions(notebooks):
     assert solved.cells[1].execution_count == 1
     assert set(solved.metadata) == {"kernelspec", "language_info"}
     assert "data is None" in nbformat.read(notebooks / "01_one.ipynb", 4).cells[1].outputs[0].text
+    assert "WARNING" not in capfd.readouterr().err, "a kernel's word on encryption within this machine frightens"
 
 
 def test_a_chapter_that_fails_is_named_with_its_cell(notebooks, tmp_path):

@@ -90,6 +90,7 @@ def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None
             kernel_name="python3",
             store_widget_state=False,  # a page that holds widget state shows nothing without a network
             record_timing=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word on encryption within one machine
             coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
             on_cell_complete=lambda **_: bar.update(),
