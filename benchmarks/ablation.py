@@ -24,11 +24,11 @@ from benchmarks.folds import (
     shuffled_patients,
     with_interval,
 )
-from unetlib.command import run_command
-from unetlib.files import atomic
-from unetlib.plots import save, staircase_figure
+from unetlib.data.split import Split
 from unetlib.recipe import Recipe
-from unetlib.split import Split
+from unetlib.show.plots import save, staircase_figure
+from unetlib.support.command import run_command
+from unetlib.support.files import atomic
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import in_turn, machine, patients, record, spread
-from unetlib import threads
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.prepare import Prepared, prepare
+from unetlib.data.prepare import Prepared, prepare
+from unetlib.engine import threads
+from unetlib.engine.threads import Threads
 from unetlib.recipe import Recipe
-from unetlib.threads import Threads
-from unetlib.training import Trainer
+from unetlib.runs.training import Trainer
+from unetlib.support.command import BEGINS_ANEW, run_command
 
 RECIPE = Recipe.published.but(width=16)
 SHAPE = (RECIPE.batch_size, 1, RECIPE.image_size, RECIPE.image_size)

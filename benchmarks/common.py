@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from unetlib.provenance import processor
+from unetlib.runs.provenance import processor
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
@@ -103,7 +103,7 @@ def peak_memory() -> tuple[float, float]:
 @contextmanager
 def patients(number: int, distinct: int = 8) -> Iterator[Path]:
     """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, in several copies."""
-    from unetlib.phantom import make_cohort
+    from unetlib.phantom.cohort import make_cohort
 
     with tempfile.TemporaryDirectory() as temporary:
         made, folder = Path(temporary, "made"), Path(temporary, "patients")

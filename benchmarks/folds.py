@@ -17,22 +17,22 @@ import numpy as np
 import torch
 
 from benchmarks.common import machine
-from unetlib.chance import generator
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
-from unetlib.errors import UnetlibError, counted
-from unetlib.evaluation import evaluate
-from unetlib.files import digest, read_csv, read_json, write_json
-from unetlib.inference import Predictor
-from unetlib.jobs import say
+from unetlib.data.patients import find_cases
+from unetlib.data.prepare import prepare
+from unetlib.data.split import Split, make_split
+from unetlib.data.volumes import read_volume
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.metrics import bootstrap_interval
-from unetlib.patients import find_cases
-from unetlib.phantom import make_cohort
-from unetlib.prepare import prepare
+from unetlib.phantom.cohort import make_cohort
+from unetlib.prediction.inference import Predictor
+from unetlib.prediction.tuning import tune
 from unetlib.recipe import PREPARE, Recipe, changed
-from unetlib.split import Split, make_split
-from unetlib.training import train
-from unetlib.tuning import tune
-from unetlib.volumes import read_volume
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.runs.training import train
+from unetlib.support.chance import generator
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.files import digest, read_csv, read_json, write_json
+from unetlib.support.jobs import say
 
 MEASURED = Path(__file__).with_name("measured")
 FOLDS, VALIDATION = 5, 8

@@ -37,12 +37,12 @@ from surface_distance import metrics as surface
 from tests import oracles
 from tests.oracles import Spacing
 from unetlib import metrics
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.evaluation import TOLERANCE_MM
-from unetlib.jobs import run_jobs
+from unetlib.data.patients import Case, find_cases, read_case
+from unetlib.evaluation.evaluate import TOLERANCE_MM
 from unetlib.metrics import METRICS, Counts, count, surface_figures
-from unetlib.patients import Case, find_cases, read_case
-from unetlib.provenance import processor
+from unetlib.runs.provenance import processor
+from unetlib.support.command import BEGINS_ANEW, run_command
+from unetlib.support.jobs import run_jobs
 
 MOST = 1e-6
 THICK: Spacing = (0.9, 1.1, 5.0)

@@ -24,16 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import in_turn, machine, patients, ratio, record, spread
-from unetlib.command import BEGINS_ANEW, run_command
+from unetlib.support.command import BEGINS_ANEW, run_command
 
 BATCH = 4
 
 
 def unetlib(data: Path, steps: int, out: Path, precision: str) -> None:
     """Train by the library."""
-    from unetlib.prepare import prepare
+    from unetlib.data.prepare import prepare
     from unetlib.recipe import Recipe
-    from unetlib.training import train
+    from unetlib.runs.training import train
 
     prepare(data, out / "prepared")
     if train(out / "prepared", out / "run", Recipe(precision=precision), "cpu", max_steps=steps).epoch:
@@ -87,7 +87,7 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     )
 
     from benchmarks.contenders import basic_unet, fit
-    from unetlib.jobs import cpu_count
+    from unetlib.support.jobs import cpu_count
 
     keys = ("image", "mask")
     flairs = sorted(data.glob("*/*_flair.nii.gz"))

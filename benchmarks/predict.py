@@ -24,17 +24,17 @@ from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 
 from benchmarks.common import machine, patients, ratio, record, seconds, spread
 from benchmarks.contenders import gflop
-from unetlib.checkpoint import load_model
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.inference import Predictor, predict
+from unetlib.data.patients import find_cases
+from unetlib.data.prepare import prepare
+from unetlib.data.slices import image_to_slices, slices_to_volume
+from unetlib.data.volumes import Source, read_volume
 from unetlib.metrics import count, dice
-from unetlib.patients import find_cases
-from unetlib.prepare import prepare
+from unetlib.prediction.inference import Predictor, predict
 from unetlib.recipe import Recipe
-from unetlib.slices import image_to_slices, slices_to_volume
-from unetlib.training import train
+from unetlib.runs.checkpoint import load_model
+from unetlib.runs.training import train
+from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.unet import UNet
-from unetlib.volumes import Source, read_volume
 
 
 def with_monai(network: UNet, image: Path, out: Path, batch: int) -> Callable[[], object]:

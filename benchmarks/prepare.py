@@ -23,14 +23,14 @@ from isal import isal_zlib
 from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
 
 from benchmarks.common import link, machine, patients, ratio, record, seconds, spread
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.files import sha256
-from unetlib.jobs import cpu_count
-from unetlib.patients import Case, find_cases, read_case
-from unetlib.prepare import _Job, _prepare_case
+from unetlib.data.patients import Case, find_cases, read_case
+from unetlib.data.prepare import _Job, _prepare_case
+from unetlib.data.slices import choose_slices, image_to_slices, mask_to_slices
+from unetlib.data.volumes import Source, read_volume
 from unetlib.recipe import Recipe
-from unetlib.slices import choose_slices, image_to_slices, mask_to_slices
-from unetlib.volumes import Source, read_volume
+from unetlib.support.command import BEGINS_ANEW, run_command
+from unetlib.support.files import sha256
+from unetlib.support.jobs import cpu_count
 
 
 def decompress(case: Case) -> None:

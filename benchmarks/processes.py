@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import in_turn, machine, patients, ratio, record, spread
-from unetlib.checkpoint import LATEST, load_checkpoint
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.jobs import cpu_count
-from unetlib.prepare import prepare
+from unetlib.data.prepare import prepare
+from unetlib.runs.checkpoint import LATEST, load_checkpoint
+from unetlib.support.command import BEGINS_ANEW, run_command
+from unetlib.support.jobs import cpu_count
 
 
 def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: int, steps: int) -> float:

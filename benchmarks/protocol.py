@@ -31,12 +31,12 @@ from benchmarks.folds import (
     values,
     with_interval,
 )
-from unetlib.command import run_command
-from unetlib.jobs import say
-from unetlib.patients import Case, find_cases, read_case
-from unetlib.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
+from unetlib.data.patients import Case, find_cases, read_case
+from unetlib.data.slices import foreground
 from unetlib.recipe import Recipe
-from unetlib.slices import foreground
+from unetlib.show.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
+from unetlib.support.command import run_command
+from unetlib.support.jobs import say
 
 LONG = 25  # epochs of the published recipe in the time of the strong one with its share of the pre-training
 ARMS = {

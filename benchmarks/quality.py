@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import machine, record
-from unetlib.checkpoint import LATEST, load_checkpoint
-from unetlib.command import run_command
-from unetlib.engine import resolve_precision
-from unetlib.phantom import make_cohort
-from unetlib.prepare import prepare
+from unetlib.data.prepare import prepare
+from unetlib.engine.device import resolve_precision
+from unetlib.phantom.cohort import make_cohort
 from unetlib.recipe import Recipe
-from unetlib.training import train
+from unetlib.runs.checkpoint import LATEST, load_checkpoint
+from unetlib.runs.training import train
+from unetlib.support.command import run_command
 
 
 def reached(history: list[dict[str, float]]) -> int:

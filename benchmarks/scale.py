@@ -20,11 +20,11 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.common import link, machine, peak_memory, record
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.jobs import cpu_count
-from unetlib.prepare import Prepared, prepare
+from unetlib.data.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
-from unetlib.training import Trainer
+from unetlib.runs.training import Trainer
+from unetlib.support.command import BEGINS_ANEW, run_command
+from unetlib.support.jobs import cpu_count
 
 FIGURE = Path(__file__).with_name("scale.png")
 STEPS, READ = 30, 256

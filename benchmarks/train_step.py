@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import machine, matmul_floor, ratio, record, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
-from unetlib.checkpoint import build_model
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.engine import resolve_precision, start_engine
-from unetlib.prepare import Prepared
+from unetlib.data.prepare import Prepared
+from unetlib.engine.device import resolve_precision, start_engine
 from unetlib.recipe import Recipe
-from unetlib.training import Progress, Trainer
+from unetlib.runs.checkpoint import build_model
+from unetlib.runs.training import Progress, Trainer
+from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.unet import UNet
 
 SLICES = 64
@@ -59,7 +59,7 @@ class Slices:
         self.images = (0.3 * rng.random(self.masks.shape) + 0.4 * self.masks).astype(np.float16)
 
     def batch(self, indices: np.ndarray, neighbours: int = 0) -> tuple[Tensor, Tensor]:
-        """Return what `unetlib.prepare.Prepared.batch` does."""
+        """Return what `unetlib.data.prepare.Prepared.batch` does."""
         return torch.from_numpy(self.images[indices].astype(np.float32)), torch.from_numpy(
             self.masks[indices].astype(np.float32)
         )
@@ -82,7 +82,7 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 
 
 def ours(slices: Slices, batch: int, precision: str, device: str, compiled: bool) -> Callable[[], object]:
-    """Return a function that does one step of `unetlib.training`."""
+    """Return a function that does one step of `unetlib.runs.training`."""
     recipe, everything = Recipe(batch_size=batch, precision=precision), np.arange(len(slices.images))
     fabric = start_engine(device, precision)
     model = build_model(recipe).to(fabric.device)

@@ -29,8 +29,8 @@ from playwright.sync_api import Locator, Page
 
 from benchmarks.common import record
 from tests.lab import READY, Notebook, open_lab
-from unetlib.command import BEGINS_ANEW, run_command
-from unetlib.provenance import processor
+from unetlib.runs.provenance import processor
+from unetlib.support.command import BEGINS_ANEW, run_command
 
 PRESSES, MOST_MS = 30, 16
 PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "numpy", "playwright")

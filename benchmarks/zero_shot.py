@@ -35,12 +35,12 @@ from benchmarks.folds import (
     values,
     with_interval,
 )
-from unetlib.command import run_command
-from unetlib.evaluation import evaluate
-from unetlib.files import read_json, write_json
+from unetlib.data.split import Split
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.metrics import bootstrap_interval
-from unetlib.plots import DISCLAIMER, save
-from unetlib.split import Split
+from unetlib.show.plots import DISCLAIMER, save
+from unetlib.support.command import run_command
+from unetlib.support.files import read_json, write_json
 
 SIZES = (5, 10, 20, 40)
 SHOWN = 6000  # slices that each training of a learning curve shows, about

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from unetlib.files import read_json, write_json
-from unetlib.plots.screenshot import find_browser
-from unetlib.prepare import prepare
+from unetlib.data.prepare import prepare
 from unetlib.recipe import Recipe
-from unetlib.training import train
+from unetlib.runs.training import train
+from unetlib.show.screenshot import find_browser
+from unetlib.support.files import read_json, write_json
 
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
 STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it, in small

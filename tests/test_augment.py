@@ -12,8 +12,8 @@ from scipy.stats import chisquare
 
 from unetlib import augment as module
 from unetlib.augment import apply_symmetries, augment, change_intensity, draw_symmetries, draw_warp, warp
-from unetlib.chance import AUGMENTATION, BALANCE, INTENSITY, ORDER, WARP, balanced, generator, shuffled
-from unetlib.errors import UnetlibError
+from unetlib.support.chance import AUGMENTATION, BALANCE, INTENSITY, ORDER, WARP, balanced, generator, shuffled
+from unetlib.support.errors import UnetlibError
 
 seeds = st.integers(0, 2**32 - 1)
 small = st.integers(0, 1000)

@@ -13,8 +13,8 @@ from torch import nn
 from benchmarks import common, contenders, train_step
 from benchmarks.quality import reached
 from tests.conftest import SMALL, some
-from unetlib.patients import find_cases
-from unetlib.prepare import prepare
+from unetlib.data.patients import find_cases
+from unetlib.data.prepare import prepare
 from unetlib.unet import UNet
 
 ROOT = Path(__file__).parents[1]

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, some
-from unetlib import card as module
-from unetlib.card import SOURCES, write_card
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
 from unetlib.cli import main
-from unetlib.errors import UnetlibError
-from unetlib.files import read_csv, read_json, write_json
 from unetlib.metrics import bootstrap_interval
-from unetlib.provenance import read_provenance
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.runs.provenance import read_provenance
+from unetlib.show import card as module
+from unetlib.show.card import SOURCES, write_card
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_csv, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 MILLILITRE = 0.001  # of a voxel of 1 mm, as `write_patient` has them
@@ -167,7 +167,7 @@ def test_what_differs_from_the_published_recipe_is_named_and_can_be_given_again(
 
 def test_real_images_are_not_called_synthetic_and_synthetic_ones_are(copy, carded, monkeypatch):
     assert "synthetic" not in carded[1]
-    monkeypatch.setattr("unetlib.plots.is_synthetic", lambda volume: True)
+    monkeypatch.setattr("unetlib.show.plots.is_synthetic", lambda volume: True)
     text = write_card(copy, device="cpu").read_text(encoding="utf-8")
     assert "No figure on this page is one on MRI" in text
     assert SOURCES["synthetic"] in text

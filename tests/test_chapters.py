@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import some, write_patient
-from unetlib import chapters
-from unetlib.errors import UnetlibError
+from unetlib.course import chapters
+from unetlib.support.errors import UnetlibError
 
 
 @pytest.fixture(autouse=True)
@@ -51,14 +51,14 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
     write_notebook(
         tmp_path / "some.ipynb",
         "# Some",
-        f"from unetlib.course import start\nstart({str(data)!r})",
+        f"from unetlib.course.start import start\nstart({str(data)!r})",
         "from matplotlib.figure import Figure\nfigure = Figure()\nfigure.subplots().plot([0, 1])\nfigure",
-        "from unetlib.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(3)",
+        "from unetlib.support.jobs import progress\nwith progress(3, 'count', 'lamb') as bar:\n    bar.update(3)",
         "with progress(1, 'count', 'lamb') as bar:\n    pass\nwith progress(0, 'count', 'lamb'):\n    pass",
-        "import os, torch, unetlib.threads\ndel os.environ['OMP_NUM_THREADS']\ntorch.set_num_threads(2)\n"
-        "unetlib.threads.idle_processors = lambda: 1",
+        "import os, torch, unetlib.engine.threads\ndel os.environ['OMP_NUM_THREADS']\ntorch.set_num_threads(2)\n"
+        "unetlib.engine.threads.idle_processors = lambda: 1",
         "torch.get_num_threads()",
-        "from unetlib.errors import UnetlibError\nraise UnetlibError('the sentence')",
+        "from unetlib.support.errors import UnetlibError\nraise UnetlibError('the sentence')",
     )
     broken = nbformat.read(tmp_path / "some.ipynb", 4)
     broken.cells[-1].metadata.tags = ["raises-exception"]
@@ -131,8 +131,9 @@ def test_without_notebooks_the_sentence_says_where_they_were_looked_for(tmp_path
 COURSE = """
 import sys
 from pathlib import Path
-from unetlib import chapters, cli
-from unetlib.command import begin
+from unetlib import cli
+from unetlib.course import chapters
+from unetlib.support.command import begin
 begin()
 chapters.NOTEBOOKS = Path(sys.argv[1])
 cli.main(["course", "--out", sys.argv[2]])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import LPS, write_patient
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint, previous, save_checkpoint
 from unetlib.cli import main
-from unetlib.files import read_json, sha256
-from unetlib.prepare import Prepared
+from unetlib.data.prepare import Prepared
 from unetlib.recipe import PREPARE as PREPARE_STAGE
 from unetlib.recipe import TRAIN as TRAIN_STAGE
 from unetlib.recipe import Recipe
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, previous, save_checkpoint
+from unetlib.support.files import read_json, sha256
 
 PREPARE = ["--image-size", "32", "--workers", "1"]
 TRAIN = ["--width", "4", "--depth", "2", "--epochs", "2", "--device", "cpu", "--precision", "fp32"]
@@ -95,7 +95,7 @@ def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_trainin
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys, monkeypatch, number):
-    monkeypatch.setattr("unetlib.training.Trainer.step", lambda trainer: os.kill(os.getpid(), number) or 0.0)
+    monkeypatch.setattr("unetlib.runs.training.Trainer.step", lambda trainer: os.kill(os.getpid(), number) or 0.0)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 1)

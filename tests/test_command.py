@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import some
-from unetlib.command import GOES_ON, run_command
-from unetlib.errors import UnetlibError
+from unetlib.support.command import GOES_ON, run_command
+from unetlib.support.errors import UnetlibError
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and pipes")

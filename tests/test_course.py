@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, write_patient
-from unetlib import course
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import read_patients
-from unetlib.phantom import make_cohort
-from unetlib.prepare import prepare
-from unetlib.split import Split, make_split
-from unetlib.training import Trainer
+from unetlib.course import start as course
+from unetlib.data.prepare import prepare
+from unetlib.data.split import Split, make_split
+from unetlib.evaluation.evaluate import read_patients
+from unetlib.phantom.cohort import make_cohort
+from unetlib.runs.training import Trainer
+from unetlib.support.errors import UnetlibError
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +53,8 @@ def test_an_empty_variable_is_none(tmp_path, monkeypatch, named):
 
 
 def test_a_chapter_that_finds_its_cohort_does_not_load_the_atlas():
-    code = (
-        "import sys, unetlib.course; assert not [name for name in sys.modules if name.partition('.')[0] == 'nilearn']"
-    )
+    code = "import sys, unetlib.course.start\n"
+    code += "assert not [name for name in sys.modules if name.partition('.')[0] == 'nilearn']"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import STRONG
-from unetlib.checkpoint import BEST
-from unetlib.decision import FILE, SIZES_ML, THRESHOLDS, Decision, choose, dice_table, read_decision, write_decision
-from unetlib.errors import UnetlibError
-from unetlib.files import read_json
+from unetlib.prediction.decision import (
+    FILE,
+    SIZES_ML,
+    THRESHOLDS,
+    Decision,
+    choose,
+    dice_table,
+    read_decision,
+    write_decision,
+)
+from unetlib.runs.checkpoint import BEST
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json
 
 SPACING = (2.0, 3.0, 5.0)  # 0.03 ml a voxel
 

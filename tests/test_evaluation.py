@@ -9,16 +9,17 @@ import torch
 from scipy.stats import bootstrap
 
 from tests.conftest import SMALL, write_patient
-from unetlib import __version__, evaluation
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint, load_model, save_checkpoint
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, read_patients, results_table
-from unetlib.files import read_csv, read_json
+from unetlib import __version__
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.prepare import Prepared
+from unetlib.data.slices import image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.data.split import Split
+from unetlib.evaluation import evaluate as evaluation
+from unetlib.evaluation.evaluate import evaluate, read_patients, results_table
 from unetlib.metrics import METRICS
-from unetlib.patients import find_cases, read_case
-from unetlib.prepare import Prepared
-from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
-from unetlib.split import Split
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, load_model, save_checkpoint
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_csv, read_json
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetlib import files
-from unetlib.errors import UnetlibError
-from unetlib.files import (
+from unetlib.support import files
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import (
     atomic,
     digest,
     keep_as,
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_while_the_block_writes_is_told_in_a_sentence(old):
 
 def test_a_write_beyond_the_limit_of_the_system_is_told_in_a_sentence(old):
     code = (
-        "import resource, signal, sys; from pathlib import Path; from unetlib.files import write_json\n"
+        "import resource, signal, sys; from pathlib import Path; from unetlib.support.files import write_json\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "write_json(Path(sys.argv[1]), {'long': 'x' * 100_000})"
     )
@@ -153,7 +153,7 @@ def test_a_write_beyond_the_limit_of_the_system_is_told_in_a_sentence(old):
 
 def test_a_process_killed_inside_the_block_leaves_the_old_file(old):
     code = (
-        "import os, signal, sys; from pathlib import Path; from unetlib.files import atomic\n"
+        "import os, signal, sys; from pathlib import Path; from unetlib.support.files import atomic\n"
         "with atomic(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -322,7 +322,8 @@ def test_the_digest_depends_on_every_key_value_and_order_of_a_list():
 
 
 def test_a_locked_folder_is_refused_to_another_process_and_to_another_thread(tmp_path):
-    code = f"from pathlib import Path; from unetlib.files import locked\nwith locked(Path({str(tmp_path)!r})): pass"
+    code = "from pathlib import Path; from unetlib.support.files import locked\n"
+    code += f"with locked(Path({str(tmp_path)!r})): pass"
     with locked(tmp_path):
         for refused in (lambda: locked(tmp_path).__enter__(), lambda: ThreadPool(1).apply(locked(tmp_path).__enter__)):
             with pytest.raises(UnetlibError, match="is in use: another process is writing to it"):

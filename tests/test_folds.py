@@ -12,15 +12,15 @@ from benchmarks import ablation, folds, protocol
 from benchmarks.folds import Cell, copy_training, figures_of, gain, joined, make_folds, mean, pooled_dice, values
 from tests.conftest import SMALL, STRONG
 from tests.test_training import same
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate
-from unetlib.files import read_json, sha256
-from unetlib.inference import Predictor
-from unetlib.patients import find_cases, read_case
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.split import Split
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.prediction.inference import Predictor
 from unetlib.recipe import Recipe
-from unetlib.split import Split
-from unetlib.training import train
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint
+from unetlib.runs.training import train
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json, sha256
 
 NAMES = [f"patient-{number:03}" for number in range(70)]
 NAMES_OF_STEPS = [step.name for step in ablation.STEPS]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import SMALL, rounds
-from unetlib.check import check
-from unetlib.patients import find_cases, read_case
-from unetlib.prepare import prepare
-from unetlib.slices import image_to_slices, mask_to_slices
+from unetlib.data.check import check
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.prepare import prepare
+from unetlib.data.slices import image_to_slices, mask_to_slices
 
 MUTANTS = 1000  # of a round
 SHAPE = (12, 10, 4)

@@ -24,18 +24,18 @@ import torch
 from PIL import Image
 
 from tests.conftest import LPS, SMALL, write_patient
-from unetlib.archive import open_data
-from unetlib.check import check
-from unetlib.checkpoint import BEST, LATEST, load_model, read_run
 from unetlib.cli import main
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, results_table
-from unetlib.files import PARTIAL, read_csv, read_json, write_json
-from unetlib.plots import make_figures
-from unetlib.prepare import Prepared, prepare
-from unetlib.sameness import HASHES
-from unetlib.split import Split
-from unetlib.training import train
+from unetlib.data.archive import open_data
+from unetlib.data.check import check
+from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.sameness import HASHES
+from unetlib.data.split import Split
+from unetlib.evaluation.evaluate import evaluate, results_table
+from unetlib.runs.checkpoint import BEST, LATEST, load_model, read_run
+from unetlib.runs.training import train
+from unetlib.show.plots import make_figures
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import PARTIAL, read_csv, read_json, write_json
 from unetlib.unet import UNet
 
 CPU = {"device": "cpu"}
@@ -355,7 +355,7 @@ def _zip(members):
 def test_a_hostile_part_of_an_unfinished_preparation_is_refused_by_name(cohort, tmp_path, monkeypatch, kind):
     folder = tmp_path / "prepared"
     with monkeypatch.context() as patch:
-        patch.setattr("unetlib.prepare._merge", lambda *_: (_ for _ in ()).throw(UnetlibError("stopped")))
+        patch.setattr("unetlib.data.prepare._merge", lambda *_: (_ for _ in ()).throw(UnetlibError("stopped")))
         refused(prepare, cohort, folder, SMALL, workers=1)
     part = sorted((folder / PARTIAL).glob("*.npz"))[0]
     part.write_bytes(hostile_parts(tmp_path / "executed")[kind])
@@ -518,7 +518,7 @@ def test_a_tar_with_more_than_fits_the_disk_is_refused_before_it_is_full(tmp_pat
         written.append(size)
         return shutil._ntuple_diskusage(2**30, 0, 2**28 + 7000 - size)
 
-    monkeypatch.setattr("unetlib.archive.shutil.disk_usage", free)
+    monkeypatch.setattr("unetlib.data.archive.shutil.disk_usage", free)
     message = refused(open_data, archive)
     assert "2_flair.nii" in message
     assert "room" in message
@@ -782,7 +782,7 @@ def bombs(folder, cohort, run):
 MEASURE = r"""
 import json, re, resource, sys
 sys.path.insert(0, sys.argv[1])
-import torch, unetlib.inference, unetlib.check, unetlib.evaluation
+import torch, unetlib.prediction.inference, unetlib.data.check, unetlib.evaluation.evaluate
 from unetlib.cli import main
 resource.setrlimit(resource.RLIMIT_AS, (9 << 30, 9 << 30))
 for name, words in json.load(open(sys.argv[2])).items():

@@ -40,7 +40,7 @@ sys.addaudithook(guard)
 WORK = """
 import socket, sys
 from unetlib.cli import main
-from unetlib.phantom import make_patient
+from unetlib.phantom.cohort import make_patient
 data, image = sys.argv[1:]
 main(["check", data, "--workers", "1"])
 main(["prepare", data, "prepared", "--image-size", "32", "--workers", "1"])

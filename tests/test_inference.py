@@ -7,13 +7,13 @@ import torch
 
 from tests.conftest import write_patient
 from tests.test_patients import style
-from unetlib import inference
-from unetlib.checkpoint import BEST, load_model
-from unetlib.decision import Decision
-from unetlib.errors import UnetlibError
-from unetlib.inference import Predictor, predict
-from unetlib.slices import Window, image_to_slices, slices_to_volume
-from unetlib.volumes import Source, Volume, read_volume
+from unetlib.data.slices import Window, image_to_slices, slices_to_volume
+from unetlib.data.volumes import Source, Volume, read_volume
+from unetlib.prediction import inference
+from unetlib.prediction.decision import Decision
+from unetlib.prediction.inference import Predictor, predict
+from unetlib.runs.checkpoint import BEST, load_model
+from unetlib.support.errors import UnetlibError
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, -0.15, 0.3) @ np.diag([-0.9, -1.1, 3.0]), [12.5, -7, 40]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import some
-from unetlib import jobs
-from unetlib.errors import UnetlibError
-from unetlib.jobs import cpu_count, progress, run_jobs, say
+from unetlib.support import jobs
+from unetlib.support.errors import UnetlibError
+from unetlib.support.jobs import cpu_count, progress, run_jobs, say
 
 ROOT = Path(__file__).parents[1]
 ITEMS = list(range(-3, 7))
@@ -176,8 +176,8 @@ def test_a_worker_that_dies_ends_in_a_sentence_that_tells_how_and_not_in_a_hang(
 
 SCRIPT = """
 from pathlib import Path
-from unetlib.check import check
-from unetlib.prepare import prepare
+from unetlib.data.check import check
+from unetlib.data.prepare import prepare
 from unetlib.recipe import Recipe
 print("the script runs", flush=True)
 prepare(Path({data!r}), Path({out!r}), Recipe(image_size=32), workers=2)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tests.test_patients import IMAGE, LPS, brats, kaggle, labels, nifti, only, style, why_left_out
-from unetlib.archive import open_data
-from unetlib.check import check
 from unetlib.cli import build_parser, main
-from unetlib.course import start
-from unetlib.errors import UnetlibError
-from unetlib.patients import find_cases, read_case
-from unetlib.viewer import SliceViewer
+from unetlib.course.start import start
+from unetlib.data.archive import open_data
+from unetlib.data.check import check
+from unetlib.data.patients import find_cases, read_case
+from unetlib.show.viewer import SliceViewer
+from unetlib.support.errors import UnetlibError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.losses import DiceLoss, FocalLoss
 
-from unetlib.errors import UnetlibError
 from unetlib.losses import LOSSES, bce, dice, focal, get_loss
+from unetlib.support.errors import UnetlibError
 
 shapes = st.tuples(st.integers(1, 3), st.just(1), st.integers(1, 4), st.integers(1, 4))
 

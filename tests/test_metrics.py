@@ -24,8 +24,8 @@ from scipy.spatial.distance import cdist
 
 from tests.oracles import MONAI
 from unetlib import metrics
-from unetlib.errors import UnetlibError
 from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
+from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai:FutureWarning")  # MONAI warns of its own calls
 NAMES = ("tp", "fp", "fn", "tn")

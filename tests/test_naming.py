@@ -5,10 +5,10 @@ import tarfile
 import pytest
 
 from tests.test_patients import IMAGE, brats, style
-from unetlib.check import check
-from unetlib.errors import UnetlibError
-from unetlib.naming import SCHEMES, hidden_time_points, key, patient_of, scheme_of, world_name
-from unetlib.patients import find_cases
+from unetlib.data.check import check
+from unetlib.data.naming import SCHEMES, hidden_time_points, key, patient_of, scheme_of, world_name
+from unetlib.data.patients import find_cases
+from unetlib.support.errors import UnetlibError
 
 
 def ids(text):

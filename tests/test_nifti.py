@@ -12,15 +12,15 @@ import pytest
 
 from tests.conftest import LPS
 from tests.test_patients import IMAGE, labels, nifti, only, style, tar
-from unetlib import archive as archives
-from unetlib.archive import PLACE, open_data
-from unetlib.check import check
-from unetlib.errors import UnetlibError
-from unetlib.files import sha256
-from unetlib.inference import predict
-from unetlib.patients import find_cases, read_case
-from unetlib.viewer import SliceViewer
-from unetlib.volumes import Source, read_shape, read_volume
+from unetlib.data import archive as archives
+from unetlib.data.archive import PLACE, open_data
+from unetlib.data.check import check
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.volumes import Source, read_shape, read_volume
+from unetlib.prediction.inference import predict
+from unetlib.show.viewer import SliceViewer
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import sha256
 
 
 def saved(path, kind=nib.Nifti1Image, voxels=IMAGE, affine=LPS, **header):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unetlib import metrics, plots
-from unetlib.chapters import NOTEBOOKS
+from unetlib.course.chapters import NOTEBOOKS
 
 CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation", "05_stronger")
 PATHS = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in CHAPTERS]

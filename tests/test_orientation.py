@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from tests.conftest import LPS, SMALL, write_patient
-from unetlib.card import write_card
-from unetlib.check import check
 from unetlib.cli import main
-from unetlib.course import start
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate
-from unetlib.inference import predict
-from unetlib.patients import find_cases, read_case
-from unetlib.prepare import Prepared, prepare, prepare_shard
-from unetlib.training import train
-from unetlib.tuning import tune
-from unetlib.viewer import SliceViewer
-from unetlib.volumes import ASSUME, Source, image_to_volume, read_volume
+from unetlib.course.start import start
+from unetlib.data.check import check
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.prepare import Prepared, prepare, prepare_shard
+from unetlib.data.volumes import ASSUME, Source, image_to_volume, read_volume
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.prediction.inference import predict
+from unetlib.prediction.tuning import tune
+from unetlib.runs.training import train
+from unetlib.show.card import write_card
+from unetlib.show.viewer import SliceViewer
+from unetlib.support.errors import UnetlibError
 
 RNG = np.random.default_rng(0)
 VOXELS = RNG.integers(0, 900, (6, 7, 5)).astype(np.int16)  # as LPS

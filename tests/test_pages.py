@@ -14,10 +14,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from playwright.sync_api import expect, sync_playwright
 
 from tests.lab import FLAGS
-from unetlib import SliceViewer, __version__, embedded, pages, plots
-from unetlib.chapters import NOTEBOOKS
-from unetlib.errors import UnetlibError
-from unetlib.pages import Pages, room_for_viewers
+from unetlib import SliceViewer, __version__, plots
+from unetlib.course import pages
+from unetlib.course.chapters import NOTEBOOKS
+from unetlib.course.pages import Pages, room_for_viewers
+from unetlib.show import embedded
+from unetlib.support.errors import UnetlibError
 
 FIRST = """# 1. One: *first* things
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from tests.conftest import SMALL, some
-from unetlib import parallel
-from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint
-from unetlib.files import read_csv
-from unetlib.parallel import SharedBatchNorm, share_statistics
+from unetlib.engine import parallel
+from unetlib.engine.parallel import SharedBatchNorm, share_statistics
+from unetlib.runs.checkpoint import BEST, LATEST, build_model, load_checkpoint
+from unetlib.support.files import read_csv
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu", "--batch-size", "3"]
@@ -52,9 +52,9 @@ def runs(prepared, tmp_path_factory):
 PROBE = """
 import os, sys, torch
 from lightning_fabric import Fabric
-from unetlib.engine import leave_group
+from unetlib.engine.device import leave_group
 from unetlib.losses import get_loss
-from unetlib.parallel import gather, share, share_statistics
+from unetlib.engine.parallel import gather, share, share_statistics
 from unetlib.unet import UNet
 
 torch.set_default_dtype(torch.float64)  # in which the engine returns what a network gives

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetlib import archive as archives
-from unetlib import patients
-from unetlib.archive import open_data
-from unetlib.check import check
-from unetlib.errors import UnetlibError
-from unetlib.patients import LAYOUTS, find_cases, read_case
-from unetlib.prepare import prepare
+from unetlib.data import archive as archives
+from unetlib.data import patients
+from unetlib.data.archive import open_data
+from unetlib.data.check import check
+from unetlib.data.patients import LAYOUTS, find_cases, read_case
+from unetlib.data.prepare import prepare
+from unetlib.data.volumes import read_volume
 from unetlib.recipe import Recipe
-from unetlib.volumes import read_volume
+from unetlib.support.errors import UnetlibError
 
 SHAPE = (8, 9, 5)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -12,10 +12,12 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from nilearn.datasets import load_mni152_brain_mask
 from scipy import ndimage
 
-from unetlib.errors import UnetlibError
-from unetlib.files import sha256
-from unetlib.patients import find_cases, read_case
-from unetlib.phantom import AFFINE, GRID, Phantom, _atlas, make_cohort, make_patient
+from unetlib.data.patients import find_cases, read_case
+from unetlib.phantom.anatomy import GRID, Phantom, atlas
+from unetlib.phantom.cohort import make_cohort, make_patient
+from unetlib.phantom.plain import AFFINE
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import sha256
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 PATIENTS = 4
@@ -128,8 +130,8 @@ def test_an_interrupted_patient_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         path.write_bytes(b"voxels")
 
-    monkeypatch.setattr("unetlib.phantom.make_patient", lambda seed, index, varied: empty)
-    monkeypatch.setattr("unetlib.phantom.nib.save", stop_at_the_third)
+    monkeypatch.setattr("unetlib.phantom.cohort.make_patient", lambda seed, index, varied: empty)
+    monkeypatch.setattr("unetlib.phantom.cohort.nib.save", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path / "cut", patients=1, workers=1)
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["SYNTHETIC.txt", "phantom.json"]
@@ -153,14 +155,14 @@ def test_refuses_another_cohort(tmp_path, key):
 
 @pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)])
 def test_refuses_to_mix_plain_and_varied_patients(tmp_path, monkeypatch, first, then):
-    monkeypatch.setattr("unetlib.phantom.run_jobs", lambda *_: iter(()))
+    monkeypatch.setattr("unetlib.phantom.cohort.run_jobs", lambda *_: iter(()))
     make_cohort(tmp_path / "cohort", patients=1, varied=first)
     with pytest.raises(UnetlibError, match=rf"'varied': {first}.*'varied': {then}.* was asked for\. Choose an empty"):
         make_cohort(tmp_path / "cohort", patients=1, varied=then)
 
 
 def test_a_record_without_the_key_is_that_of_plain_patients(tmp_path, monkeypatch):
-    monkeypatch.setattr("unetlib.phantom.run_jobs", lambda *_: iter(()))
+    monkeypatch.setattr("unetlib.phantom.cohort.run_jobs", lambda *_: iter(()))
     (tmp_path / "phantom.json").write_text(json.dumps({"generator": 1, "seed": 0, "patients": 3}))
     with pytest.raises(UnetlibError, match=r"'varied': True.* was asked for"):
         make_cohort(tmp_path, patients=1, varied=True)
@@ -186,7 +188,7 @@ def test_anatomy_is_the_right_way_round(scans):
     image = load_mni152_brain_mask(resolution=1)
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("LPS"))
     turned = apply_orientation(image.get_fdata(dtype=np.float32), turn)
-    np.testing.assert_array_equal(_atlas()[2], turned)
+    np.testing.assert_array_equal(atlas()[2], turned)
     template = np.zeros(GRID, dtype=np.float32)
     template[22:219, 4:237] = turned[:, :, :155]
     for scan in scans:
@@ -293,7 +295,7 @@ def test_plain_patients_know_nothing_of_the_varied_ones(scans, monkeypatch):
     drawn = []
     default_rng = np.random.default_rng
     monkeypatch.setattr("numpy.random.default_rng", lambda key: drawn.append(key) or default_rng(key))
-    monkeypatch.setitem(sys.modules, "unetlib.varied", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "unetlib.phantom.varied", None)  # importing it fails
     plain = make_patient(0, 0)
     assert drawn == [[0, 0]]
     assert set(plain.images) == set(MODALITIES)

@@ -10,11 +10,11 @@ from PIL import Image
 
 from tests.conftest import write_patient
 from unetlib import plots
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import read_csv, read_json, write_json
-from unetlib.patients import find_cases, read_case
-from unetlib.plots import common
+from unetlib.data.patients import find_cases, read_case
+from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.show.plots import common
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_csv, read_json, write_json
 
 
 @pytest.fixture(scope="module")

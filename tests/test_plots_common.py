@@ -10,12 +10,12 @@ from PIL import Image
 
 from tests.test_plots_exploration import portraits  # noqa: F401 - a fixture
 from unetlib import plots
-from unetlib.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.evaluation import AGGREGATIONS, SLICES
+from unetlib.data.patients import find_cases
+from unetlib.data.slices import Window
+from unetlib.evaluation.evaluate import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
-from unetlib.patients import find_cases
-from unetlib.plots import common
-from unetlib.slices import Window
+from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
+from unetlib.show.plots import common
 from unetlib.unet import UNet
 
 IMAGE = np.zeros((40, 30))

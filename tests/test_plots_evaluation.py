@@ -8,11 +8,11 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from unetlib import metrics, plots
-from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import read_csv, write_csv
-from unetlib.inference import Predictor
+from unetlib.evaluation.evaluate import evaluate, read_patients
 from unetlib.metrics import Counts
-from unetlib.plots import common
+from unetlib.prediction.inference import Predictor
+from unetlib.show.plots import common
+from unetlib.support.files import read_csv, write_csv
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from matplotlib.colors import to_rgb
 
 from tests.conftest import LPS
 from unetlib import plots
-from unetlib.patients import find_cases
-from unetlib.plots.exploration import BINS, LABELS
+from unetlib.data.patients import find_cases
+from unetlib.show.plots.exploration import BINS, LABELS
 
 SPACING = (1.0, 2.0, 3.0)
 

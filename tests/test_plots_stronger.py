@@ -5,8 +5,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from unetlib import plots
-from unetlib.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.slices import Window
+from unetlib.data.slices import Window
+from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
 
 
 def test_the_staircase_shows_every_dice_and_what_each_step_gained():

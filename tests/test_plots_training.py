@@ -7,7 +7,7 @@ from matplotlib.text import Annotation
 
 from unetlib import plots
 from unetlib.losses import bce
-from unetlib.plots.training import COLOURS, CONVOLUTION, HEAD, POOLING, SKIP, UPSAMPLING
+from unetlib.show.plots.training import COLOURS, CONVOLUTION, HEAD, POOLING, SKIP, UPSAMPLING
 from unetlib.unet import UNet
 
 HISTORY = [
@@ -161,8 +161,8 @@ def test_live_curves_are_redrawn_in_one_place(monkeypatch):
         drawn.append(arguments)
         return plots.loss_figure()
 
-    monkeypatch.setattr("unetlib.plots.training.display", display)
-    monkeypatch.setattr("unetlib.plots.training.curves_figure", curves)
+    monkeypatch.setattr("unetlib.show.plots.training.display", display)
+    monkeypatch.setattr("unetlib.show.plots.training.curves_figure", curves)
     live = plots.LiveCurves("a title", killed_at=1.5)
     for epochs in (1, 2, 3):
         live(HISTORY[:epochs])

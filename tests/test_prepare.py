@@ -8,13 +8,13 @@ import torch
 
 from tests.conftest import LPS, SCANS, SMALL, STRONG, as_03, as_cases, write_patient
 from unetlib import __version__
-from unetlib import prepare as preparing
-from unetlib.errors import UnetlibError
-from unetlib.files import PARTIAL, digest, locked, read_csv
-from unetlib.patients import find_cases, read_case
-from unetlib.prepare import Prepared, prepare, prepare_shard
-from unetlib.slices import Window, image_to_slices, mask_to_slices, with_neighbours
-from unetlib.split import Split
+from unetlib.data import prepare as preparing
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.prepare import Prepared, prepare, prepare_shard
+from unetlib.data.slices import Window, image_to_slices, mask_to_slices, with_neighbours
+from unetlib.data.split import Split
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import PARTIAL, digest, locked, read_csv
 
 
 def test_prepared_slices_are_those_of_the_files(cohort, prepared):

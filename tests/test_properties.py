@@ -28,14 +28,14 @@ from surface_distance import metrics as surface
 
 from tests.test_metrics import MONAI, NAMES, counts, masks
 from unetlib.augment import apply_symmetries, augment
-from unetlib.decision import Decision
-from unetlib.inference import Predictor, predict
+from unetlib.data.patients import find_cases
+from unetlib.data.slices import image_to_slices, mask_to_slices, slices_to_volume
+from unetlib.data.split import PARTS, make_split
+from unetlib.data.volumes import MAX_VALUE, Source, read_volume
 from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
-from unetlib.patients import find_cases
+from unetlib.prediction.decision import Decision
+from unetlib.prediction.inference import Predictor, predict
 from unetlib.recipe import Recipe
-from unetlib.slices import image_to_slices, mask_to_slices, slices_to_volume
-from unetlib.split import PARTS, make_split
-from unetlib.volumes import MAX_VALUE, Source, read_volume
 
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3))

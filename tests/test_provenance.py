@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from tests.conftest import SMALL
-from unetlib import __version__, provenance
-from unetlib.files import read_csv, read_json
-from unetlib.prepare import Prepared
-from unetlib.provenance import NAME, part_by_sign, read_provenance, signs
-from unetlib.sameness import HASHES
-from unetlib.training import train
+from unetlib import __version__
+from unetlib.data.prepare import Prepared
+from unetlib.data.sameness import HASHES
+from unetlib.runs import provenance
+from unetlib.runs.provenance import NAME, part_by_sign, read_provenance, signs
+from unetlib.runs.training import train
+from unetlib.support.files import read_csv, read_json
 
 
 def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, prepared, run):

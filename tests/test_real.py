@@ -6,13 +6,13 @@ import pytest
 
 from tests import oracles
 from unetlib import metrics
-from unetlib.evaluation import evaluate
-from unetlib.inference import predict
-from unetlib.patients import find_cases, read_case
-from unetlib.prepare import Prepared, prepare
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.slices import mask_to_slices, slices_to_volume
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.prediction.inference import predict
 from unetlib.recipe import Recipe
-from unetlib.slices import mask_to_slices, slices_to_volume
-from unetlib.training import train
+from unetlib.runs.training import train
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore:monai:FutureWarning")]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unetlib.errors import UnetlibError
 from unetlib.recipe import PREPARE, TRAIN, Recipe, changed
+from unetlib.support.errors import UnetlibError
 
 NAN, INF = float("nan"), float("inf")
 

@@ -66,9 +66,9 @@ def probe(data: Path, out: Path, seed: str, with_phantom: bool) -> dict[str, Any
     import torch
 
     from tests.conftest import SMALL
-    from unetlib.phantom import make_patient
-    from unetlib.prepare import prepare
-    from unetlib.training import Trainer
+    from unetlib.data.prepare import prepare
+    from unetlib.phantom.cohort import make_patient
+    from unetlib.runs.training import Trainer
 
     prepared = prepare(data, out / "prepared", SMALL, workers=1)
     trainer, losses = Trainer.open(prepared, out / "run", SMALL, "cpu"), []

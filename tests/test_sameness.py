@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetlib.patients import find_cases, read_labels
-from unetlib.sameness import hash_case, hash_voxels
-from unetlib.volumes import Source, read_volume
+from unetlib.data.patients import find_cases, read_labels
+from unetlib.data.sameness import hash_case, hash_voxels
+from unetlib.data.volumes import Source, read_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SCAN = np.random.default_rng(0).integers(-5, 250, (7, 8, 5)).astype(np.int16)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 
 from tests.conftest import SMALL
-from unetlib.checkpoint import build_model
+from unetlib.engine.schedule import learning_rate, move_average
 from unetlib.recipe import Recipe
-from unetlib.schedule import learning_rate, move_average
+from unetlib.runs.checkpoint import build_model
 
 COSINE = Recipe(schedule="cosine", learning_rate=3e-3)
 

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from unetlib import SliceViewer
-from unetlib.errors import UnetlibError
-from unetlib.plots import screenshot
+from unetlib.show import screenshot
+from unetlib.support.errors import UnetlibError
 
 
 @pytest.fixture

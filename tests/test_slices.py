@@ -5,10 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from unetlib.errors import UnetlibError
-from unetlib.metrics import count, dice
-from unetlib.recipe import Recipe
-from unetlib.slices import (
+from unetlib.data.slices import (
     Window,
     choose_slices,
     image_to_slices,
@@ -16,6 +13,9 @@ from unetlib.slices import (
     slices_to_volume,
     with_neighbours,
 )
+from unetlib.metrics import count, dice
+from unetlib.recipe import Recipe
+from unetlib.support.errors import UnetlibError
 
 CROP = Recipe(crop=True, depth=1)
 MEDIAN = Recipe(image_size=32, normalise="median-volume")

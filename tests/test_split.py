@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unetlib.errors import UnetlibError
-from unetlib.split import PARTS, Split, make_split
+from unetlib.data.split import PARTS, Split, make_split
+from unetlib.support.errors import UnetlibError
 
 ids = st.text(st.characters(codec="utf-8"), max_size=8)
 cohorts = st.sets(ids, min_size=3, max_size=40)
@@ -107,7 +107,7 @@ def test_over_many_seeds_every_patient_is_as_often_in_train_as_any_other():
 
 
 def test_the_split_does_not_depend_on_the_hash_seed_of_the_process():
-    code = "from unetlib.split import make_split; print(make_split(str(i) for i in range(50)).hash)"
+    code = "from unetlib.data.split import make_split; print(make_split(str(i) for i in range(50)).hash)"
     hashes = [
         subprocess.run(
             [sys.executable, "-c", code],

@@ -12,14 +12,10 @@ import torch
 
 from tests.conftest import SMALL, some
 from tests.test_training import assert_same_runs, same
-from unetlib import cli, threads
-from unetlib.checkpoint import LATEST, build_model, load_checkpoint
-from unetlib.engine import start_engine
-from unetlib.errors import UnetlibError
-from unetlib.files import read_csv
-from unetlib.inference import Predictor
-from unetlib.provenance import read_provenance
-from unetlib.threads import (
+from unetlib import cli
+from unetlib.engine import threads
+from unetlib.engine.device import start_engine
+from unetlib.engine.threads import (
     Threads,
     numbers,
     pick,
@@ -28,7 +24,12 @@ from unetlib.threads import (
     typical_times,
     use_idle_processors,
 )
-from unetlib.training import Trainer, train
+from unetlib.prediction.inference import Predictor
+from unetlib.runs.checkpoint import LATEST, build_model, load_checkpoint
+from unetlib.runs.provenance import read_provenance
+from unetlib.runs.training import Trainer, train
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_csv
 
 QUIET, BUSY = {1: 1 / 43, 2: 1 / 61}, {1: 1 / 28, 2: 1 / 5}  # seconds a slice, as measured on two processors
 SHAPE = (4, 1, 32, 32)
@@ -299,8 +300,10 @@ class Watched:
     def __init__(self, machine, number, monkeypatch, run):
         self.machine, self.now, self.noted = machine, 0.0, []
         monkeypatch.setattr(threads, "idle_processors", self.look)
-        monkeypatch.setattr(threads, "note_threads", lambda _, number: self.noted.append(number))
-        self.threads = Threads(number, run, self.measure, machine.idle, lambda: self.now)
+        self.threads = Threads(number, run, self.measure, machine.idle, lambda: self.now, note=self.note)
+
+    def note(self, run, number):
+        self.noted.append(number)
 
     def look(self):
         self.now += 0.05
@@ -404,8 +407,8 @@ CHANGING = """
 import json, sys, torch
 from pathlib import Path
 from tests.conftest import SMALL
-from unetlib.prepare import Prepared
-from unetlib.training import Trainer
+from unetlib.data.prepare import Prepared
+from unetlib.runs.training import Trainer
 before, number = json.loads(sys.argv[3])
 trainer = Trainer.open(Prepared.open(Path(sys.argv[1])), Path(sys.argv[2]), SMALL, "cpu")
 weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -498,7 +501,7 @@ def test_the_flag_reaches_training_tuning_evaluation_and_prediction(prepared, co
         asked.append(number)
         return prediction_threads(fabric, number)
 
-    monkeypatch.setattr("unetlib.inference.prediction_threads", spy)
+    monkeypatch.setattr("unetlib.prediction.inference.prediction_threads", spy)
     run, image = tmp_path / "run", next(cohort.glob("*/*_flair.nii.gz"))
     flags = ["--device", "cpu", "--threads", "1"]
     small = ["--width", "4", "--depth", "2", "--epochs", "1", "--tune"]

@@ -13,19 +13,20 @@ import pytest
 import torch
 
 from tests.conftest import SCANS, SMALL, STRONG, as_03, as_03_run, as_cases, write_patient
-from unetlib import __version__, training
+from unetlib import __version__
 from unetlib.augment import augment, change_intensity, warp
-from unetlib.chance import balanced, shuffled
-from unetlib.checkpoint import BEST, LATEST, build_model, load_checkpoint, previous
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate
-from unetlib.files import read_csv, read_json, sha256
+from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.split import Split
+from unetlib.engine.schedule import learning_rate, move_average
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.metrics import count, dice
-from unetlib.prepare import Prepared, prepare
 from unetlib.recipe import Recipe
-from unetlib.schedule import learning_rate, move_average
-from unetlib.split import Split
-from unetlib.training import Trainer, recipe_of, train
+from unetlib.runs import training
+from unetlib.runs.checkpoint import BEST, LATEST, build_model, load_checkpoint, previous
+from unetlib.runs.training import Trainer, recipe_of, train
+from unetlib.support.chance import balanced, shuffled
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_csv, read_json, sha256
 
 FLAGS = ["--width", "4", "--depth", "2", "--epochs", "2", "--precision", "fp32", "--device", "cpu"]
 
@@ -167,7 +168,8 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
     suicide = (
-        "import os, signal, sys; from unetlib import cli, training; save = training.save_checkpoint\n"
+        "import os, signal, sys; from unetlib import cli; from unetlib.runs import training\n"
+        "save = training.save_checkpoint\n"
         "def then_die(path, content, keep):\n"
         "    save(path, content, keep)\n"
         "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"

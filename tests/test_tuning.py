@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from unetlib import tuning
-from unetlib.checkpoint import BEST
-from unetlib.decision import FILE, SIZES_ML, THRESHOLDS, Decision
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import PARTIAL, read_json, sha256
-from unetlib.inference import Predictor, predict
-from unetlib.patients import find_cases, read_case
-from unetlib.plots.evaluation import best_median_worst
-from unetlib.split import Split
-from unetlib.tuning import tune
-from unetlib.volumes import Source
+from unetlib.data.patients import find_cases, read_case
+from unetlib.data.split import Split
+from unetlib.data.volumes import Source
+from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.prediction import tuning
+from unetlib.prediction.decision import FILE, SIZES_ML, THRESHOLDS, Decision
+from unetlib.prediction.inference import Predictor, predict
+from unetlib.prediction.tuning import tune
+from unetlib.runs.checkpoint import BEST
+from unetlib.show.plots.evaluation import best_median_worst
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import PARTIAL, read_json, sha256
 
 OTHER = {"threshold": 0.1, "smallest_ml": 3.0}
 

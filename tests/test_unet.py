@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from torch.nn import functional as F
 
-from unetlib.errors import UnetlibError
+from unetlib.support.errors import UnetlibError
 from unetlib.unet import UNet
 
 

@@ -8,14 +8,15 @@ import pytest
 
 from tests.conftest import SCANS, SMALL, as_03, as_03_run, as_cases, write_patient
 from tests.test_evaluation import copy_as
-from unetlib import plots, unseen
-from unetlib.card import write_card
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate, read_patients
-from unetlib.files import read_json, write_json
-from unetlib.prepare import prepare
-from unetlib.split import Split
-from unetlib.training import train
+from unetlib import plots
+from unetlib.data.prepare import prepare
+from unetlib.data.split import Split
+from unetlib.evaluation import unseen
+from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.runs.training import train
+from unetlib.show.card import write_card
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json, write_json
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from unetlib import SliceViewer
-from unetlib.embedded import STYLE
-from unetlib.errors import UnetlibError
-from unetlib.patients import find_cases
-from unetlib.volumes import Source, array_to_volume, read_volume
+from unetlib.data.patients import find_cases
+from unetlib.data.volumes import Source, array_to_volume, read_volume
+from unetlib.show.embedded import STYLE
+from unetlib.support.errors import UnetlibError
 
 SHAPE = (12, 16, 10)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -469,7 +469,7 @@ def test_synthetic_images_say_so():
 
 
 def test_unetlib_alone_loads_neither_torch_nor_anywidget():
-    code = "import sys, unetlib; assert not {'torch', 'anywidget', 'unetlib.viewer'} & set(sys.modules)"
+    code = "import sys, unetlib; assert not {'torch', 'anywidget', 'unetlib.show.viewer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         from unetlib import Nothing  # noqa: F401

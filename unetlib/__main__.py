@@ -8,7 +8,7 @@ _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 def main() -> None:
     """Run one command; from `begin` on a stop ends with a sentence."""
-    from unetlib.command import begin
+    from unetlib.support.command import begin
 
     begin()
     from unetlib.cli import main

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetlib.chance import AUGMENTATION, INTENSITY, WARP, generator
-from unetlib.errors import UnetlibError
+from unetlib.support.chance import AUGMENTATION, INTENSITY, WARP, generator
+from unetlib.support.errors import UnetlibError
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:

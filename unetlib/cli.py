@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from unetlib import __version__
-from unetlib.command import run_command
-from unetlib.errors import UnetlibError, counted
-from unetlib.jobs import first_process, say
 from unetlib.recipe import PREPARE, PRESETS, TRAIN, TYPES, Recipe, flag
+from unetlib.support.command import run_command
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.jobs import first_process, say
+from unetlib.support.version import __version__
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
 
@@ -20,7 +20,7 @@ DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and educa
 
 def check(args: argparse.Namespace) -> None:
     """Print what a data folder holds."""
-    from unetlib.check import check
+    from unetlib.data.check import check
 
     report = check(args.data, args.workers, args.assume)
     say(str(report))
@@ -33,7 +33,7 @@ def check(args: argparse.Namespace) -> None:
 
 def phantom(args: argparse.Namespace) -> None:
     """Write a synthetic cohort."""
-    from unetlib.phantom import make_cohort
+    from unetlib.phantom.cohort import make_cohort
 
     make_cohort(args.out, args.patients, args.seed, args.workers, args.varied)
     say(f"{args.out} holds synthetic patients. Look at what is there with: unetlib check {args.out}")
@@ -41,7 +41,7 @@ def phantom(args: argparse.Namespace) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
-    from unetlib.prepare import prepare, prepare_shard
+    from unetlib.data.prepare import prepare, prepare_shard
 
     chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
     recipe = Recipe.published.but(**{**chosen, **_given(args, PREPARE)})  # how it will be trained does not matter yet
@@ -57,10 +57,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train, or go on training."""
-    from unetlib.checkpoint import BEST, caveats, load_checkpoint
-    from unetlib.prepare import Prepared
-    from unetlib.training import recipe_of, train
-    from unetlib.tuning import tune
+    from unetlib.data.prepare import Prepared
+    from unetlib.prediction.tuning import tune
+    from unetlib.runs.checkpoint import BEST, caveats, load_checkpoint
+    from unetlib.runs.training import recipe_of, train
 
     slices = Prepared.open(args.prepared).about["recipe"]  # all at once: a flag may need what the slices are
     recipe = (PRESETS[args.recipe] if args.recipe else recipe_of(args.run)).but(**slices, **_given(args, TRAIN))
@@ -94,14 +94,14 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
-    from unetlib.evaluation import evaluate, results_table
+    from unetlib.evaluation.evaluate import evaluate, results_table
 
     say(results_table(evaluate(args.run, args.data, args.split, args.device, args.assume, args.threads)))
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image."""
-    from unetlib.inference import predict
+    from unetlib.prediction.inference import predict
 
     given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
     predict(args.run, args.images, args.out, *given)
@@ -109,8 +109,8 @@ def predict(args: argparse.Namespace) -> None:
 
 def figures(args: argparse.Namespace) -> None:
     """Draw the figures of a run, or of the course."""
-    from unetlib.course import course_figures
-    from unetlib.plots import make_figures
+    from unetlib.course.start import course_figures
+    from unetlib.show.plots import make_figures
 
     for path in make_figures(args.run, args.out, args.device) if args.run else course_figures(args.out, args.device):
         say(str(path))
@@ -118,21 +118,21 @@ def figures(args: argparse.Namespace) -> None:
 
 def card(args: argparse.Namespace) -> None:
     """Write the model card of a run."""
-    from unetlib.card import write_card
+    from unetlib.show.card import write_card
 
     say(str(write_card(args.run, args.out, args.device)))
 
 
 def lab(args: argparse.Namespace) -> None:
     """Open JupyterLab on the notebooks."""
-    from unetlib.chapters import open_lab
+    from unetlib.course.chapters import open_lab
 
     open_lab(args.flags)
 
 
 def course(args: argparse.Namespace) -> None:
     """Run the notebooks."""
-    from unetlib.chapters import refresh_notebooks, run_course
+    from unetlib.course.chapters import refresh_notebooks, run_course
 
     if args.refresh:
         refresh_notebooks()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetlib.errors import UnetlibError, brief
+from unetlib.support.errors import UnetlibError, brief
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from unetlib.errors import UnetlibError
+from unetlib.support.errors import UnetlibError
 
 
 @dataclass(frozen=True)

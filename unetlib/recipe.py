@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
-from unetlib.errors import UnetlibError, brief
+from unetlib.support.errors import UnetlibError, brief
 
 PREPARE, TRAIN = "prepare", "train"
 LARGEST = {  # beyond these a value is a slip of the hand, and would end in a failed allocation

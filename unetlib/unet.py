@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetlib.errors import UnetlibError
+from unetlib.support.errors import UnetlibError
 
 
 class DoubleConv(nn.Sequential):

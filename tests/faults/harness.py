@@ -20,16 +20,18 @@ from typing import Any
 
 import torch
 
-from unetlib.checkpoint import load_checkpoint
 from unetlib.cli import main
-from unetlib.command import begin
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.support.command import begin
 
 ANY_CALL, WITHIN_WRITE = "any call", "within write"
 FILE_CALLS = {"mkdir", "fsync", "replace", "link", "unlink", "rmdir"}
 HOLD = "hold"
 
 context: Any = multiprocessing.get_context("forkserver")  # imports torch once; every command is a fork of that
-context.set_forkserver_preload(["unetlib.training", "unetlib.evaluation", "unetlib.check", "unetlib.phantom"])
+context.set_forkserver_preload(
+    ["unetlib.runs.training", "unetlib.evaluation.evaluate", "unetlib.data.check", "unetlib.phantom.cohort"]
+)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.conftest import SMALL, write_patient
 from tests.faults.harness import ANY_CALL, WITHIN_WRITE, Fault, Outcome, content, run, same
-from unetlib.checkpoint import LATEST, load_checkpoint
+from unetlib.runs.checkpoint import LATEST, load_checkpoint
 
 EVERY = 3  # steps from one checkpoint to the next
 PREPARE = ["--image-size", SMALL.image_size]

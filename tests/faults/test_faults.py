@@ -15,9 +15,9 @@ from jupyter_client.manager import start_new_kernel
 from tests.conftest import SMALL, rounds, some
 from tests.faults.harness import HOLD, Fault, Running, content, run, same
 from tests.faults.matrix import COMMANDS, EVERY, FAILURES, KILLS, SIGNALS, Matrix
-from unetlib.checkpoint import BEST, LATEST, load_checkpoint
-from unetlib.errors import UnetlibError
-from unetlib.evaluation import evaluate
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint
+from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
 
@@ -211,7 +211,7 @@ import signal, socket
 from pathlib import Path
 import torch
 from unetlib.recipe import Recipe
-from unetlib.training import train
+from unetlib.runs.training import train
 
 torch.set_num_threads(1)
 

@@ -1,0 +1,268 @@
+"""The course: what every chapter starts with."""
+
+import os
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+import torch
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+
+from unetlib.data.patients import Case, Cohort, find_cases
+from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.split import Split
+from unetlib.data.volumes import read_volume
+from unetlib.engine.threads import use_idle_processors
+from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.phantom.cohort import make_cohort
+from unetlib.prediction.tuning import tune
+from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.runs.training import train
+from unetlib.show.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
+from unetlib.show.screenshot import viewer_picture
+from unetlib.show.viewer import SliceViewer
+from unetlib.support.chance import balanced_number
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.files import digest, takes_paths
+from unetlib.support.version import __version__
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY = REPOSITORY / "benchmarks"
+STUDY_STEPS = (
+    "slices without tumour, too",
+    "cut to the head",
+    "Dice + cross-entropy",
+    "averaged weights",
+    "neighbouring slices",
+    "again: turn, scale, bend",
+)
+WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much the chapters compute: everything that makes the course take minutes or seconds."""
+
+    patients: int  # of the embedded cohort
+    epochs: int  # of the network of chapter 3
+    strong_epochs: int  # of the second network of chapter 4
+    leak_steps: int  # of each network of chapter 2
+    stair_slices: int  # shown to each network of chapter 5, in whole epochs
+
+
+FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300)
+SHORT = Length(patients=4, epochs=3, strong_epochs=1, leak_steps=8, stair_slices=1)  # 3 epochs: killed in the third
+
+
+def is_short() -> bool:
+    """Tell whether the environment variable `COURSE_SHORT` asks for a short course, to see that every cell runs."""
+    return os.environ.get("COURSE_SHORT", "") not in ("", "0")
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a chapter finds its patients and leaves its results; see `start`.
+
+    `data` is the folder of patients, `cohort` what was found there. `prepared` and `run` are the folders
+    of `prepare` and `train`, below `work`. `note` is a line to print under every figure. `length` holds
+    what differs between the course at full length and a short one, whose numbers mean nothing.
+    """
+
+    data: Path
+    work: Path
+    cohort: Cohort
+    synthetic: bool
+    length: Length = FULL
+
+    @property
+    def recipe(self) -> Recipe:
+        """The published recipe, with a smaller network."""
+        return Recipe.published.but(width=WIDTH, epochs=self.length.epochs)
+
+    @property
+    def strong(self) -> Recipe:
+        """The strong recipe of chapter 4, with a network of the same size and few epochs."""
+        return Recipe.strong.but(width=WIDTH, epochs=self.length.strong_epochs)
+
+    @property
+    def prepared(self) -> Path:
+        """Folder of the prepared slices."""
+        return self.work / "prepared"
+
+    @property
+    def run(self) -> Path:
+        """Folder of the training run."""
+        return self.work / "run"
+
+    @property
+    def note(self) -> str:
+        """What must stand under every figure."""
+        return ("synthetic images; " if self.synthetic else "") + DISCLAIMER
+
+
+@takes_paths
+def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
+    """Open the data of the course, say which they are, and print the versions in use.
+
+    `data`: a folder of patients (or its `.tar`) in any layout that `unetlib check` knows; `None` takes
+    the one that the environment variable `COURSE_DATA` names and, without one, the embedded synthetic
+    cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set,
+    and those of a short course (see `is_short`) below `work/short`.
+    `UNETLIB_ASSUME` set to ras or lps says the orientation of files that do not say theirs.
+
+    Raises `UnetlibError` when the folder does not exist or holds no usable patient.
+    """
+    _set_up_notebook()
+    work, length = (Path(work) / "short", SHORT) if is_short() else (Path(work), FULL)
+    named = data or os.environ.get("COURSE_DATA")
+    if named:
+        root = Path(named).expanduser()
+        folder = work / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
+    else:
+        folder = work / "synthetic"
+        root = folder / "cohort"
+        make_cohort(root, length.patients)
+    cohort = find_cases(root)
+    if not cohort.cases:
+        raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
+    course = Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
+    _introduce(course)
+    return course
+
+
+@dataclass(frozen=True)
+class Stair:
+    """A recipe that was trained and validated: on what, where, and the Dice of each validation patient, by name."""
+
+    name: str
+    recipe: Recipe
+    data: Prepared
+    run: Path
+    dices: dict[str, float]
+
+    @property
+    def dice(self) -> float:
+        """The mean over the patients."""
+        return float(numpy.mean(list(self.dices.values())))
+
+    def gains(self, before: "Stair") -> numpy.ndarray:
+        """Return what each patient gained over another stair, (patients,), in the order of their names."""
+        return numpy.array([self.dices[name] - before.dices[name] for name in sorted(self.dices)])
+
+
+def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Stair | None = None) -> Stair:
+    """Prepare, train and validate a recipe, and say what it changed and gained; test patients are not scored.
+
+    It is trained for as many whole epochs as come nearest to showing `slices` slices, one at least. The split is that
+    of `course.prepared`, where there is one. What is there from an earlier call with the same recipe is reused, and
+    goes on where it was stopped. Dices are volumetric: all slices of a patient, on the native grid.
+    """
+    folder = course.work / "stairs"
+    prepared = folder / f"prepared-{digest(recipe.stage(PREPARE))[:8]}"
+    if (course.prepared / "split.json").exists() and not (prepared / "split.json").exists():
+        Split.load(course.prepared / "split.json").save(prepared / "split.json")
+    with redirect_stdout(StringIO()):  # what they say at length in chapters 3 and 4
+        data = prepare(course.data, prepared, recipe)
+        recipe = recipe.but(epochs=max(1, round(slices / max(1, _shown(data, recipe)))))
+        run = folder / f"run-{digest(recipe.as_dict())[:8]}"
+        seconds = train(prepared, run, recipe).seconds
+        tune(run)
+        evaluate(run, split="val")
+    rows = read_patients(run / "evaluation" / "val")
+    stair = Stair(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows})
+    what = changed(before.recipe.as_dict(), recipe.as_dict()) if before else ""
+    gain = f" ({stair.dice - before.dice:+.3f})" if before else ""
+    print(f"{name}: {what or 'nothing changed'}" if before else name)
+    print(f"validation Dice {stair.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {seconds:.0f} s of training")
+    return stair
+
+
+def _shown(data: Prepared, recipe: Recipe) -> int:
+    """Return how many slices an epoch shows."""
+    indices = data.indices("train")
+    return balanced_number(data.tumour[indices]) if recipe.balance else len(indices)
+
+
+@takes_paths
+def show_study(folder: Path = STUDY) -> None:
+    """Show six steps of the study on real patients, one for each of sections 5.2 to 5.7, and a link to them all.
+
+    `folder` holds `ABLATION.md`; without it, a sentence says how it is made.
+    """
+    page = folder / "ABLATION.md"
+    if not page.exists():
+        print("benchmarks/ABLATION.md is not there (yet): it is made by make study, on a folder of real patients.")
+        return
+    table = [line.split("|")[1:5] for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
+    heading, rule, *rows = table  # step, changed, Dice, gain; the other columns are left to the page
+    shown = [row for row in rows if row[0].strip() in STUDY_STEPS]
+    lines = ["|" + "|".join(row) + "|" for row in (heading, rule, *shown)]
+    link = (
+        f"[benchmarks/ABLATION.md](../benchmarks/ABLATION.md) holds all {len(rows)} steps, each with its gain and time"
+    )
+    display(Markdown("\n".join([*lines, "", f"{link}."])))
+
+
+def _is_synthetic(case: Case) -> bool:
+    try:
+        return is_synthetic(read_volume(case.images["flair"]))
+    except UnetlibError:  # a damaged file is named by `check` and `prepare`
+        return False
+
+
+def _introduce(course: Course) -> None:
+    """Say on top of a chapter what it shows."""
+    patients = counted(len({case.patient for case in course.cohort.cases}), "patient")
+    what = f"**real MRI**, {patients} in `{course.data.name}` ({course.cohort.cases[0].layout})"
+    if course.synthetic:
+        what = f"**synthetic images**, {patients}: real anatomy, invented tumours. No result here is a result on MRI"
+    text = f"> Shown here: {what}. For research and education, never for clinical use."
+    if course.length == SHORT:
+        text += " **A short course** (`COURSE_SHORT`): it shows that every cell runs, and its numbers mean nothing."
+    if get_ipython() is None:
+        print(text)
+    else:
+        display(Markdown(text))
+    versions = {"unetlib": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    print(", ".join(f"{name} {version}" for name, version in versions.items()), end=", ")
+    print(f"matplotlib {matplotlib.__version__}")
+
+
+def _set_up_notebook() -> None:
+    """Have a notebook show full-width figures with alt texts, heed the load, and shorten an error to its sentence."""
+    shell = get_ipython()
+    if shell is not None:
+        shell.run_line_magic("matplotlib", "inline")
+        shell.display_formatter.formatters["image/png"].for_type(Figure, in_notebook)
+        shell.events.register("pre_run_cell", use_idle_processors)
+        shell.set_custom_exc((UnetlibError, KeyboardInterrupt), _sentence)
+
+
+def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: object, **__: object) -> list[str]:
+    lines = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, lines)  # the handler of a kind of error has to show it itself
+    return lines
+
+
+@takes_paths
+def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
+    """Draw what the README shows, from the notebooks' own cohort and run, which are made where they are missing.
+
+    They go to `figures/` of the repository unless `out` is given.
+    """
+    folder = out or REPOSITORY / "figures"
+    course = start(work=REPOSITORY / "notebooks" / "work")
+    prepare(course.data, course.prepared)
+    train(course.prepared, course.run, course.recipe, device)
+    evaluate(course.run, device=device)
+    paths = make_figures(course.run, folder, device)
+    save(case_figure(course.cohort.cases[:3]), folder / "cohort.png")
+    shown = best_median_worst(course.run, device)[1]
+    viewer = SliceViewer(shown.volume, truth=shown.truth, prediction=shown.prediction, title=shown.case.id)
+    return [*paths, folder / "cohort.png", viewer_picture(viewer, folder / "viewer.png")]

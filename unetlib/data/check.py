@@ -1,0 +1,152 @@
+"""Read every case of a folder and say what is there and what cannot be used: `unetlib check`."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from unetlib.data.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case, unforeseen
+from unetlib.data.sameness import copy_of, hash_voxels
+from unetlib.data.volumes import Volume, read_shape
+from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.files import takes_paths
+from unetlib.support.jobs import run_jobs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What reading one case showed; `share` is the part of the voxels that is tumour, `scan` the hash of the image."""
+
+    labels: frozenset[int]
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    share: float
+    notes: tuple[str, ...]
+    scan: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What reading every case of a cohort showed; as a string, what `unetlib check` prints.
+
+    `findings`: id -> what was found in a case that can be read. `left_out`: id -> the sentence why not,
+    by file names or by content.
+    """
+
+    cohort: Cohort
+    findings: dict[str, Finding]
+    left_out: dict[str, str]
+
+    @property
+    def labels(self) -> dict[str, frozenset[int]]:
+        """The labels in the mask of each usable case, by id."""
+        return {id: finding.labels for id, finding in self.findings.items()}
+
+    @property
+    def usable(self) -> tuple[Case, ...]:
+        """The cases that can be read."""
+        return tuple(case for case in self.cohort.cases if case.id in self.findings)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should read, though nothing is left out for it."""
+        found = [note for finding in self.findings.values() for note in finding.notes]
+        modern = [case.id for case in self.usable if case.layout == "BraTS 2023/2024" and 4 in self.labels[case.id]]
+        if modern:
+            found.append(
+                f"Label 4 is in {len(modern)} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
+                "which the rule label > 0 counts as tumour."
+            )
+        return (*self.cohort.notes, *found)
+
+    def __str__(self) -> str:
+        lines = [_line("Data", str(self.cohort.root))]
+        if self.findings:
+            lines += [_line(*row) for row in self._rows()]
+        lines += [_line("Note", note) for note in self.notes]
+        lines += [_line("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
+        return "\n".join([*lines, f"{len(self.findings)} of {len(self.findings) + len(self.left_out)} cases usable."])
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        cases, findings = self.usable, self.findings.values()
+        for layout, count in sorted(Counter(case.layout for case in cases).items()):
+            patients = {case.patient for case in cases if case.layout == layout}
+            yield "Layout", f"{layout}: {counted(count, 'case')} of {counted(len(patients), 'patient')}"
+        images = Counter(modality for case in cases for modality in case.images)
+        yield (
+            "Images",
+            ", ".join(f"{modality} {images[modality]}" for modality in MODALITIES if images[modality])
+            + f", mask {len(cases)}",
+        )
+        yield "Shape", f"{_ranges([finding.shape for finding in findings])} voxels"
+        yield "Voxel", f"{_ranges([finding.spacing for finding in findings])} mm"
+        labels = Counter(label for finding in findings for label in finding.labels if label)
+        yield "Labels", ", ".join(f"{label} ({counted(n, 'case')})" for label, n in sorted(labels.items())) or "none"
+        shares = [100 * finding.share for finding in findings]
+        yield "Tumour", f"{np.mean(shares):.2f} % of the voxels of a case ({min(shares):.2f} to {max(shares):.2f} %)"
+        empty = sorted(id for id, finding in self.findings.items() if not finding.share)
+        yield "No tumour", f"{counted(len(empty), 'case')}{': ' * bool(empty)}{first_of(empty)}"
+
+
+def _line(title: str, text: str) -> str:
+    wrap: Callable[..., str] = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
+    return wrap(text, initial_indent=f"{title:11}", subsequent_indent=" " * 11)
+
+
+def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
+    """Return e.g. "240 x 240 x 20-155": the least and the greatest along each axis."""
+    axes = [sorted({round(value, 3) for value in axis}) for axis in zip(*rows, strict=True)]
+    return " x ".join(f"{axis[0]:g}" if len(axis) == 1 else f"{axis[0]:g}-{axis[-1]:g}" for axis in axes)
+
+
+@takes_paths
+def check(data: Path, workers: int | None = None, assume: str | None = None) -> Report:
+    """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
+
+    `workers` is the number of processes, `assume` as in `find_cases`. A case that cannot be read is listed in
+    the report; raises `UnetlibError` when there is no case at all, as `find_cases` does.
+    """
+    cohort = find_cases(data, assume=assume)
+    findings, left_out = {}, dict(cohort.left_out)
+    for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers, SHARE):
+        if isinstance(result, Finding):
+            findings[case.id] = result
+        else:
+            left_out[case.id] = result
+    first: dict[str, str] = {}
+    for case in cohort.cases:  # in the order of `prepare`
+        if case.id in findings and (other := first.setdefault(findings[case.id].scan, case.id)) != case.id:
+            left_out[case.id] = copy_of(other)
+            del findings[case.id]
+    return Report(cohort, dict(sorted(findings.items())), left_out)
+
+
+def _inspect(case: Case) -> Finding | str:
+    """Return what reading a case showed, or the sentence why it cannot be read."""
+    try:
+        image, mask, labels = read_case(case)
+        notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
+        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_voxels(image.voxels))
+    except UnetlibError as error:
+        return str(error).removeprefix(f"{case.id}: ")
+    except Exception as error:  # one strange file must not end the check of a thousand
+        return unforeseen(error)
+
+
+def _compare(case: Case, modality: str, flair: Volume) -> str:
+    """Return what is wrong with the header of another modality, in a sentence; empty when nothing is."""
+    source = case.images[modality]
+    if source.paths == case.images["flair"].paths:
+        return ""
+    try:
+        shape = read_shape(source)
+    except UnetlibError as error:
+        return f"{case.id}: {error} The case is usable without {modality}."
+    expected = flair.to_stored(flair.voxels).shape
+    if shape == expected:
+        return ""
+    return f"{case.id}: {modality} has shape {shape}, flair {expected}. The case is usable without {modality}."

@@ -1,0 +1,165 @@
+"""Turn one volume into slices on the model's grid, and slices back into a volume.
+
+A volume (X, Y, Z) in LPS order becomes Z axial slices, rows from front to back and columns from
+the patient's right to left. On the way to the model's grid each slice is
+
+1. normalised to 0..1 on its own grid (a constant slice becomes 0);
+2. seen through a square window, 0 outside the slice, so that nothing is squeezed;
+3. resampled by bilinear interpolation with a low-pass filter (antialiasing).
+
+The mask goes through steps 2 and 3 as numbers 0 and 1, then counts as tumour from 0.5 on. This
+neither grows nor shrinks large tumours, but tumours narrower than a pixel of the model's grid vanish.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unetlib.recipe import Recipe
+from unetlib.support.errors import UnetlibError
+
+ALL = slice(None)
+MEDIANS = 3  # a tumour is some 1 to 2 medians of the head bright on FLAIR; 3 of them become 1, and more is cut off
+
+
+@dataclass(frozen=True)
+class Window:
+    """The square of every slice that the network sees: its side and the place of its corner, in pixels of the slice.
+
+    It may reach beyond the slice, which is 0 there.
+    """
+
+    left: int
+    top: int
+    side: int
+
+    @classmethod
+    def of(cls, voxels: np.ndarray, recipe: Recipe) -> "Window":
+        """Return the window of a volume (X, Y, Z): the smallest centred square that holds the slices.
+
+        With `recipe.crop` it holds the head instead: the columns and rows of which at least 1 % are
+        foreground (see `foreground`), and a margin of 4 % on every side.
+        """
+        if not recipe.crop:
+            return cls.whole(voxels.shape)
+        bright = foreground(voxels)
+        inside = [np.flatnonzero(bright.mean(axes) >= 0.01) for axes in ((1, 2), (0, 2))]
+        if not all(map(len, inside)):
+            return cls.whole(voxels.shape)
+        spans = [(int(found[0]), int(found[-1]) + 1) for found in inside]
+        longest = max(end - begin for begin, end in spans)
+        return cls._around(spans, longest + 2 * round(0.04 * longest))
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> "Window":
+        """Return the smallest centred square that holds the slices of a volume of that shape (X, Y, Z)."""
+        return cls._around([(0, shape[0]), (0, shape[1])], max(shape[:2]))
+
+    @classmethod
+    def _around(cls, spans: list[tuple[int, int]], side: int) -> "Window":
+        left, top = (begin - (side - (end - begin)) // 2 for begin, end in spans)
+        return cls(left, top, side)
+
+    def margins(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return what to add to a slice (negative: to cut off) on the left, right, top and bottom to see the window."""
+        return -self.left, self.left + self.side - width, -self.top, self.top + self.side - height
+
+
+def foreground(voxels: np.ndarray) -> np.ndarray:
+    """Tell of each voxel whether it is brighter than the mean of its volume: head, and not the air around it."""
+    return voxels > voxels.mean()
+
+
+def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
+    """Return slices of a volume (X, Y, Z) of any real dtype as float32 (N, 1, S, S) in 0..1, S = `recipe.image_size`.
+
+    `z`: the positions of the N slices wanted; by default all Z.
+    """
+    if recipe.normalise == "minmax-slice":
+        slices, over = _planes(voxels, z), (1, 2)
+        low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
+    else:
+        slices = _planes(voxels)
+        low, high = slices.min(), slices.max()
+        if recipe.normalise == "median-volume":
+            # Fat, vessels and spikes set the maximum of a volume; the median of the head they do not move.
+            bright = slices[slices > slices.mean()]
+            high = low + MEDIANS * (bright.median() - low) if len(bright) else high
+        slices = slices[z]
+    span = torch.where(high > low, high - low, 1.0)
+    return _resize(_see(slices.sub_(low).div_(span), Window.of(voxels, recipe)), recipe.image_size)
+
+
+def mask_to_slices(
+    mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, window: Window | None = None
+) -> Tensor:
+    """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`.
+
+    `window`: that of the mask's image, which a recipe with `crop` needs; raises `UnetlibError` without it.
+    """
+    if window is None and recipe.crop:
+        raise UnetlibError(
+            "a recipe with crop needs the window of the image: mask_to_slices(..., window=Window.of(...))."
+        )
+    seen = _see(_planes(mask, z), window or Window.whole(mask.shape))
+    return (_resize(seen, recipe.image_size) >= 0.5).to(torch.uint8)
+
+
+def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | None = None) -> np.ndarray:
+    """Return slices (Z, 1, S, S) as a float32 volume of `shape` (X, Y, Z): the way back of `image_to_slices`.
+
+    Bilinear interpolation to the window (by default that of a recipe without `crop`), then what lies
+    beyond the slice is cut off, and 0 is put where the window did not reach.
+    """
+    x, y, _ = shape
+    window = window or Window.whole(shape)
+    square = _resize(slices[:, 0].float(), window.side)[:, 0]
+    back = F.pad(square, [-margin for margin in window.margins(y, x)])
+    return back.permute(2, 1, 0).contiguous().numpy()
+
+
+def with_neighbours(slices: Tensor, neighbours: int) -> Tensor:
+    """Return every slice of a volume (Z, 1, S, S) between its neighbours, (Z, 2 `neighbours` + 1, S, S).
+
+    The first and the last slice stand in for those beyond.
+    """
+    near = torch.arange(len(slices))[:, None] + torch.arange(-neighbours, neighbours + 1)
+    return slices[:, 0][near.clamp(0, len(slices) - 1)]
+
+
+def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
+    """Slices `z` of (X, Y, Z) as float32 (N, Y, X), from 0 where single precision could blur neighbouring values."""
+    slices = voxels.transpose(2, 1, 0)[z]
+    if slices.size and not np.can_cast(voxels.dtype, np.float32):
+        slices = slices - np.float64(slices.min())
+    # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
+    return torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))
+
+
+def _see(slices: Tensor, window: Window) -> Tensor:
+    margins = window.margins(*slices.shape[-2:])
+    return F.pad(slices, margins) if any(margins) else slices  # `F.pad` would copy them
+
+
+def _resize(slices: Tensor, side: int) -> Tensor:
+    """(Z, H, H) to (Z, 1, side, side)."""
+    resized = F.interpolate(slices[:, None], size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1)
+
+
+def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarray:
+    """Return the z of the slices to keep, for a volume and its boolean mask, both (X, Y, Z).
+
+    `tumour`: at least one voxel of the mask. `brain`: at least 2 % of the voxels brighter than the
+    mean of the volume. `all`: every slice.
+    """
+    if policy == "tumour":
+        keep = mask.any((0, 1))
+    elif policy == "brain":
+        keep = foreground(voxels).mean((0, 1)) >= 0.02
+    else:
+        keep = np.ones(voxels.shape[2], dtype=bool)
+    return np.flatnonzero(keep)

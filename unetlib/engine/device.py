@@ -1,0 +1,84 @@
+"""The engine carries the device, the precision and several processes: Lightning Fabric."""
+
+import atexit
+import gc
+import logging
+import os
+
+import torch
+from lightning_fabric import Fabric
+
+from unetlib.support.errors import UnetlibError
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of that name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Raises `UnetlibError` when there is no such device here.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, here in available.items() if here))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not available.get(device.type, False):
+        here = ", ".join(kind for kind, there in available.items() if there)
+        raise UnetlibError(f"there is no device {name!r} here; auto or one of {here} was expected.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnetlibError(f"there is no device {name!r} here; there are {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16`: for `auto`, bf16 where the hardware computes in it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return "bf16" if fast else "fp32"
+
+
+def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1) -> Fabric:
+    """Return the engine on that device, in `fp32`, `bf16` or what `auto` resolves to.
+
+    In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision). `processes`: how
+    many torchrun has started; they find one another here.
+    """
+    chosen = pick_device(device)
+    devices = [chosen.index or 0] if chosen.type == "cuda" else 1
+    numbers = "bf16-mixed" if resolve_precision(precision, chosen) == "bf16" else "32-true"
+    if processes == 1:
+        return Fabric(accelerator=chosen.type, devices=devices, precision=numbers)  # type: ignore[arg-type]
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    fabric = Fabric(
+        accelerator=chosen.type,
+        strategy="ddp",
+        devices=here,
+        num_nodes=processes // here,
+        precision=numbers,  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    atexit.register(leave_group)
+    return fabric
+
+
+def leave_group() -> None:
+    """End the group of processes, and its threads, while Python still runs: met later, they abort the process."""
+    gc.collect()  # a network that waits for its deletion keeps the group alive
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def process_count() -> int:
+    """Return how many processes torchrun has started, this one among them; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,270 @@
+"""The volumes and masks that a viewer shows: of any kind, read, turned to LPS order, and brought to one grid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from unetlib.data.nifti import stem
+from unetlib.data.volumes import (
+    GUESS,
+    Source,
+    Volume,
+    array_to_volume,
+    image_to_volume,
+    read_volume,
+    to_lps,
+    whole_labels,
+)
+from unetlib.show.plots.common import is_synthetic, largest_slice
+from unetlib.support.errors import UnetlibError, first_of
+
+AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
+NOMINAL = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of an array without one: 1 mm, LPS order
+
+Image = str | Path | Source | Volume | nib.Nifti1Pair | np.ndarray
+Images = Image | Sequence[Image] | Mapping[str, Image]
+Masks = Image | Sequence[Image | None] | Mapping[str, Image | None] | None
+WITH_GRID = (str, Path, Source, Volume, nib.Nifti1Pair)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A volume with its masks, uint8 (X, Y, Z) on its grid.
+
+    `window`: the intensities shown black and white by default. `link`: (4, 4), from voxels of the
+    first volume to voxels of this one.
+    """
+
+    name: str
+    volume: Volume
+    truth: np.ndarray | None
+    prediction: np.ndarray | None
+    window: tuple[float, float]
+    link: np.ndarray
+
+    def voxel(self, position: Sequence[int]) -> np.ndarray:
+        """Return the voxel (3,) at a position in the first volume, clipped to this one."""
+        at = np.rint(self.link[:3] @ (*position, 1)).astype(int)
+        return np.clip(at, 0, np.array(self.volume.voxels.shape) - 1)
+
+    def slices(self, plane: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the intensities and the classes (0 to 3) of one slice, (H, W), as displayed."""
+        image = _slice(self.volume.voxels, plane, index)
+        classes = np.zeros(image.shape, np.uint8)
+        for bit, mask in ((1, self.truth), (2, self.prediction)):
+            if mask is not None:
+                classes += np.uint8(bit) * (_slice(mask, plane, index) > 0)
+        return image, classes
+
+
+def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) -> tuple[list[Panel], list[str]]:
+    """Return the volumes with their masks, and what a person has to know about them, as notes.
+
+    The kinds of input are those of `SliceViewer`. Raises `UnetlibError` when one of them cannot be
+    read or does not fit the others.
+    """
+    try:
+        given = NOMINAL if affine is None else np.asarray(affine, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UnetlibError(f"the affine is {affine!r}; (4, 4) numbers were expected.") from error
+    volumes = {name: _read(item, name, given) for name, item in _named(volume).items()}
+    first = next(iter(volumes.values()))
+    notes = [
+        f"The orientation of {name} is guessed ({one.assumed.upper()}): its file does not say it"
+        for name, one in volumes.items()
+        if one.assumed
+    ]
+    if any(map(is_synthetic, volumes.values())):
+        notes.append("Synthetic images")
+    truths, predictions = _fit_all("truth", truth, volumes, notes), _fit_all("prediction", prediction, volumes, notes)
+    panels = []
+    for (name, one), true, predicted in zip(volumes.items(), truths, predictions, strict=True):
+        link = np.linalg.inv(one.affine) @ first.affine
+        if not _meet(link, first.voxels.shape, one.voxels.shape):
+            link = _proportion(first.voxels.shape, one.voxels.shape)
+            notes.append(f"{name} lies elsewhere in space than {next(iter(volumes))}: its slices follow in proportion")
+        panels.append(Panel(name, one, true, predicted, _default_window(one.voxels), link))
+    return panels, notes
+
+
+def _named(volume: Any) -> dict[str, Any]:
+    """Return the volumes by name: the names given, else those of the files, else numbers."""
+    if isinstance(volume, Mapping):
+        named = {str(name): item for name, item in volume.items()}
+    else:
+        items = list(volume) if isinstance(volume, list | tuple) else [volume]
+        names = [_file_name(item) or f"volume {number}" for number, item in enumerate(items, start=1)]
+        if len(set(names)) < len(names):
+            names = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
+        named = dict(zip(names, items, strict=True))
+    if not named:
+        raise UnetlibError("there is no volume to show. Give a path, an image, an array, or several of them.")
+    return named
+
+
+def _file_name(item: Any) -> str:
+    if isinstance(item, nib.Nifti1Pair):
+        item = item.get_filename() or ""
+    known = isinstance(item, str | Path | Source)
+    return stem(Path(str(item)).name) if known else ""
+
+
+def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
+    """Return a volume or mask of any kind; `affine` is that of arrays."""
+    if isinstance(item, Volume):
+        return item
+    if isinstance(item, str | Path):
+        item = Source((Path(item).expanduser(),))
+    if isinstance(item, Source):
+        return read_volume(replace(item, assume=item.assume or GUESS))
+    if isinstance(item, nib.Nifti1Pair):
+        return image_to_volume(item, name, assume=GUESS)
+    if not hasattr(item, "__array__"):
+        raise UnetlibError(f"{name} is a {type(item).__name__}; a path, a NIfTI image or a 3-D array was expected.")
+    return array_to_volume(np.asarray(item), affine, name)
+
+
+def _fit_all(kind: str, given: Any, volumes: dict[str, Volume], notes: list[str]) -> list[np.ndarray | None]:
+    """Return the mask of each volume on its grid; volumes on one grid that have one mask share the array."""
+    fitted: dict[Any, np.ndarray | None] = {}
+    masks = []
+    for (name, volume), item in zip(volumes.items(), _one_each(kind, given, list(volumes)), strict=True):
+        key = (id(item), volume.voxels.shape, volume.affine.tobytes())
+        if key not in fitted:
+            fitted[key] = None if item is None else _fit(item, f"the {kind} of {name}", volume, notes)
+        masks.append(fitted[key])
+    return masks
+
+
+def _one_each(kind: str, given: Any, names: list[str]) -> list[Any]:
+    if isinstance(given, Mapping):
+        if strange := [str(name) for name in given if name not in names]:
+            raise UnetlibError(f"{kind} names {first_of(strange, 5)}; the volumes are {first_of(names, 5)}.")
+        return [given.get(name) for name in names]
+    if not isinstance(given, list | tuple):
+        return [given] * len(names)
+    if len(given) != len(names):
+        raise UnetlibError(
+            f"{kind} is a list of {len(given)} masks for {len(names)} volumes. Give one each, None where there is "
+            "none, or a single mask that belongs to all."
+        )
+    return list(given)
+
+
+def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
+    """Return a mask as uint8 labels (X, Y, Z) on the grid of its volume, resampled where it has another."""
+    mask = _read(item, name, volume.affine)
+    labels, shape = _labels(mask.voxels, name), volume.voxels.shape
+    if (mask.assumed or volume.assumed) and isinstance(item, WITH_GRID):
+        labels = to_lps(mask.to_stored(labels), volume.stored_affine)
+        if labels.shape != shape:
+            raise UnetlibError(
+                f"{name} has shape {labels.shape} and the volume {shape}, and one of them does not say how it is "
+                "oriented, so the mask cannot be resampled. Give a mask on the grid of the volume."
+            )
+        if not volume.assumed:
+            notes.append(f"The orientation of {name} is guessed: its voxels are taken to lie as those of the volume")
+        return labels
+    if labels.shape == shape and np.allclose(mask.affine, volume.affine, rtol=0, atol=1e-2):
+        return labels
+    if not isinstance(item, WITH_GRID):
+        raise UnetlibError(
+            f"{name} has shape {labels.shape} and the volume {shape}; they must be the same, for an array does not "
+            "say where it lies. Give the mask in LPS order, or as a NIfTI image or file."
+        )
+    to_mask = np.linalg.inv(mask.affine) @ volume.affine
+    if not _meet(to_mask, shape, labels.shape):
+        starts = [one.affine[:3, 3].round(1).tolist() for one in (mask, volume)]
+        raise UnetlibError(
+            f"{name} and the volume do not overlap in space: their first voxels lie at {starts[0]} and {starts[1]} mm. "
+            "Find the mask that belongs to this volume."
+        )
+    found = ndimage.affine_transform(labels, to_mask, output_shape=shape, order=0, mode="grid-constant")
+    before, after = _millilitres(labels, mask.affine), _millilitres(found, volume.affine)
+    grid = " x ".join(map(str, labels.shape))
+    notes.append(
+        f"T{name[1:]} was resampled from {grid} voxels ({before:.1f} ml) to those of the volume ({after:.1f} ml)"
+    )
+    return found
+
+
+def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
+    voxels = whole_labels(voxels)
+    low, high = voxels.min(), voxels.max()
+    strange = voxels[voxels != np.rint(voxels)] if voxels.dtype.kind == "f" else voxels[:0]
+    if low < 0 or high > 255 or strange.size:
+        told = f" ({strange.flat[0]:.9g} is none)" if strange.size else ""
+        raise UnetlibError(
+            f"{name} holds values from {low:g} to {high:g}; whole labels from 0 to 255 were expected{told}. Threshold "
+            "probabilities first."
+        )
+    return voxels.astype(np.uint8)
+
+
+def _millilitres(mask: np.ndarray, affine: np.ndarray) -> float:
+    return float(np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000)
+
+
+def _meet(link: np.ndarray, shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Tell whether two boxes of voxels overlap; `link`: (4, 4), from voxels of the first to those of the second."""
+    corners = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in shape))])
+    reached = corners @ link[:3].T
+    return bool((reached.max(0) > -0.5).all() and (reached.min(0) < np.array(other) - 0.5).all())
+
+
+def _proportion(shape: tuple[int, ...], other: tuple[int, ...]) -> np.ndarray:
+    """Return (4, 4), from voxels of one box to those of another, the first to the first and the last to the last."""
+    return np.diag([*(max(b - 1, 1) / max(a - 1, 1) for a, b in zip(shape, other, strict=True)), 1.0])
+
+
+def _default_window(voxels: np.ndarray) -> tuple[float, float]:
+    """Return the 0.5 and 99.5 percentiles of the voxels that are not 0; two different numbers always."""
+    inside = voxels[voxels != 0].astype(np.float64)
+    low, high = np.percentile(inside, (0.5, 99.5)).tolist() if inside.size else (0.0, 0.0)
+    if low == high:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return (low, high) if low < high else (0.0, 1.0)
+
+
+def middle(panels: list[Panel]) -> np.ndarray:
+    """Return the voxel (3,) of the first volume in the middle of the largest axial slice of the first mask.
+
+    The truth goes before the prediction; without a mask it is the middle of the volume.
+    """
+    for panel, mask in [(p, p.truth) for p in panels] + [(p, p.prediction) for p in panels]:
+        if mask is not None and mask.any():
+            z = largest_slice(mask > 0)
+            x, y = np.argwhere(mask[:, :, z]).mean(0)
+            return np.linalg.inv(panel.link)[:3] @ (x, y, z, 1)
+    return (np.array(panels[0].volume.voxels.shape) - 1) / 2
+
+
+def encode(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return int16 voxels, slope and intercept: value = slope * voxel + intercept.
+
+    Exact for whole numbers that span up to 65,535; otherwise in 65,535 steps from lowest to highest.
+    """
+    low, high = float(voxels.min()), float(voxels.max())
+    whole = voxels.dtype.kind in "biu" or np.array_equal(voxels, np.rint(voxels))
+    slope = 1.0 if low == high or (whole and high - low <= 65535) else (high - low) / 65535
+    intercept = 0.0 if slope == 1 and whole and low >= -32768 and high <= 32767 else low + 32768 * slope
+    if slope == 1 and intercept == 0:
+        return voxels.astype("<i2"), slope, intercept
+    return np.rint((voxels.astype(np.float64) - intercept) / slope).astype("<i2"), slope, intercept
+
+
+def round_to(voxels: np.ndarray, step: float) -> tuple[np.ndarray, float, float]:
+    """Return int16 voxels, slope and intercept like `encode`, but of values rounded to multiples of `step`."""
+    return np.clip(np.rint(voxels / step), -32768, 32767).astype("<i2"), step, 0.0
+
+
+def _slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
+    """Return a slice of a volume in LPS order as displayed: nose or top of the head up, the patient's right left."""
+    flat = np.take(array, index, AXIS[plane]).T
+    return flat if plane == "axial" else flat[::-1]

@@ -1,0 +1,249 @@
+"""Figures of chapter 3: the network, its loss, and how it learned."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from unetlib.show.plots.common import (
+    BLUE,
+    DISCLAIMER,
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    GREY,
+    INK,
+    ORANGE,
+    TRUE_POSITIVE,
+    cut_to_head,
+    draw_errors,
+    draw_outline,
+    fit_height,
+    in_notebook,
+    new_figure,
+    show_slice,
+)
+from unetlib.support.errors import counted
+from unetlib.unet import UNet
+
+CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
+    "3 x 3 convolution, batch norm, ReLU",
+    "max-pooling 2 x 2",
+    "bilinear upsampling",
+    "skip: copied and concatenated",
+    "1 x 1 convolution",
+)
+COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
+GAP = 1.1  # between the middles of two pictures of a level, in units of the drawing
+
+
+def architecture_figure(net: UNet, size: int = 96) -> Figure:
+    """Return the U of this very network: the channels and the size of every picture on the way of one slice.
+
+    `size`: height and width of the slice, in pixels. Boxes are as high as the square root of their
+    picture's height, and as wide as the logarithm of its channels.
+
+    Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 1, for the way to draw it.
+    """
+    shapes, depth = dict(net.level_shapes(size, size)), len(net.up)
+    heights = [2.1 * (shapes[f"down {level}"][1] / size) ** 0.5 for level in range(depth + 1)]
+    middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
+    end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
+    title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
+    figure = new_figure(f"{title}; the channels and the size of every picture on the way of one slice, a U")
+    figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
+    axes = figure.subplots()
+    axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
+    axes.set_axis_off()
+    draw = _Drawing(axes, heights, middles)
+    for level in range(depth + 1):
+        channels, side, _ = shapes[f"down {level}"]
+        incoming = net.down[level][0].in_channels  # type: ignore[index]
+        left, back = 2 * GAP * level, 2 * GAP * (2 * depth - level)  # where the ways down and up enter this level
+        axes.text(left - 0.4, middles[level], f"{side} x {side}", ha="right", va="center", fontsize=9)
+        last = draw.row(level, left, [incoming, channels, channels])
+        if level < depth:
+            from_below = net.up[depth - 1 - level][0].in_channels - channels  # type: ignore[index]
+            draw.row(level, back, [from_below, shapes[f"up {level}"][0], shapes[f"up {level}"][0]])
+            copied = draw.box(level, back - _width(from_below) / 2 - _width(channels) / 2, channels, "#EEEEEE")
+            draw.arrow(SKIP, (last[1] + 0.06, middles[level]), (copied[0] - 0.06, middles[level]))
+            over, under = middles[level] - heights[level] / 2, middles[level + 1] + heights[level + 1] / 2 + 0.36
+            draw.arrow(POOLING, (left + 2 * GAP, over - 0.06), (left + 2 * GAP, under))
+            draw.arrow(UPSAMPLING, (back, under), (back, over - 0.06))
+    logits, features = draw.box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
+    draw.arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
+    for x, text in ((0.0, "slice"), (end, "logits")):
+        axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
+    handles = [Line2D([], [], color=COLOURS[kind], linestyle=_line(kind), lw=2, label=kind) for kind in ARROWS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    return figure
+
+
+class _Drawing:
+    """Boxes and arrows on axes; level `i` is as high as `heights[i]`, around `middles[i]`."""
+
+    def __init__(self, axes: Axes, heights: Sequence[float], middles: Sequence[float]) -> None:
+        self.axes, self.heights, self.middles = axes, heights, middles
+
+    def row(self, level: int, left: float, channels: Sequence[int]) -> tuple[float, float]:
+        """Draw the pictures before, within and after a block; return the edges of the last."""
+        edges = [self.box(level, left + index * GAP, count) for index, count in enumerate(channels)]
+        for (_, start), (stop, _) in pairwise(edges):
+            self.arrow(CONVOLUTION, (start + 0.06, self.middles[level]), (stop - 0.06, self.middles[level]))
+        return edges[-1]
+
+    def box(self, level: int, centre: float, channels: int, colour: str | None = None) -> tuple[float, float]:
+        """Draw a picture with its channels above it; return its left and right edge."""
+        height, middle, width = self.heights[level], self.middles[level], _width(channels)
+        face = colour or matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
+        corner = (centre - width / 2, middle - height / 2)
+        self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
+        place, side = (corner[0] + width - 0.15, "right") if colour else (centre, "center")  # a copy stands close
+        self.axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
+        return corner[0], corner[0] + width
+
+    def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw what is done between two pictures."""
+        look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
+        self.axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": _line(kind)})
+
+
+def _line(kind: str) -> Literal["-", "--"]:
+    return "--" if kind == SKIP else "-"
+
+
+def _width(channels: int) -> float:
+    return 0.12 + 0.055 * float(np.log2(channels))
+
+
+def loss_figure() -> Figure:
+    """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
+    logits = np.linspace(-6, 6, 241)
+    probabilities = 1 / (1 + np.exp(-logits))
+    figure = new_figure(
+        "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0", 3.2
+    )
+    losses, gradients = figure.subplots(1, 2)
+    for target, colour in ((1, ORANGE), (0, BLUE)):
+        name = f"target {target} ({'tumour' if target else 'no tumour'})"
+        losses.plot(logits, np.logaddexp(0, logits) - target * logits, color=colour, label=name)
+        gradients.plot(logits, probabilities - target, color=colour, label=name)
+    losses.set(xlabel="logit", ylabel="loss")
+    gradients.set(xlabel="logit", ylabel="gradient = probability - target")
+    for axes in (losses, gradients):
+        axes.axvline(0, color=GREY, lw=0.8)
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, note: str = "") -> Figure:
+    """Return the slices of a batch in a row, coloured where prediction and truth agree or differ.
+
+    `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
+    """
+    figure = new_figure(f"{len(images)} slices of a batch: found, missed and false alarm in colours")
+    panels = figure.subplots(1, len(images), squeeze=False)[0]
+    for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
+        show_slice(axes, image)
+        draw_errors(axes, truth, prediction)
+    ratio = cut_to_head([*zip(panels, images, strict=True)], [*truths, *predictions])
+    fit_height(figure, ratio, max(len(images), 3), extra=1)
+    _error_legend(figure, panels[0])
+    figure.supxlabel(note or DISCLAIMER, fontsize=9)
+    return figure
+
+
+def probability_figure(
+    image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float = 0.5, note: str = ""
+) -> Figure:
+    """Return a slice with the truth outlined, the probability of tumour, and what the threshold makes of it.
+
+    All (H, W), ready for display; `truth` is boolean, `probability` in 0..1.
+    """
+    alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
+    figure = new_figure(f"{alt} {threshold:g} is right and wrong")
+    outlined, shaded, compared = figure.subplots(1, 3)
+    for axes in (outlined, compared):
+        show_slice(axes, image)
+    draw_outline(outlined, truth)
+    shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    shaded.set(xticks=[], yticks=[])
+    figure.colorbar(shades, ax=shaded, shrink=0.7)
+    panels, marks = (outlined, shaded, compared), [truth, probability >= threshold]
+    fit_height(figure, cut_to_head([(axes, image) for axes in panels], marks), 3, extra=1)
+    draw_errors(compared, truth, probability >= threshold)
+    titles = ("FLAIR, truth outlined", "probability of tumour", f"probability >= {threshold:g} against truth")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontsize=10)
+    _error_legend(figure, compared)
+    figure.supxlabel(note or DISCLAIMER, fontsize=9)
+    return figure
+
+
+def _error_legend(figure: Figure, axes: Axes) -> None:
+    colours = {"found": TRUE_POSITIVE, "false alarm": FALSE_POSITIVE, "missed": FALSE_NEGATIVE}
+    handles = [axes.plot([], [], "s", color=colour, label=text)[0] for text, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
+    """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `Progress.history`.
+
+    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third.
+    """
+    epochs = [int(row["epoch"]) for row in history]
+    column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
+    best = int(np.argmax(column["val_dice"]))
+    alt = (
+        f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is {column['val_dice'][best]:.3f}"
+    )
+    figure = new_figure(f"{alt}, in epoch {epochs[best]}", 3.4)
+    losses, dices = figure.subplots(1, 2)
+    losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
+    losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
+    losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
+    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
+    dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
+    dices.annotate(
+        f"best: {column['val_dice'][best]:.3f} in epoch {epochs[best]}",
+        (epochs[best], column["val_dice"][best]),
+        xytext=(0.95, 0.08),
+        textcoords="axes fraction",
+        ha="right",
+    )
+    dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(-0.04, 1.04))
+    for axes in (losses, dices):
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        if killed_at is not None:
+            axes.axvline(killed_at, color=GREY, linestyle="--", label="killed and resumed")
+    losses.legend(frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+class LiveCurves:
+    """The curves of a run in a notebook, redrawn in place: `train(..., on_epoch=LiveCurves())`."""
+
+    def __init__(self, title: str = "", killed_at: float | None = None) -> None:
+        self.title, self.killed_at = title, killed_at
+        self.shown: Any = None
+
+    def __call__(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Draw the epochs so far."""
+        png, about = in_notebook(curves_figure(history, self.title, self.killed_at))
+        picture = Image(data=png, **about)
+        if self.shown is None:
+            self.shown = display(picture, display_id=True)
+        else:
+            self.shown.update(picture)

@@ -1,0 +1,102 @@
+"""How a command begins and ends: with a sentence and a status, whatever happens, and never with a traceback.
+
+Little is imported here, so that a Ctrl-C is heeded from the first moment on.
+"""
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any
+
+from unetlib.support.errors import UnetlibError, printable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send
+GOES_ON = "Stopped. The same command goes on where it was."
+BEGINS_ANEW = "Stopped. The same command begins anew."
+
+
+def begin() -> None:
+    """Let a stop end this process at once, and let a reader of its output leave; to be called before the imports.
+
+    A stop while modules are imported would be a traceback of theirs. Nothing has been begun then, so nothing is lost.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+    sys.stdout, sys.stderr = _outliving_its_reader(sys.stdout), _outliving_its_reader(sys.stderr)
+
+
+def _leave(*_: object) -> None:
+    with suppress(OSError):
+        os.write(2, f"{GOES_ON}\n".encode())
+    os._exit(130)
+
+
+class _Pipe(FileIO):
+    """An output whose reader may leave, as `head` does: the work goes on, and what is said then is lost."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL
+                raise
+            return len(data)
+
+
+def _outliving_its_reader(stream: Any) -> Any:
+    if stream is None:  # closed by the caller
+        return open(os.devnull, "w")
+    if stream.isatty():
+        return stream
+    pipe = _Pipe(stream.fileno(), "w", closefd=False)
+    return TextIOWrapper(BufferedWriter(pipe), stream.encoding, stream.errors, line_buffering=True)
+
+
+def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
+    """Call `work`; raise `SystemExit` where it cannot be done (1), is stopped (130) or returns another status than 0.
+
+    Bad input ends with the sentence of its `UnetlibError`, a stop by SIGINT or SIGTERM with its own or with `stopped`.
+    """
+    asked = []
+
+    def stop(*_: object) -> None:
+        asked.append(True)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    is_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    try:
+        try:
+            for number in SIGNALS if is_main else ():
+                signal.signal(number, stop)
+            status = work()
+        finally:
+            for number in SIGNALS if is_main else ():
+                signal.signal(number, before[number])
+    except BaseException as error:
+        if asked or isinstance(error, KeyboardInterrupt):  # some libraries turn a stop into an error of their own
+            # Python's codecs, interrupted, put words of their own into it
+            print(error if "same command goes on" in str(error) else stopped, file=sys.stderr)
+            sys.exit(130)
+        _end(error)
+        raise
+    if status:
+        sys.exit(status)
+
+
+def _end(error: BaseException) -> None:
+    """Raise `SystemExit` with the sentence of an error, if it has one."""
+    if isinstance(error, UnetlibError):
+        sys.exit(f"error: {printable(str(error))}")
+    if isinstance(error, OSError):
+        sys.exit(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}).")
+    if isinstance(error, MemoryError):
+        sys.exit(
+            f"error: there is not enough memory ({str(error) or 'the system gave no more'}). Close other programs, or "
+            "use a machine with more of it."
+        )

@@ -1,0 +1,281 @@
+"""Files that are either whole or absent, folders that one process has: atomic writes, locks, JSON, CSV, checksums."""
+
+import csv
+import errno
+import glob
+import hashlib
+import inspect
+import json
+import math
+import os
+import shutil
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+
+from unetlib.support.errors import UnetlibError, first_of
+
+MAX_TEXT = 2**25  # bytes of a JSON or CSV file: five times what 12,000 patients need
+PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
+LOCK = ".unetlib-lock"
+P = ParamSpec("P")
+R = TypeVar("R")
+_PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
+_FULL = "Free some space there, then give the same command again."
+CURES = {  # of what keeps a file from being written, unless it is that one may not
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "The file would be larger than this disk or your limits allow; name a folder on another disk.",
+    errno.EIO: "The disk reports a fault. Save what is on it, and name a folder on another disk.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "A file stands where a folder was expected. Choose another name.",
+    errno.EEXIST: "A file stands where a folder was expected. Choose another name.",
+    errno.EISDIR: "A folder stands where a file was expected. Rename it.",
+}
+
+
+def fold(name: str) -> str:
+    """Return a name as Windows and macOS compare it: letter case, and how accents are encoded, do not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function whose parameters are annotated as `Path` take texts, too, and `~` for the user's folder."""
+    signature = inspect.signature(function)
+    names = [name for name, parameter in signature.parameters.items() if parameter.annotation in _PATHS]
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name in names:
+            if (value := given.arguments.get(name)) == "" and signature.parameters[name].default is None:
+                given.arguments[name] = None
+            elif value is not None:
+                given.arguments[name] = [*map(_home, value)] if isinstance(value, list | tuple) else _home(value)
+        return function(*given.args, **given.kwargs)
+
+    return wrapped
+
+
+def _home(path: str | Path) -> Path:
+    if path == "":  # which `Path` takes for the working directory
+        raise UnetlibError("an empty text was given where a path was expected. Name a file or folder.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise UnetlibError(f"{path}: there is no user of that name. Give the folder itself.") from error
+
+
+@contextmanager
+def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it only when the block succeeds.
+
+    The temporary file is flushed to disk before the rename, so that after a crash `path` holds
+    either its old content or the new one, never half of it. Missing parent folders are made. The old
+    content goes to `keep`, if that is given, and there is no moment without a file at `path`.
+
+    Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary
+    file is removed.
+    """
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # left by a kill, or a stranger's link to a file elsewhere
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            keep_as(path, keep)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    except ValueError as error:
+        _raise_stop_behind(error)
+        raise
+    finally:
+        with suppress(OSError):  # where the folder cannot be had, there is no temporary file either
+            temporary.unlink(missing_ok=True)
+
+
+def _raise_stop_behind(error: BaseException | None) -> None:
+    """Raise the Ctrl-C in whose wake an error came: `zipfile`, interrupted, cannot close its file."""
+    while error := error.__context__ if error else None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error from None
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: writers go by it
+
+
+def remove_temporary(folder: Path, name: str = "*") -> None:
+    """Remove what `atomic` has left in `folder`, or only for files of that name, in processes that were killed."""
+    for path in folder.glob(f".tmp-*-{name if name == '*' else glob.escape(name)}"):
+        with suppress(OSError):  # Windows keeps what is open
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def keep_as(path: Path, keep: Path) -> None:
+    """Let `keep` hold the content of `path`, too; each of them is whole at every moment."""
+    temporary = _temporary(keep)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, keep)
+    temporary.unlink(missing_ok=True)  # POSIX leaves it where `keep` was a link to the same content
+
+
+def _unwritable(path: Path, error: OSError, belongs_to: Path | None = None) -> UnetlibError:
+    """Return what to tell: with which cure depends on the fault, and on whether another folder can be named."""
+    may_not = (
+        f"It belongs into {belongs_to}: copy that folder to a place where you may write, and name the copy."
+        if belongs_to
+        else "Name a folder in which you may write."
+    )
+    return UnetlibError(
+        f"{path} cannot be written ({error.strerror or error}). {CURES.get(error.errno or 0, may_not)} "
+        "Nothing half-written is left."
+    )
+
+
+@contextmanager
+def locked(folder: Path, belongs_to: Path | None = None) -> Iterator[None]:
+    """Keep `folder`, which is made where it is missing, to this process while the block runs.
+
+    The operating system lifts the lock when the process dies, however it dies; what it was writing then
+    is removed. `belongs_to` is the folder that a user names, where `folder` itself cannot be chosen.
+
+    Raises `UnetlibError` when another process (or thread) has the folder, or it cannot be written.
+    """
+    missing = not folder.exists()
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        for place in (folder, folder / PARTIAL):
+            remove_temporary(place)
+    except Timeout:
+        raise UnetlibError(
+            f"{folder} is in use: another process is writing to it. Wait for its end"
+            f"{'' if belongs_to else ', or choose another folder'}."
+        ) from None
+    except FileExistsError:
+        advice = "Rename that file" if belongs_to else "Choose another name"
+        raise UnetlibError(f"{folder} is a file; a folder was expected. {advice}.") from None
+    except OSError as error:
+        raise _unwritable(folder, error, belongs_to) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows does not remove an open file
+            Path(lock.lock_file).unlink()
+        lock.release()
+        if missing:
+            with suppress(OSError):  # not empty: the usual case
+                folder.rmdir()
+
+
+def require_empty(folder: Path, what: str) -> None:
+    """Raise `UnetlibError` when `folder` is a file or holds anything but hidden files: it is not `what`."""
+    if folder.exists() and not folder.is_dir():
+        raise UnetlibError(f"{folder} is a file; {what} was expected. Choose another name.")
+    if folder.exists() and (found := [path.name for path in folder.iterdir() if not path.name.startswith(".")]):
+        raise UnetlibError(
+            f"{folder} holds {first_of(sorted(found), 3)} and is not {what}. "
+            "Choose a new folder, so that nothing is lost."
+        )
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise `UnetlibError` when a folder that the library makes is a link: what is written would land elsewhere."""
+    if folder.is_symlink():
+        raise UnetlibError(f"{folder} is a link; a folder was expected, for files are written there. Remove the link.")
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise `ValueError` unless `path` is a zip that takes no more memory than disk: its members are not compressed."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError("it is not a zip file")
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raises `UnetlibError` when it is missing or damaged."""
+    try:
+        _require_text(path)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnetlibError(f"{path} cannot be read as JSON ({error}). Make it again or restore it.") from error
+    if not isinstance(content, dict):
+        raise UnetlibError(f"{path} holds a JSON {type(content).__name__} where an object was expected.")
+    return content
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """Write one line of `columns` for each of `rows`, atomically; a missing value is left empty."""
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, in UTF-8 with or without a byte order mark, as dictionaries of strings.
+
+    Raises `UnetlibError` when it cannot be read, or a row lacks a finite number in one of the columns `numbers`.
+    """
+    try:
+        _require_text(path)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, restkey="", restval=""))
+        for column in numbers:
+            if not rows or not all(math.isfinite(float(row[column])) for row in rows):
+                raise ValueError(f"a finite number was expected in every row of the column {column}")
+    except KeyError as error:
+        raise UnetlibError(f"{path} has no column {error}. Make it again or restore it.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UnetlibError(f"{path} cannot be read as CSV ({error}). Make it again or restore it.") from error
+    return rows
+
+
+def _require_text(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a plain file")  # a pipe would be waited for, a device read without end
+    if path.stat().st_size > MAX_TEXT:
+        raise ValueError(f"it has {path.stat().st_size >> 20} MB; no more than {MAX_TEXT >> 20} were expected")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is no JSON number")
+
+
+def sha256(*paths: Path) -> str:
+    """Return the SHA-256 of the files' bytes, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

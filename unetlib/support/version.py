@@ -1,0 +1,3 @@
+"""The version of the library, which prepared folders, runs and evaluations keep."""
+
+__version__ = "0.4.0"
