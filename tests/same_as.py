@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from unetlib.checkpoint import load_checkpoint
+
+from unetlib.runs.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 SMALL = "--width 8 --depth 3 --precision fp32 --device cpu --threads 1"
