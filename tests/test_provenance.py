@@ -66,11 +66,11 @@ def test_the_commit_is_that_of_the_library_not_of_the_folder_around_it(tmp_path,
     if not shutil.which("git"):
         pytest.skip("there is no git on this machine")
     (tmp_path / "site-packages" / "unetlib").mkdir(parents=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages" / "unetlib" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages" / "unetlib" / "runs" / "provenance.py"))
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "m"], check=True)
     assert provenance._commit() is None
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "unetlib" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "unetlib" / "runs" / "provenance.py"))
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert provenance._commit() == head
     (tmp_path / "file").touch()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from io import BytesIO
 from pathlib import Path
 
@@ -557,9 +558,15 @@ def test_array_is_a_volume_as_it_is():
     assert volume.spacing == (1, 1.5, 2)
 
 
-def test_files_of_the_viewer_are_part_of_the_package():
-    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert {"viewer.js", "viewer.css"} <= set(re.findall(r"viewer\.\w+", text))
+def test_files_beside_the_modules_are_part_of_their_packages():
+    root = Path(__file__).parents[1]
+    told = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    found = {
+        path for room, patterns in told.items() for p in patterns for path in (root / room.replace(".", "/")).glob(p)
+    }
+    files = {path for path in (root / "unetlib").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path.name for path in files} >= {"viewer.js", "viewer.css"}
+    assert found >= {path for path in files if path.name != "README.md"}
 
 
 @pytest.mark.parametrize("name", ["position", "window", "opacity", "plane", "show", "style"])
