@@ -9,7 +9,7 @@ From a folder of patients to a scored run, and to masks of new scans:
     recipe = Recipe.published.but(width=16)
     prepare("BraTS2021", "work/prepared", recipe)  # volumes to slices, split by patient
     train("work/prepared", "work/run", recipe)     # goes on by itself when it was stopped
-    evaluate("work/run")                           # scores on the test patients
+    evaluate("work/run")                           # scores of the test patients, in work/run/evaluation
     predict("work/run", ["patient_flair.nii.gz"], "masks")
 
 `make_cohort` makes a synthetic cohort for those who have no data, `check` says what a folder holds, `find_cases` and
