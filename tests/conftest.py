@@ -19,6 +19,9 @@ from unetlib.runs.training import train
 from unetlib.show.screenshot import find_browser
 from unetlib.support.files import read_json, write_json
 
+for variable in ("COURSE_DATA", "COURSE_SHORT"):  # of whoever starts the tests
+    os.environ.pop(variable, None)
+
 SMALL = Recipe(image_size=32, width=4, depth=2, epochs=2, precision="fp32")
 STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it, in small
     slices="all",
@@ -192,3 +195,11 @@ def untuned(strong_prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("untuned") / "run"
     train(strong_prepared, folder, STRONG.but(epochs=4), device="cpu")
     return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of three small patients, named mine."""
+    for index in range(3):
+        write_patient(tmp_path / "mine", index)
+    return tmp_path / "mine"

@@ -10,22 +10,9 @@ import nbformat
 import pytest
 from PIL import Image
 
-from tests.conftest import some, write_patient
+from tests.conftest import some
 from unetlib.course import chapters
 from unetlib.support.errors import UnetlibError
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in ("COURSE_DATA", "COURSE_SHORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def data(tmp_path):
-    for index in range(3):
-        write_patient(tmp_path / "mine", index)
-    return tmp_path / "mine"
 
 
 @pytest.fixture

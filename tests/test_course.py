@@ -16,19 +16,6 @@ from unetlib.runs.training import Trainer
 from unetlib.support.errors import UnetlibError
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    for name in ("COURSE_DATA", "COURSE_SHORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def data(tmp_path):
-    for index in range(3):
-        write_patient(tmp_path / "mine", index)
-    return tmp_path / "mine"
-
-
 def test_the_chapters_start_with_the_folder_that_is_named(data, tmp_path, capsys):
     opened = course.start(data, tmp_path / "work")
     assert len(opened.cohort.cases) == 3

@@ -27,6 +27,7 @@ ENDINGS = (".nii", ".nii.gz", ".hdr", ".hdr.gz", ".img", ".img.gz")
 AGAIN = "Copy or download it again."
 EXPECTED = "A NIfTI file, .nii or .nii.gz, was expected."
 EXPORT = "Export it again from the original images."
+UNPACK = "Unpack it, and give what it holds."
 ANALYZE = "Analyze does not tell left from right: convert the original images to NIfTI."
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
 
@@ -36,12 +37,12 @@ HEADERS = (nib.Nifti1Header, nib.Nifti2Header, nib.nifti1.Nifti1PairHeader, nib.
 # What a file that is not NIfTI begins with: at which byte, what, its name, and what to do.
 OTHER_FILES: tuple[tuple[int, bytes, str, str], ...] = (
     (128, b"DICM", "DICOM", "Convert the whole series to NIfTI, for example with dcm2niix."),
-    (0, b"PK\3\4", "a zip archive", "Unpack it, and give what it holds."),
-    (0, b"7z\xbc\xaf", "a 7z archive", "Unpack it, and give what it holds."),
-    (0, b"Rar!", "a rar archive", "Unpack it, and give what it holds."),
-    (0, b"BZh", "compressed with bzip2", "Unpack it, and give what it holds."),
-    (0, b"\xfd7zXZ", "compressed with xz", "Unpack it, and give what it holds."),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", "Unpack it, and give what it holds."),
+    (0, b"PK\3\4", "a zip archive", UNPACK),
+    (0, b"7z\xbc\xaf", "a 7z archive", UNPACK),
+    (0, b"Rar!", "a rar archive", UNPACK),
+    (0, b"BZh", "compressed with bzip2", UNPACK),
+    (0, b"\xfd7zXZ", "compressed with xz", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", UNPACK),
     (257, b"ustar", "a tar archive", "Unpack it, or name it .tar and give it as the data folder."),
     (0, b"\x1f\x8b", "compressed twice with gzip", "Unpack it once, for example with gunzip."),
     (0, b"version https://git-lfs", "a pointer of Git LFS", "Fetch the file itself with: git lfs pull"),

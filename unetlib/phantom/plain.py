@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
-from unetlib.phantom.anatomy import BOX, GRID, STEP, Phantom, Rng, deformation, field, fine, push, tissues_at
-from unetlib.phantom.tumours import distractors, grow, tumour, tumour_start
+from unetlib.phantom.anatomy import BOX, GRID, Phantom, Rng, field, fine, tissues_at
+from unetlib.phantom.tumours import distractors, grow, make_room, tumour
 
 CORNER = (35, 17, 0)  # where the box begins
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
@@ -22,12 +22,7 @@ def plain_patient(rng: Rng) -> Phantom:
     """Return a patient of the plain cohort: FLAIR, T1, contrast-enhanced T1 and T2, and a tumour of three labels."""
     atrophy = rng.uniform(1.0, 2.2)
     volume = min(max(float(rng.lognormal(np.log(50e3), 0.75)), 5e3), 150e3)  # mm3
-    coords = deformation(rng)
-    coarse, brain = tissues_at(coords, atrophy)
-    depth = ndimage.distance_transform_edt(brain).astype(np.float32) * STEP
-    start = tumour_start(rng, coords, coarse, depth)
-    coords = push(coords, start, rng.uniform(0.15, 0.5), 0.8 * volume ** (1 / 3), np.clip(depth / 20, 0, 1))
-    coarse, _ = tissues_at(coords, atrophy)
+    coords, coarse, _, depth, start = make_room(rng, atrophy, volume, least=0.15)
     tissue, brain = tissues_at(fine(coords), atrophy)
     parts, seg = tumour(rng, *grow(rng, coarse, start, volume), tissue[0], brain)
     lesion, artefact = distractors(rng, tissue[0], coarse[0], depth)

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
-from unetlib.phantom.anatomy import COARSE, STEP, Rng, coarse_points, field, fine
+from unetlib.phantom.anatomy import COARSE, STEP, Rng, coarse_points, deformation, field, fine, push, tissues_at
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS
 EDGE = 0.3  # cell density at the outline that an expert draws
@@ -18,6 +18,22 @@ def tumour_start(rng: Rng, coords: np.ndarray, tissue: np.ndarray, depth: np.nda
     weight = np.where(cerebrum & (depth > 8), 0.3 * tissue[1] + tissue[2], 0).ravel().astype(np.float64)
     place = rng.choice(weight.size, p=weight / weight.sum())
     return coarse_points().reshape(3, -1)[:, place]
+
+
+def make_room(
+    rng: Rng, atrophy: float, volume: float, least: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return a head in which a tumour of `volume` mm3 pushes the tissue aside, on the coarse grid.
+
+    That is: voxels of the atlas, shares of the tissues, brain mask, mm to the brain's surface before the push, and
+    where the tumour begins. `least` is the weakest push.
+    """
+    coords = deformation(rng)
+    tissue, brain = tissues_at(coords, atrophy)
+    depth = ndimage.distance_transform_edt(brain).astype(np.float32) * STEP
+    start = tumour_start(rng, coords, tissue, depth)
+    coords = push(coords, start, rng.uniform(least, 0.5), 0.8 * volume ** (1 / 3), np.clip(depth / 20, 0, 1))
+    return coords, *tissues_at(coords, atrophy), depth, start
 
 
 def grow(rng: Rng, tissue: np.ndarray, start: np.ndarray, volume: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
-from unetlib.phantom.anatomy import BOX, COARSE, GRID, STEP, Phantom, Rng, deformation, field, fine, push, tissues_at
+from unetlib.phantom.anatomy import BOX, COARSE, GRID, STEP, Phantom, Rng, field, fine, tissues_at
 from unetlib.phantom.head import draw_head
-from unetlib.phantom.tumours import EDGE, OEDEMA, distractors, grow, tumour_start
+from unetlib.phantom.tumours import EDGE, OEDEMA, distractors, grow, make_room
 
 THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
 
@@ -20,12 +20,7 @@ THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for 
 def varied_patient(rng: Rng) -> Phantom:
     """Return a patient of the varied cohort: FLAIR alone, in the many looks that scans of low-grade glioma have."""
     atrophy, volume = rng.uniform(1.0, 2.2), float(np.clip(rng.lognormal(np.log(65e3), 0.9), 2e3, 150e3))
-    coords = deformation(rng)
-    coarse, brain = tissues_at(coords, atrophy)
-    depth = ndimage.distance_transform_edt(brain).astype(np.float32) * STEP
-    start = tumour_start(rng, coords, coarse, depth)
-    coords = push(coords, start, rng.uniform(0, 0.5), 0.8 * volume ** (1 / 3), np.clip(depth / 20, 0, 1))
-    coarse, outline = tissues_at(coords, atrophy)
+    coords, coarse, outline, depth, start = make_room(rng, atrophy, volume, least=0)
     tissue, brain = tissues_at(fine(coords, THICK), atrophy, rng.uniform(2, 4))
     tissue = _furrowed(rng, tissue, outline)
     wander = rng.uniform(0, 1) * coarse[1]  # a tumour that grey matter stops less is rounder

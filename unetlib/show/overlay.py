@@ -1,9 +1,10 @@
 """What is drawn over the slices: names, colours and letters, shared by the browser and the still image."""
 
 from unetlib.show.panels import Panel
+from unetlib.show.plots import common
 from unetlib.show.plots.common import FALSE_NEGATIVE, FALSE_POSITIVE, OUTLINE, TRUE_POSITIVE
 
-DISCLAIMER = "For research and education, never for clinical use"
+DISCLAIMER = common.DISCLAIMER.capitalize()
 LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right, top, bottom; volumes are LPS
 PREDICTION = "#CC79A7"
 
