@@ -1,7 +1,7 @@
 """Laws that hold for whatever is put in: figures, surfaces, symmetries, resampling, orientations, patients.
 
 The laws of losses, files, recipes and chance, and the simpler ones of figures and splits, stand beside the
-examples of those modules. `make test-long` tries 1000 new examples of each.
+examples of those modules. `make test-long` tries 1000 examples of each.
 """
 
 import os
