@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from unetlib.data import archive as archives
-from unetlib.data import patients
+from unetlib.data import cases, folder
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
 from unetlib.data.patients import LAYOUTS, find_cases, read_case
@@ -383,7 +383,7 @@ def test_msd_test_images_alone_are_no_patients(tmp_path):
 def test_twelve_thousand_patients_are_found(tmp_path, monkeypatch):
     names = [f"BraTS2021_{i:05d}_{kind}.nii.gz" for i in range(12_510) for kind in ("flair", "t1", "t1ce", "t2", "seg")]
     names += [f"W{i}_Segm.nii" for i in range(1000)] + ["seg.nii.gz"]
-    monkeypatch.setattr(patients, "_walk", lambda root, notes: iter([(root, names)]))
+    monkeypatch.setattr(folder, "_walk", lambda root, notes: iter([(root, names)]))
     assert len(find_cases(tmp_path).cases) == 12_510
 
 
@@ -476,7 +476,7 @@ def test_a_modality_or_mask_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UnetlibError, match=r"Case_1: it has no t2 image\. Choose one of flair"):
         read_case(case, "t2")
     with pytest.raises(UnetlibError, match="Case_1: it has no tumour mask"):
-        read_case(patients.replace(case, seg=None))
+        read_case(cases.replace(case, seg=None))
 
 
 def test_label_4_of_2024_is_tumour(tmp_path):
@@ -680,7 +680,7 @@ def test_check_survives_what_nobody_expected(tmp_path, monkeypatch):
             raise ZeroDivisionError("from deep inside")
         return read_volume(source)
 
-    monkeypatch.setattr(patients, "read_volume", strange)
+    monkeypatch.setattr(cases, "read_volume", strange)
     report = check(tmp_path, workers=1)
     assert "from deep inside" in report.left_out["A"]
     assert str(report).endswith("1 of 2 cases usable.")
