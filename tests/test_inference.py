@@ -224,7 +224,7 @@ def test_an_image_that_cannot_be_used_keeps_no_other_from_its_mask(trained, imag
         ("a.mat", bytes(range(256)), "Convert it to NIfTI first."),
         ("missing", b"", "missing does not exist"),
         ("folder", b"", "folder is a folder. "),
-        ("x" * 300 + ".nii", b"", "cannot be reached (File name too long). See that its name is right"),
+        ("x" * 300 + ".nii", b"", "cannot be reached (File name too long). Check its name"),
     ],
 )
 def test_what_is_not_named_like_an_image_gets_advice_by_what_it_is(trained, image, tmp_path, name, content, told):

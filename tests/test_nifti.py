@@ -148,7 +148,7 @@ DICOM = bytes(128) + b"DICM" + bytes(400)
         (b"L\0\0\0\1\x14\2\0" + bytes(70), "a Windows shortcut"),
         (b"\0\5\x16\7" + bytes(70), "a side file of macOS"),
         (b"Not found\n", "a text"),
-        (b"\x89PNG\r\n" + bytes(70), "a PNG picture. Export it again"),
+        (b"\x89PNG\r\n" + bytes(70), "a PNG image. Export it again"),
         (b"NRRD0004\n", "NRRD. Convert it"),
         (b"ObjectType = Image\nNDims = 3\n", "MetaImage. Convert it"),
         (b"\x89HDF\r\n\x1a\n" + bytes(70), "HDF5"),
@@ -182,7 +182,7 @@ def test_archives_under_the_name_of_an_image_are_told(tmp_path):
     [
         ({"xyzt_units": 1}, "its unit is meter; millimetres were expected. Save it with voxel size and affine"),
         ({"xyzt_units": 3}, "its unit is micron"),
-        ({"vox_offset": 12}, "announced 12 bytes behind its begin. A single file has them 352 bytes"),
+        ({"vox_offset": 12}, "announced at byte 12. A single file has them at byte 352 or later: correct vox_offset"),
         ({"vox_offset": float("nan")}, "correct vox_offset"),
         ({"vox_offset": 3e6}, "correct vox_offset"),
         ({"magic": b"ni1\0"}, "its voxels are announced in another file, .img. Put the .img beside"),

@@ -419,7 +419,7 @@ def test_read_case_turns_image_and_mask_to_lps(tmp_path):
     [
         (lambda d: style(d, mask=np.ones((8, 9, 4), np.uint8)), ["(8, 9, 4)", "(8, 9, 5)", "must be the same"]),
         (lambda d: style(d, affine=np.diag([-1.0, -1.0, 1.05, 1.0])), ["affine", "1.05", "must be the same"]),
-        (lambda d: style(d, image=np.full(SHAPE, 7, np.int16)), ["constant", "every voxel is 7"]),
+        (lambda d: style(d, image=np.full(SHAPE, 7, np.int16)), ["constant: its voxels are 7 to 7"]),
         (lambda d: style(d, mask=labels(1, 3, 9)), ["labels 9", "0, 1, 2, 3, 4 only"]),
         (lambda d: style(d, mask=labels(1, 1.5)), ["labels 1.5"]),
         (lambda d: style(d, mask=labels(255)), ["labels 255", "divide it by 255"]),

@@ -1,12 +1,11 @@
-"""Read a 3-D volume from NIfTI or TIFF in one orientation, and bring results back to the file's own.
+"""Read a 3-D volume from NIfTI or TIFF in one orientation, and return results to the file's own.
 
 Every volume is turned to LPS voxel order: x grows towards the patient's left, y towards the back
 (posterior), z towards the head (superior). Then `voxels[:, :, z].T` is an axial slice in
-radiological display: the nose up, the patient's right on the left of the picture.
+radiological display: the nose at the top, the patient's right on the left of the image.
 """
 
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
-from PIL import Image
 
-from unetlib.data.nifti import (
-    AGAIN,
-    EXPORT,
-    open_nifti,
-    reason,
-    require_file,
-    require_voxels,
-    single_header,
-    what_it_is,
-)
+from unetlib.data.contents import AGAIN, EXPORT, reason
+from unetlib.data.nifti import open_nifti, require_voxels, single_header
+from unetlib.data.tiff import AFFINE, is_tiff, open_tiff, read_tiffs
 from unetlib.support.errors import UnetlibError, counted
 
 LPS = axcodes2ornt(("L", "P", "S"))
 ASSUMABLE = ("ras", "lps")  # where the three axes of an image that does not say so run to
-ASSUME = "UNETLIB_ASSUME"  # the environment variable that says it in the place of --assume-ras or --assume-lps
+ASSUME = "UNETLIB_ASSUME"  # the environment variable for the same choice as --assume-ras or --assume-lps
 GUESS = "las"  # of a viewer: what nibabel and most programs take
 MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more is a damaged or hostile header
 MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
@@ -38,7 +29,6 @@ NEARLY = 1.001e-3  # of a label
 SPACINGS = 1e-3, 1e3  # millimetres
 MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
 KINDS = {"c": "Save their magnitude as float32.", "V": "They are colours: export the intensities themselves."}
-MAX_SIDE = 2**15 - 1  # pixels along an axis: what a NIfTI header can hold
 
 
 @dataclass(frozen=True)
@@ -61,9 +51,8 @@ class Source:
 class Volume:
     """A volume in LPS order, with what is needed to write a result on the grid of its file.
 
-    `voxels`: (X, Y, Z), any real dtype. `affine`: (4, 4), voxel to millimetres, of the LPS voxels.
-    `stored_affine`, `header`: as they are in the file. `assumed`: where the axes in the file were assumed to run to,
-    such as "ras"; empty where the header says it.
+    `voxels`: (X, Y, Z), any real dtype. `affine`: (4, 4), voxel to millimetres, of the LPS voxels. `stored_affine`,
+    `header`: as in the file. `assumed`: the assumed orientation of the file, such as "ras"; empty if the header has it.
     """
 
     voxels: np.ndarray
@@ -84,14 +73,10 @@ class Volume:
         return "".join(nib.aff2axcodes(self.stored_affine))
 
     def require_contrast(self, name: str) -> None:
-        """Raise `UnetlibError` when every voxel has the same value in single precision: there is nothing to see."""
+        """Raise `UnetlibError` when all voxels have nearly the same value: there is nothing to see."""
         low, high = float(self.voxels.min()), float(self.voxels.max())
-        if low == high:
-            raise UnetlibError(f"{name} is constant: every voxel is {self.voxels.min()}. Export the image again.")
-        if high - low < 1e-4 * max(abs(low), abs(high)):
-            raise UnetlibError(
-                f"{name} is as good as constant: its voxels are {low} to {high}. Export the image again."
-            )
+        if low == high or high - low < 1e-4 * max(abs(low), abs(high)):
+            raise UnetlibError(f"{name} is constant: its voxels are {low:g} to {high:g}. Export the image again.")
 
     def to_stored(self, array: np.ndarray) -> np.ndarray:
         """Return an (X, Y, Z) array in LPS order in the axis order and directions of the file."""
@@ -104,8 +89,9 @@ def read_volume(source: Source) -> Volume:
     Raises `UnetlibError` naming the file when it is missing, damaged, not 3-D (or lacks the
     channel), has no usable affine, is unreasonably large, or holds other than real numbers.
     """
-    if _is_tiff(source):
-        return _to_lps(str(source), *_read_tiffs(source))
+    if is_tiff(source.paths[0]):
+        voxels = read_tiffs(source.paths, source.channel, MAX_VOXELS)
+        return _turn(str(source), voxels, AFFINE, nib.Nifti1Image(voxels.astype(np.float32), AFFINE).header)
     with open_nifti(source.paths[0]) as image:
         volume = image_to_volume(image, str(source), source.channel, source.assume)
         require_voxels(image, source.paths[0])
@@ -124,7 +110,7 @@ def assumption(given: str | None) -> str | None:
 
 
 def assumed_as(assume: str | None) -> str:
-    """Return the flag that stands for an assumption, in words of the command line."""
+    """Return the command line's flag for an assumption."""
     return f"--assume-{assume}" if assume else "no --assume flag"
 
 
@@ -134,17 +120,7 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
     Raises `UnetlibError` where `read_volume` does, with `name` in the place of the file.
     """
     shape = _without_ones(image.shape, 3 if channel is None else 4)
-    if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise UnetlibError(
-            f"{name}: the header announces {shape} voxels, which no MRI volume has. It is damaged or no image. {EXPORT}"
-        )
-    if channel is None and len(shape) != 3:
-        raise UnetlibError(f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. {_advice(shape)}")
-    if channel is not None and (len(shape) != 4 or shape[3] <= channel):
-        raise UnetlibError(
-            f"{name} has shape {shape}; a 4-D file with at least {counted(channel + 1, 'channel')} was expected. "
-            + ("It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel.")
-        )
+    _require_shape(shape, name, channel)
     try:
         _require_real(image.get_data_dtype(), name)
         proxy = image.dataobj
@@ -155,15 +131,35 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
         at = getattr(image.dataobj, "offset", 0)
         odd = f" Or its vox_offset is wrong: {at} where 352 is usual." if at not in (0, 352, 544) else ""
         raise UnetlibError(
-            f"{name} is damaged: its voxels cannot be read ({reason(error)}). It ends too soon or was changed on the "
+            f"{name} is damaged: its voxels cannot be read ({reason(error)}). It is cut off or was changed on the "
             f"way. {AGAIN}{odd}"
         ) from error
     _require_finite(voxels, name)
     header = single_header(image.header)
     if is_oriented(image):
-        return _to_lps(name, voxels, _affine(image, name), header)
+        return _turn(name, voxels, _affine(image, name), header)
     assume = _require_assumption(name, assume)
-    return replace(_to_lps(name, voxels, _assumed_affine(image, assume), header), assumed=assume)
+    return replace(_turn(name, voxels, _assumed_affine(image, assume), header), assumed=assume)
+
+
+def _require_shape(shape: tuple[int, ...], name: str, channel: int | None) -> None:
+    """Raise `UnetlibError` unless a shape is that of one 3-D volume, or of a 4-D file that has the channel."""
+    if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
+        raise UnetlibError(
+            f"{name}: the header announces {shape} voxels, which no MRI volume has. It is damaged or no image. {EXPORT}"
+        )
+    if channel is None and len(shape) != 3:
+        advice = "It holds several values per voxel, as a field of vectors does: give the image itself."
+        if len(shape) < 3:
+            advice = "It is a single slice: give the whole volume."
+        elif len(shape) == 4:
+            advice = "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
+        raise UnetlibError(f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. {advice}")
+    if channel is not None and (len(shape) != 4 or shape[3] <= channel):
+        raise UnetlibError(
+            f"{name} has shape {shape}; a 4-D file with at least {counted(channel + 1, 'channel')} was expected. "
+            + ("It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel.")
+        )
 
 
 def _without_ones(shape: tuple[int, ...], least: int = 3) -> tuple[int, ...]:
@@ -174,22 +170,12 @@ def _without_ones(shape: tuple[int, ...], least: int = 3) -> tuple[int, ...]:
     return sizes
 
 
-def _advice(shape: tuple[int, ...]) -> str:
-    """Return what to do about an image of another number of axes than three."""
-    if len(shape) < 3:
-        return "It is a single slice: give the whole volume."
-    if len(shape) == 4:
-        return "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
-    return "It holds several values a voxel, as a field of vectors does: give the image itself."
-
-
 def is_oriented(image: Any) -> bool:
     """Tell whether the header of a NIfTI image says how its voxels lie: by a transform with a code above 0."""
     return max(int(image.header["sform_code"]), int(image.header["qform_code"])) > 0
 
 
 def _affine(image: Any, name: str) -> np.ndarray:
-    """Return (4, 4), voxel to millimetres, as an image or else its header says."""
     try:
         affine = image.header.get_best_affine() if image.affine is None else image.affine
     except ValueError as error:  # a quaternion longer than 1
@@ -208,10 +194,9 @@ def _require_assumption(name: str, assume: str | None) -> str:
 
 
 def _assumed_affine(image: Any, assume: str) -> np.ndarray:
-    """Return (4, 4), voxel to millimetres, with axes that run to `assume`; the centre of the image is the origin."""
-    affine = np.eye(4)
+    """Return an affine with axes that run to `assume`; the centre of the image is the origin."""
+    affine = np.diag([0.0, 0, 0, 1])
     rows, signs = axcodes2ornt(assume.upper()).T
-    affine[:3, :3] = 0
     affine[rows.astype(int), range(3)] = signs * np.abs(image.header.get_zooms()[:3])
     affine[:3, 3] = affine[:3, :3] @ (1 - np.array(image.shape[:3])) / 2
     return affine
@@ -241,8 +226,8 @@ def read_shape(source: Source) -> tuple[int, ...]:
 
     Raises `UnetlibError` when it is unreadable, or its orientation is neither said nor assumed.
     """
-    if _is_tiff(source):
-        return (*_open_tiff(source.paths[0]).size, len(source.paths))
+    if is_tiff(source.paths[0]):
+        return (*open_tiff(source.paths[0]).size, len(source.paths))
     with open_nifti(source.paths[0]) as image:
         if not is_oriented(image):
             _require_assumption(str(source), source.assume)
@@ -250,7 +235,7 @@ def read_shape(source: Source) -> tuple[int, ...]:
 
 
 def read_assumed(source: Source) -> str:
-    """Return the orientation that is assumed for a NIfTI source, such as "ras"; empty where its header says it."""
+    """Return the orientation that is assumed for a NIfTI source, such as "ras"; empty if its header says it."""
     with open_nifti(source.paths[0]) as image:
         return "" if is_oriented(image) else source.assume or ""
 
@@ -290,24 +275,17 @@ def to_lps(stored: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return apply_orientation(stored, ornt_transform(io_orientation(affine), LPS))
 
 
-def _to_lps(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:
-    to_lps = ornt_transform(_orientation(affine, name), LPS)
+def _turn(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:
+    """Return stored voxels as a volume; raises `UnetlibError` for an affine that no scanner has."""
+    orientation = ornt_transform(_orientation(affine, name), LPS)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not (SPACINGS[0] <= spacing.min() and spacing.max() <= SPACINGS[1]):
-        raise UnetlibError(
-            f"{name}: its voxels are {spacing.tolist()} mm wide, which none of an MRI is. Export it again."
-        )
+        raise UnetlibError(f"{name}: its voxels are {spacing.tolist()} mm wide; no MRI has such. Export it again.")
     axes = affine[:3, :3] / spacing
     if np.abs(axes.T @ axes - np.eye(3)).max() > MAX_SHEAR:
-        raise UnetlibError(
-            f"{name}: the axes of its affine {affine.tolist()} are not at right angles. Export it again."
-        )
-    voxels = apply_orientation(stored, to_lps)
-    return Volume(voxels, affine @ inv_ornt_aff(to_lps, stored.shape), affine, header)
-
-
-def _is_tiff(source: Source) -> bool:
-    return source.paths[0].suffix.lower() in (".tif", ".tiff")
+        raise UnetlibError(f"{name}: the axes of its affine {affine.tolist()} are oblique to each other. {EXPORT}")
+    voxels = apply_orientation(stored, orientation)
+    return Volume(voxels, affine @ inv_ornt_aff(orientation, stored.shape), affine, header)
 
 
 def _require_real(dtype: np.dtype, name: str) -> None:
@@ -324,55 +302,4 @@ def _require_finite(voxels: np.ndarray, name: str) -> None:
     if bad := int((~np.isfinite(voxels)).sum()):
         raise UnetlibError(f"{name} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
     if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
-        raise UnetlibError(
-            f"{name} holds {voxels.min()} to {voxels.max()}, beyond what an image holds. Export it again."
-        )
-
-
-def _open_tiff(path: Path) -> Image.Image:
-    require_file(path, "A TIFF file was expected.")
-    try:
-        image = Image.open(path, formats=["TIFF"])  # Pillow would hand PostScript of that name to Ghostscript
-    except PermissionError as error:
-        raise UnetlibError(f"{path} cannot be read ({reason(error)}). See that you may read it.") from error
-    except Exception as error:  # Pillow too raises a dozen kinds on damaged headers
-        with open(path, "rb") as file:
-            head = file.read(540)
-        told = what_it_is(head, "TIFF") if head[:4] not in (b"II*\0", b"MM\0*") else f"damaged. {AGAIN}"
-        raise UnetlibError(f"{path} cannot be read as TIFF ({reason(error)}): it is {told}") from error
-    if max(image.size) > MAX_SIDE:
-        raise UnetlibError(f"{path}: the header announces {image.size} pixels, which no MRI slice has. {EXPORT}")
-    return image
-
-
-def _read_tiffs(source: Source) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header]:
-    planes: list[np.ndarray] = []
-    for path in source.paths:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # Pillow warns where it will raise
-                picture = _open_tiff(path)
-                if picture.width * picture.height * len(source.paths) > MAX_VOXELS:
-                    raise UnetlibError(
-                        f"{path}: {len(source.paths)} pictures of {picture.size} pixels are more than an MRI volume "
-                        "has. Give one patient's slices a folder."
-                    )
-                plane = np.asarray(picture)
-        except UnetlibError:
-            raise
-        except Exception as error:
-            raise UnetlibError(f"{path} is damaged ({reason(error)}). Copy or download it again.") from error
-        if source.channel is not None:
-            if plane.ndim != 3 or plane.shape[2] <= source.channel:
-                raise UnetlibError(
-                    f"{path} has shape {plane.shape}; a picture of at least {source.channel + 1} channels was expected."
-                )
-            plane = plane[:, :, source.channel].copy()  # not a view that keeps the other channels in memory
-        if plane.ndim != 2 or (planes and plane.shape != planes[0].shape):
-            raise UnetlibError(
-                f"{path} has shape {plane.shape}; {planes[0].shape if planes else 'one channel'} was expected, "
-                "as in the patient's other slices."
-            )
-        planes.append(plane)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0])  # TIFF has no spacing: a nominal 1 mm, rows as displayed
-    voxels = np.stack([plane.T for plane in planes], axis=2)
-    return voxels, affine, nib.Nifti1Image(voxels.astype(np.float32), affine).header
+        raise UnetlibError(f"{name} holds {voxels.min()} to {voxels.max()}; no image has such values. Export it again.")
