@@ -2,14 +2,15 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from unetlib.data.patients import MODALITIES, SHARE, Case, Cohort, find_cases, read_case, unforeseen
+from unetlib.data.cases import SHARE, Case, read_case, unforeseen
+from unetlib.data.layouts import MODALITIES
+from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.sameness import copy_of, hash_voxels
 from unetlib.data.volumes import Volume, read_shape
 from unetlib.support.errors import UnetlibError, counted, first_of
@@ -19,12 +20,12 @@ from unetlib.support.jobs import run_jobs
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one case showed; `share` is the part of the voxels that is tumour, `scan` the hash of the image."""
+    """What reading one case showed: `tumour` is the fraction of voxels in the mask, `scan` the hash of the image."""
 
     labels: frozenset[int]
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
-    share: float
+    tumour: float
     notes: tuple[str, ...]
     scan: str
 
@@ -55,21 +56,20 @@ class Report:
     def notes(self) -> tuple[str, ...]:
         """What a user should read, though nothing is left out for it."""
         found = [note for finding in self.findings.values() for note in finding.notes]
-        modern = [case.id for case in self.usable if case.layout == "BraTS 2023/2024" and 4 in self.labels[case.id]]
-        if modern:
+        cavities = sum(case.layout == "BraTS 2023/2024" and 4 in self.labels[case.id] for case in self.usable)
+        if cavities:
             found.append(
-                f"Label 4 is in {len(modern)} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
+                f"Label 4 is in {cavities} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
                 "which the rule label > 0 counts as tumour."
             )
         return (*self.cohort.notes, *found)
 
     def __str__(self) -> str:
-        lines = [_line("Data", str(self.cohort.root))]
-        if self.findings:
-            lines += [_line(*row) for row in self._rows()]
-        lines += [_line("Note", note) for note in self.notes]
-        lines += [_line("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
-        return "\n".join([*lines, f"{len(self.findings)} of {len(self.findings) + len(self.left_out)} cases usable."])
+        rows = [("Data", str(self.cohort.root)), *(self._rows() if self.findings else ())]
+        rows += [("Note", note) for note in self.notes]
+        rows += [("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
+        total = len(self.findings) + len(self.left_out)
+        return "\n".join([*(_line(*row) for row in rows), f"{len(self.findings)} of {total} cases usable."])
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         cases, findings = self.usable, self.findings.values()
@@ -77,24 +77,23 @@ class Report:
             patients = {case.patient for case in cases if case.layout == layout}
             yield "Layout", f"{layout}: {counted(count, 'case')} of {counted(len(patients), 'patient')}"
         images = Counter(modality for case in cases for modality in case.images)
-        yield (
-            "Images",
-            ", ".join(f"{modality} {images[modality]}" for modality in MODALITIES if images[modality])
-            + f", mask {len(cases)}",
-        )
-        yield "Shape", f"{_ranges([finding.shape for finding in findings])} voxels"
-        yield "Voxel", f"{_ranges([finding.spacing for finding in findings])} mm"
+        numbers = [f"{modality} {images[modality]}" for modality in MODALITIES if images[modality]]
+        yield "Images", f"{', '.join(numbers)}, mask {len(cases)}"
+        yield "Shape", f"{_ranges(finding.shape for finding in findings)} voxels"
+        yield "Voxel", f"{_ranges(finding.spacing for finding in findings)} mm"
         labels = Counter(label for finding in findings for label in finding.labels if label)
         yield "Labels", ", ".join(f"{label} ({counted(n, 'case')})" for label, n in sorted(labels.items())) or "none"
-        shares = [100 * finding.share for finding in findings]
-        yield "Tumour", f"{np.mean(shares):.2f} % of the voxels of a case ({min(shares):.2f} to {max(shares):.2f} %)"
-        empty = sorted(id for id, finding in self.findings.items() if not finding.share)
+        percent = [100 * finding.tumour for finding in findings]
+        yield "Tumour", f"{np.mean(percent):.2f} % of the voxels of a case ({min(percent):.2f} to {max(percent):.2f} %)"
+        empty = sorted(id for id, finding in self.findings.items() if not finding.tumour)
         yield "No tumour", f"{counted(len(empty), 'case')}{': ' * bool(empty)}{first_of(empty)}"
 
 
 def _line(title: str, text: str) -> str:
-    wrap: Callable[..., str] = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
-    return wrap(text, initial_indent=f"{title:11}", subsequent_indent=" " * 11)
+    return textwrap.fill(
+        text, 100, initial_indent=f"{title:11}", subsequent_indent=" " * 11, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
@@ -111,17 +110,18 @@ def check(data: Path, workers: int | None = None, assume: str | None = None) -> 
     the report; raises `UnetlibError` when there is no case at all, as `find_cases` does.
     """
     cohort = find_cases(data, assume=assume)
-    findings, left_out = {}, dict(cohort.left_out)
+    findings: dict[str, Finding] = {}
+    left_out = dict(cohort.left_out)
     for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers, SHARE):
         if isinstance(result, Finding):
             findings[case.id] = result
         else:
             left_out[case.id] = result
     first: dict[str, str] = {}
-    for case in cohort.cases:  # in the order of `prepare`
-        if case.id in findings and (other := first.setdefault(findings[case.id].scan, case.id)) != case.id:
-            left_out[case.id] = copy_of(other)
-            del findings[case.id]
+    for id in [case.id for case in cohort.cases if case.id in findings]:  # in the order of `prepare`
+        if (other := first.setdefault(findings[id].scan, id)) != id:
+            left_out[id] = copy_of(other)
+            del findings[id]
     return Report(cohort, dict(sorted(findings.items())), left_out)
 
 
@@ -139,14 +139,11 @@ def _inspect(case: Case) -> Finding | str:
 
 def _compare(case: Case, modality: str, flair: Volume) -> str:
     """Return what is wrong with the header of another modality, in a sentence; empty when nothing is."""
-    source = case.images[modality]
+    source, expected = case.images[modality], flair.to_stored(flair.voxels).shape
     if source.paths == case.images["flair"].paths:
         return ""
     try:
-        shape = read_shape(source)
+        fault = "" if (shape := read_shape(source)) == expected else f"{modality} has shape {shape}, flair {expected}."
     except UnetlibError as error:
-        return f"{case.id}: {error} The case is usable without {modality}."
-    expected = flair.to_stored(flair.voxels).shape
-    if shape == expected:
-        return ""
-    return f"{case.id}: {modality} has shape {shape}, flair {expected}. The case is usable without {modality}."
+        fault = str(error)
+    return fault and f"{case.id}: {fault} The case is usable without {modality}."

@@ -1,4 +1,4 @@
-"""Whether two scans are the same, and whether a case has changed: told by voxels, not by files.
+"""Whether two scans are the same, and whether a case has changed: by their voxels, not by their files.
 
 A scan is recognised whatever its file's name, type, compression, number type or header, as long as its voxels in LPS
 order have the same values; a scan that was rescaled, resampled, cropped or skull-stripped is another one.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.patients import Case, read_labels
+from unetlib.data.cases import Case, read_labels
 from unetlib.data.volumes import Volume
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import digest, sha256
@@ -19,11 +19,7 @@ HASHES = ("sha256", "image", "content")  # of a case's files; of its image; of i
 
 
 def hash_voxels(voxels: np.ndarray, dtype: str = "<f4") -> str:
-    """Return the SHA-256 of an array (X, Y, Z), of its shape and its values, by default in single precision.
-
-    The same scan has the same hash whatever its number type, scale factor, compression or storage order, when it is
-    in LPS order. What was resampled, cropped or rescaled has another.
-    """
+    """Return the SHA-256 of the shape and values of an array (X, Y, Z) in LPS order, by default in single precision."""
     found = hashlib.sha256(str(voxels.shape).encode())
     for z in range(voxels.shape[2]):  # slice by slice, x fastest, as NIfTI stores them: 4 x faster than in C order
         plane = np.ascontiguousarray(voxels[:, :, z].T, dtype=dtype)
@@ -40,7 +36,7 @@ def hash_case(image: Volume, labels: np.ndarray) -> tuple[str, str]:
 def is_unchanged(case: Case, root: Path, stamp: list[list[str | int]], known: dict[str, Any]) -> bool:
     """Tell whether a case holds what it held when its `stamp` was taken: by files, then by bytes, then by voxels.
 
-    `known` holds the hashes of that time, without those of voxels where version 0.3 has written it.
+    `known` holds the hashes of that time; version 0.3 has written none of voxels.
     """
     try:
         if case.stamp(root) == stamp or sha256(*case.files()) == known["sha256"]:
