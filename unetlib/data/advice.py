@@ -6,8 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from unetlib.data.folder import Draft, Folder, beginnings
-from unetlib.data.layouts import BY_NAME, LAYOUTS, MASK, NAMELESS, WORDS
+from unetlib.data.archive import TAR
+from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
+from unetlib.data.layouts import AUTOMATIC, BY_NAME, LAYOUTS, MASK, NAMELESS, WORDS
 from unetlib.data.nifti import stem
 from unetlib.support.errors import counted
 from unetlib.support.files import fold
@@ -42,15 +43,15 @@ def suggest(folder: Folder, modality: str) -> None:
     for path in folder.images:
         homes[path.parent].append(path)
     for key, draft in list(folder.drafts.items()):
-        lacks = modality if modality not in draft.case().images else "" if draft.has_mask else MASK
-        if draft.clash or not lacks or not (draft.has_image or lacks == modality):
+        lacks = modality if modality not in draft.case().images else "" if draft.has(MASK, AUTOMATIC) else MASK
+        if draft.clash or not lacks or not (draft.has(*IMAGE_KINDS) or lacks == modality):
             continue
         near = [*_starting_with(names, key)]
         for place in draft.folders:
-            alone = all(other is draft or not other.has_image for other in owners[place])
+            alone = all(other is draft or not other.has(*IMAGE_KINDS) for other in owners[place])
             near += homes[place] if alone else []
         short = next((short for short in beginnings(key) if lacks == MASK and short in folder.drafts), "")
-        if short and not folder.drafts[short].has_image:
+        if short and not folder.drafts[short].has(*IMAGE_KINDS):
             near += folder.drafts.pop(short).files.values()
         draft.hint = next((_rename(path, draft, lacks) for path in near if _looks_like(path, lacks)), "")
 
@@ -91,7 +92,7 @@ def nothing_found(folder: Folder) -> str:
     ends = Counter(kind for path in files for kind in FOREIGN if path.name.lower().endswith(kind))
     if ends:
         found += f" ({FOREIGN[ends.most_common(1)[0][0]]})"
-    archive = next((path for path in files if path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))), None)
+    archive = next((path for path in files if path.name.lower().endswith(TAR)), None)
     action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
     expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))
     found = " ".join([f"{found}.", *folder.notes])

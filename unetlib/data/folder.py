@@ -14,30 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unetlib.data import naming
+from unetlib.data import layouts, naming
 from unetlib.data.cases import TOLERANCE, Case
-from unetlib.data.layouts import (
-    AUTOMATIC,
-    BY_NAME,
-    IMAGES,
-    MASK,
-    MODALITIES,
-    NAMELESS,
-    NNUNET,
-    OTHER,
-    STACK,
-    TEST,
-    Found,
-    Layout,
-    recognise,
-    task_layout,
-)
+from unetlib.data.layouts import AUTOMATIC, MASK, MODALITIES, NAMELESS, STACK, Found, Layout
 from unetlib.data.nifti import files_of, stem
 from unetlib.data.volumes import Source, read_volume
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import fold
 
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # masks published under another name than their case
+IMAGE_KINDS = (*MODALITIES, STACK)
 NAME_CHANNELS = (
     'Let dataset.json beside imagesTr name the channels, such as "channel_names": {"0": "FLAIR", "1": "T1"}; add the '
     "image where there is none."
@@ -48,15 +34,15 @@ NAME_CHANNELS = (
 class Draft:
     """A case while its files are collected; `files` maps (kind, slice number) to the path.
 
-    `twins`: pairs of files that claim the same, which is no fault if their content is the same. `clash`: the sentence
-    about two files that differ. `hint`: the sentence about a file that looks like the one that the case lacks.
+    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: a sentence about a file
+    that looks like the one that the case lacks.
     """
 
     id: str
     layout: Layout
     files: dict[tuple[str, int], Path] = field(default_factory=dict)
     twins: list[tuple[Path, Path]] = field(default_factory=list)
-    clash: str = ""
+    clash: tuple[Path, Path] | None = None
     hint: str = ""
 
     def claim(self, layout: Layout, kind: str, number: int, path: Path) -> None:
@@ -68,35 +54,21 @@ class Draft:
         elif same:
             self.twins.append((other, path))
         else:
-            self._note_clash(other, path)
+            self.clash = self.clash or (other, path)
 
     def compare_twins(self) -> bool:
-        """Tell whether there are twins and all have the same content; if some differ, that is a clash."""
-        for one, other in () if self.clash else self.twins:
-            if not _hold_the_same(one, other):
-                self._note_clash(one, other)
-                return False
-        return bool(self.twins)
-
-    def _note_clash(self, one: Path, other: Path) -> None:
-        self.clash = self.clash or (
-            f"two files claim this case, {one} and {other}. Keep one and move the other elsewhere."
-        )
+        """Tell whether there are twins, all with the same content; two that differ are a clash."""
+        self.clash = self.clash or next((pair for pair in self.twins if not _hold_the_same(*pair)), None)
+        return bool(self.twins) and not self.clash
 
     @property
     def folders(self) -> set[Path]:
         """The folders that its files lie in."""
         return {path.parent for path in self.files.values()}
 
-    @property
-    def has_mask(self) -> bool:
-        """Whether there is a mask, by an expert or by a program."""
-        return bool(self.numbers(MASK) or self.numbers(AUTOMATIC))
-
-    @property
-    def has_image(self) -> bool:
-        """Whether there is an image of any modality."""
-        return any(kind in (*MODALITIES, STACK) for kind, _ in self.files)
+    def has(self, *kinds: str) -> bool:
+        """Tell whether there is a file of one of the kinds."""
+        return any(kind in kinds for kind, _ in self.files)
 
     def numbers(self, kind: str) -> list[int]:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
@@ -105,23 +77,21 @@ class Draft:
     def problem(self, modality: str) -> str:
         """Return why this case cannot be used with `modality`, in a sentence; empty when it can."""
         if self.clash:
-            return self.clash
+            return "two files claim this case, {} and {}. Keep one and move the other elsewhere.".format(*self.clash)
         case, folder = self.case(), next(iter(self.files.values())).parent
         if modality not in case.images:
             found = ", ".join(case.images) or "a mask only"
-            add = NAME_CHANNELS if self.layout.name == NNUNET else "Add it."
+            add = NAME_CHANNELS if self.layout.name == layouts.NNUNET else "Add it."
             return f"it has no {modality} image (found in {folder}: {found}). {self.hint or add}"
         if case.seg is None:
             return f"it has no tumour mask in {folder}. {self.hint or 'Add it, or keep the case for `predict`.'}"
-        slices, masks = set(self.numbers(STACK)), set(self.numbers(MASK))
-        first, last = min(slices, default=0), max(slices, default=0)
-        if slices and (odd := slices ^ masks):
+        slices, masks, fault = self.numbers(STACK), self.numbers(MASK), ""
+        if slices and (odd := set(slices) ^ set(masks)):
             lacks = "has no mask" if min(odd) in slices else "is a mask without its image"
-            return f"slice {min(odd)} in {folder} {lacks}. Unpack or copy the folder again."
-        if slices and (gaps := set(range(first, last)) - slices):
-            gap = f"slice {min(gaps)} is missing in {folder}: {first} to {last} were expected."
-            return f"{gap} Unpack or copy the folder again."
-        return ""
+            fault = f"slice {min(odd)} in {folder} {lacks}"
+        elif slices and (gaps := set(range(slices[0], slices[-1])) - set(slices)):
+            fault = f"slice {min(gaps)} is missing in {folder}: {slices[0]} to {slices[-1]} were expected"
+        return fault and f"{fault}. Unpack or copy the folder again."
 
     def case(self, assume: str | None = None) -> Case:
         """Return what was collected as a case, to be read with `assume`; an expert's mask goes first."""
@@ -129,11 +99,10 @@ class Draft:
         def source(kind: str, channel: int | None = None) -> Source:
             return Source(tuple(self.files[kind, number] for number in self.numbers(kind)), channel, assume)
 
-        kinds = {kind for kind, _ in self.files}
-        channels = self.layout.channels if STACK in kinds else {}
+        channels = self.layout.channels if self.has(STACK) else {}
         images = {kind: source(STACK, channels[kind]) for kind in MODALITIES if kind in channels}
-        images = images or {kind: source(kind) for kind in MODALITIES if kind in kinds}
-        mask = next((source(kind) for kind in (MASK, AUTOMATIC) if kind in kinds), None)
+        images = images or {kind: source(kind) for kind in MODALITIES if self.has(kind)}
+        mask = next((source(kind) for kind in (MASK, AUTOMATIC) if self.has(kind)), None)
         return Case(self.id, naming.patient_of(self.id), self.layout.name, images, mask)
 
 
@@ -189,7 +158,7 @@ class Folder:
     @property
     def images(self) -> list[Path]:
         """The files of no layout that are named like images."""
-        return [path for path in self.unknown if path.name.lower().endswith(IMAGES)]
+        return [path for path in self.unknown if path.name.lower().endswith(layouts.IMAGES)]
 
     def owners(self) -> dict[Path, list[Draft]]:
         """Return the cases that have files in a folder."""
@@ -202,12 +171,12 @@ class Folder:
     def _add(self, place: Path, name: str) -> None:
         """Give one file to the case that its path names."""
         path = "/".join((self.root.name, *place.relative_to(self.root).parts, name))
-        found = None if name.lower() in STRAY else recognise(path) or self._in_task(place, name)
+        found = None if name.lower() in STRAY else layouts.recognise(path) or self._in_task(place, name)
         if found is None:
             self.unknown.append(place / name)
-        elif found.kind == TEST:
+        elif found.kind == layouts.TEST:
             self.tests += 1
-        elif found.kind != OTHER:
+        elif found.kind != layouts.OTHER:
             self._draft(found.id, found.layout).claim(found.layout, found.kind, found.number, place / name)
 
     def _draft(self, id: str, layout: Layout) -> Draft:
@@ -217,7 +186,7 @@ class Folder:
         if place.name.lower() not in ("imagestr", "labelstr", "imagests"):
             return None
         if (task := place.parent) not in self.tasks:
-            self.tasks[task], note = task_layout(task)
+            self.tasks[task], note = layouts.task_layout(task)
             self.notes += [note] if note else []
         layout = self.tasks[task]
         return layout.find(f"{place.name}/{name}") if layout else None
@@ -225,46 +194,47 @@ class Folder:
     def _adopt(self) -> None:
         """Give files whose names say a kind and no case to the one case of their folder, or make that a case."""
         nameless: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        strangers = set()
         for path in self.unknown:
-            if found := BY_NAME[NAMELESS].find(f"{path.parent.name}/{path.name}"):
+            if found := layouts.BY_NAME[NAMELESS].find(f"{path.parent.name}/{path.name}"):
                 nameless[path.parent][found.kind].append(path)
             elif path.name.lower() in STRAY:
                 nameless[path.parent][MASK].append(path)
-        taken = {path for kinds in nameless.values() for paths in kinds.values() for path in paths}
-        strangers = {path.parent for path in self.images if path not in taken}
+            elif path.name.lower().endswith(layouts.IMAGES):
+                strangers.add(path.parent)
         owners = self.owners() if nameless else {}
         for place, kinds in nameless.items():
             own = owners.get(place, [])
             if not own and kinds.keys() & set(MODALITIES):
                 parts = place.relative_to(self.root).parts or (self.root.name,)
-                own = [self._draft("_".join(parts), BY_NAME[NAMELESS])]
+                own = [self._draft("_".join(parts), layouts.BY_NAME[NAMELESS])]
             if len(own) == 1:
-                self._give(own[0], kinds, place, place in strangers)
+                self._give(own[0], kinds, place in strangers)
 
-    def _give(self, draft: Draft, kinds: dict[str, list[Path]], place: Path, strangers: bool) -> None:
+    def _give(self, draft: Draft, kinds: dict[str, list[Path]], strangers: bool) -> None:
         """Give a case the files of its own folder that it lacks, where there is one of a kind."""
-        bare = draft.layout.name == NAMELESS
-        for kind, paths in kinds.items():
-            wanted = not draft.has_mask and not strangers if kind == MASK else bare
-            if wanted and len(paths) == 1 and STRAY.get(paths[0].name.lower(), fold(draft.id)) == fold(draft.id):
-                draft.claim(draft.layout, kind, 0, paths[0])
-                self.unknown.remove(paths[0])
-                if not bare:
-                    self.notes.append(f"{draft.id}: {paths[0].name} was taken as its mask, the only one in {place}.")
+        nameless = draft.layout.name == NAMELESS
+        for kind, (path, *more) in kinds.items():
+            wanted = not (draft.has(MASK, AUTOMATIC) or strangers) if kind == MASK else nameless
+            if wanted and not more and STRAY.get(path.name.lower(), fold(draft.id)) == fold(draft.id):
+                draft.claim(draft.layout, kind, 0, path)
+                self.unknown.remove(path)
+                if not nameless:
+                    self.notes.append(f"{draft.id}: {path.name} was taken as its mask, the only one in {path.parent}.")
 
     def _count_twins_once(self) -> None:
         twins = [draft.twins[0] for draft in self.drafts.values() if draft.compare_twins()]
         if twins:
+            example = "for example as {} and {}".format(*twins[0])
             self.notes.append(
-                f"There twice with the same voxels, so counted once: {counted(len(twins), 'case')}, "
-                f"for example as {twins[0][0]} and {twins[0][1]}."
+                f"There twice with the same voxels, so counted once: {counted(len(twins), 'case')}, {example}."
             )
 
     def _drop_further_masks(self) -> None:
         """Take `x_brain_segmentation` beside the images of `x` for a mask of another kind, not for a case."""
         for key, draft in list(self.drafts.items()):
             whole = (self.drafts.get(short) for short in beginnings(key))
-            if not draft.has_image and any(other and other.has_image for other in whole):
+            if not draft.has(*IMAGE_KINDS) and any(other and other.has(*IMAGE_KINDS) for other in whole):
                 self.unknown += self.drafts.pop(key).files.values()
 
 
@@ -280,14 +250,17 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
     def unreadable(error: OSError) -> None:
         notes.append(f"{error.filename} cannot be read ({error.strerror}): what lies in it is not counted.")
 
+    def usable(names: list[str], folder: str) -> list[str]:
+        for name in names:
+            if not name.isprintable():  # bytes that are no text cannot be written to any table
+                notes.append(f"{name!r} in {folder!r} is ignored: its name is not valid text. Rename it.")
+        return sorted(name for name in names if name.isprintable() and not name.startswith("."))
+
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in (*folders, *names):
-            if not name.isprintable():  # bytes that are no text cannot be written to any table
-                notes.append(f"{name!r} in {folder!r} is ignored: its name is not valid text. Rename it.")
-        folders[:] = sorted(name for name in folders if name.isprintable() and not name.startswith("."))
-        yield Path(folder), sorted(name for name in names if name.isprintable() and not name.startswith("."))
+        folders[:] = usable(folders, folder)
+        yield Path(folder), usable(names, folder)
