@@ -167,7 +167,7 @@ def test_the_mask_by_an_expert_goes_before_the_automatic_one(tmp_path, expert, a
     tree(tmp_path, f"{image}.nii.gz", f"{automatic}.nii.gz")
     cohort = find_cases(tmp_path)
     assert cohort.cases[0].seg.paths == (tmp_path / f"{automatic}.nii.gz",)
-    assert any("for 1 case there is no mask by an expert; the automatic one is used" in note for note in cohort.notes)
+    assert any("1 case without a mask by an expert; the automatic one is used" in note for note in cohort.notes)
     tree(tmp_path, f"{expert}.nii.gz")
     cohort = find_cases(tmp_path)
     assert cohort.cases[0].seg.paths == (tmp_path / f"{expert}.nii.gz",)
@@ -440,4 +440,4 @@ def test_a_second_table_of_patients_deeper_down_is_not_skipped_in_silence(tmp_pa
         style(folder, f"case{folder.name}")
         (folder / "patients.csv").write_text(f"case,patient\ncase{folder.name},p\n")
     told = " ".join(find_cases(tmp_path).notes)
-    assert f"Not heeded, because it lies deeper: {tmp_path / 'sub' / 'patients.csv'}" in told
+    assert f"Ignored, because it lies deeper: {tmp_path / 'sub' / 'patients.csv'}" in told

@@ -165,7 +165,7 @@ def test_a_table_says_who_is_one_patient_and_the_rest_keep_their_names(tmp_path,
         "UPENN-GBM-00006_21": "UPENN-GBM-00006",
     }
     (told,) = (note for note in find_cases(tmp_path).notes if "names the patients of 2 cases" in note)
-    assert "3 cases are told by their names: B_1, UPENN-GBM-00006_11, UPENN-GBM-00006_21" in told
+    assert "3 cases follow from their names: B_1, UPENN-GBM-00006_11, UPENN-GBM-00006_21" in told
 
 
 def test_a_table_wins_over_a_scheme_and_meets_it(tmp_path):

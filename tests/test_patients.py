@@ -422,7 +422,7 @@ def test_read_case_turns_image_and_mask_to_lps(tmp_path):
         (lambda d: style(d, image=np.full(SHAPE, 7, np.int16)), ["constant: its voxels are 7 to 7"]),
         (lambda d: style(d, mask=labels(1, 3, 9)), ["labels 9", "0, 1, 2, 3, 4 only"]),
         (lambda d: style(d, mask=labels(1, 1.5)), ["labels 1.5"]),
-        (lambda d: style(d, mask=labels(255)), ["labels 255", "divide it by 255"]),
+        (lambda d: style(d, mask=labels(255)), ["labels 255", "It is an 8-bit mask: divide it by 255"]),
         (lambda d: style(d, mask=IMAGE), ["labels 5, 6, 7, 8, 9 and"]),
         (lambda d: kaggle(d, mask=200), ["labels 200", "0, 255 only"]),
         (lambda d: style(d, image=np.zeros((8, 9, 5, 2), np.int16)), ["4-D"]),

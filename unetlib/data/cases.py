@@ -45,10 +45,9 @@ class Case:
 def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
     """Return a case's image, its whole-tumour mask and the labels found in the mask file.
 
-    The image is in LPS order, its voxels as stored; the mask is boolean, (X, Y, Z), on the same grid:
-    whole tumour = label > 0. Raises `UnetlibError` naming case and file when either is missing or
-    damaged, they do not share one grid, a voxel is not finite, the image is constant, or the mask
-    holds a value that the layout does not know.
+    The image is in LPS order, its voxels as stored; the mask is boolean, (X, Y, Z), on the same grid: label > 0.
+    Raises `UnetlibError` naming case and file when either is missing or damaged, they do not share one grid, a voxel
+    is not finite, the image is constant, or the mask holds a value that the layout does not know.
     """
     image, labels, found = read_labels(case, modality)
     return image, labels > 0, found
@@ -68,10 +67,8 @@ def unforeseen(error: Exception) -> str:
     """Return the sentence for a case whose files raised an error that no other message foresees."""
     if isinstance(error, MemoryError):
         return "it cannot be read: there is not enough memory. Close other programs, or use fewer --workers."
-    return (
-        f"it cannot be read ({type(error).__name__}: {error}). See whether another program, such as ITK-SNAP, opens "
-        "its files, and save them again from there."
-    )
+    advice = "See whether another program, such as ITK-SNAP, opens its files, and save them again from there."
+    return f"it cannot be read ({type(error).__name__}: {error}). {advice}"
 
 
 def _read(case: Case, modality: str) -> tuple[Volume, np.ndarray, frozenset[int]]:
@@ -91,8 +88,8 @@ def _require_one_grid(source: Source, image: Volume, seg: Source, mask: Volume) 
     """Raise `UnetlibError` unless image and mask have the same shape and lie in the same place."""
     if image.voxels.shape != mask.voxels.shape:
         raise UnetlibError(
-            f"{seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; "
-            "they must be the same. Find the mask that belongs to this image."
+            f"{seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; they must be the "
+            "same. Find the mask that belongs to this image."
         )
     if bool(image.assumed) == bool(mask.assumed):
         if not np.allclose(image.affine, mask.affine, rtol=0, atol=TOLERANCE):
@@ -120,10 +117,11 @@ def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
     strange = [f"{value:.9g}" for value in values if value not in allowed]
     if not strange:
         return frozenset(allowed[value] for value in values)
-    advice = "Find the mask of this case, or map its labels to these."
-    if set(values) <= {0, 255}:
-        advice = "It looks like an 8-bit 0/255 mask: divide it by 255."
-    raise UnetlibError(
-        f"{case.seg} holds the labels {first_of(strange, 5)}; "
-        f"{case.layout} has {', '.join(map(str, allowed))} only. {advice}"
+    binary = set(values) <= {0, 255}
+    advice = (
+        "It is an 8-bit mask: divide it by 255."
+        if binary
+        else "Find the mask of this case, or map its labels to these."
     )
+    known = f"{case.layout} has {', '.join(map(str, allowed))} only"
+    raise UnetlibError(f"{case.seg} holds the labels {first_of(strange, 5)}; {known}. {advice}")

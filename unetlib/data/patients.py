@@ -26,9 +26,9 @@ __all__ = ["LAYOUTS", "MODALITIES", "SHARE", "Case", "Cohort", "find_cases", "re
 class Cohort:
     """The cases of a folder.
 
-    `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the
-    other cases, id -> the sentence why. `notes`: what a user should read, nothing left out. `assume`: the
-    orientation of files that do not say theirs, as in `Source`. `table`: id -> patient, as `patients.csv` says.
+    `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the other cases,
+    id -> the sentence why. `notes`: what a user should read. `assume`: the orientation of files that do not say
+    theirs, as in `Source`. `table`: id -> patient, as `patients.csv` says.
     """
 
     root: Path
@@ -48,11 +48,10 @@ class Cohort:
 def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -> Cohort:
     """Return the cases in `data`, from file names: voxels are read only where two files claim the same.
 
-    `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`).
-    `modality` is the one that a case must have beside its mask. `assume` ("ras" or "lps") is the orientation
-    of files that do not say theirs; without it, they are refused on reading. Hidden files are ignored. A table
-    `patients.csv` (case, patient) in the folder says who is one patient where the names do not. Raises
-    `UnetlibError` when there is no such folder, no case in it, or the table cannot be used.
+    `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`). Each case must have
+    `modality` beside its mask. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; without
+    it, they are refused on reading. A table `patients.csv` (case, patient) in the folder says who is one patient where
+    the names do not. Raises `UnetlibError` when there is no such folder, no case in it, or the table cannot be used.
     """
     assume = assumption(assume)
     if modality not in MODALITIES:
@@ -65,9 +64,9 @@ def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -
     left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(modality))}
     table, about_table = _table(folder)
     cases = _with_patients((draft.case(assume) for draft in drafts if draft.id not in left_out), table)
-    notes = (*folder.notes, *_notes(cases, folder), *about_table)
-    cohort = Cohort(folder.root, cases, left_out, notes, assume, table)
-    return replace(cohort, notes=(*cohort.notes, *filter(None, [cohort.doubt])))
+    cohort = Cohort(folder.root, cases, left_out, (), assume, table)
+    notes = (*folder.notes, *_notes(cases, folder), *about_table, cohort.doubt)
+    return replace(cohort, notes=tuple(filter(None, notes)))
 
 
 def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:
@@ -84,9 +83,9 @@ def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:
     table = naming.read_table(path, ids)
     note = f"{path.name} names the patients of {counted(len(table), 'case')}."
     if lower:
-        note += f" Not heeded, because it lies deeper: {first_of(list(map(str, lower)))}."
+        note += f" Ignored, because it lies deeper: {first_of(list(map(str, lower)))}."
     if rest := sorted(set(ids) - table.keys()):
-        note += f" The patients of {counted(len(rest), 'case')} are told by their names: {first_of(rest, 5)}."
+        note += f" The patients of {counted(len(rest), 'case')} follow from their names: {first_of(rest, 5)}."
     return table, [note]
 
 
@@ -115,15 +114,12 @@ def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
             lacking = [case.id for case in of_layout if modality not in case.images]
             if lacking and 2 * counts[modality] > len(of_layout):
                 yield f"Without {modality}, which the rest of {layout} has, but usable: {first_of(lacking)}."
-        drafts = [draft for draft in folder.drafts.values() if draft.layout.name == layout and draft.numbers(AUTOMATIC)]
-        both = sum(bool(draft.numbers(MASK)) for draft in drafts)
+        drafts = [draft for draft in folder.drafts.values() if draft.layout.name == layout and draft.has(AUTOMATIC)]
+        both = sum(draft.has(MASK) for draft in drafts)
         if both:
-            yield (
-                f"{layout}: an expert's mask and an automatic one lie there for {counted(both, 'case')}; the expert's "
-                "is used."
-            )
+            yield f"{layout}: {counted(both, 'case')} with an expert's mask and an automatic one; the expert's is used."
         if alone := len(drafts) - both:
-            yield f"{layout}: for {counted(alone, 'case')} there is no mask by an expert; the automatic one is used."
+            yield f"{layout}: {counted(alone, 'case')} without a mask by an expert; the automatic one is used."
         if layout == KAGGLE:
             yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
     if folder.tests:

@@ -121,25 +121,18 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
     """
     shape = _without_ones(image.shape, 3 if channel is None else 4)
     _require_shape(shape, name, channel)
+    _require_real(image.get_data_dtype(), name)
+    proxy = image.dataobj
     try:
-        _require_real(image.get_data_dtype(), name)
-        proxy = image.dataobj
         voxels = np.asanyarray(proxy if channel is None else proxy[:, :, :, channel]).reshape(shape[:3])
-    except UnetlibError:
-        raise
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
-        at = getattr(image.dataobj, "offset", 0)
+        at = getattr(proxy, "offset", 0)
         odd = f" Or its vox_offset is wrong: {at} where 352 is usual." if at not in (0, 352, 544) else ""
-        raise UnetlibError(
-            f"{name} is damaged: its voxels cannot be read ({reason(error)}). It is cut off or was changed on the "
-            f"way. {AGAIN}{odd}"
-        ) from error
+        what = f"{name} is damaged: its voxels cannot be read ({reason(error)})"
+        raise UnetlibError(f"{what}. It is cut off or was changed on the way. {AGAIN}{odd}") from error
     _require_finite(voxels, name)
-    header = single_header(image.header)
-    if is_oriented(image):
-        return _turn(name, voxels, _affine(image, name), header)
-    assume = _require_assumption(name, assume)
-    return replace(_turn(name, voxels, _assumed_affine(image, assume), header), assumed=assume)
+    volume = _turn(name, voxels, _affine(image, name, assume), single_header(image.header))
+    return volume if is_oriented(image) else replace(volume, assumed=assume or "")
 
 
 def _require_shape(shape: tuple[int, ...], name: str, channel: int | None) -> None:
@@ -149,17 +142,16 @@ def _require_shape(shape: tuple[int, ...], name: str, channel: int | None) -> No
             f"{name}: the header announces {shape} voxels, which no MRI volume has. It is damaged or no image. {EXPORT}"
         )
     if channel is None and len(shape) != 3:
-        advice = "It holds several values per voxel, as a field of vectors does: give the image itself."
-        if len(shape) < 3:
-            advice = "It is a single slice: give the whole volume."
-        elif len(shape) == 4:
+        advice = "It is a single slice: give the whole volume."
+        if len(shape) == 4:
             advice = "Name one of its volumes (`unetlib predict --channel 0`), or split it into one file per modality."
+        elif len(shape) > 4:
+            advice = "It holds several values per voxel, as a field of vectors does: give the image itself."
         raise UnetlibError(f"{name} is {len(shape)}-D, of shape {shape}; one 3-D volume was expected. {advice}")
     if channel is not None and (len(shape) != 4 or shape[3] <= channel):
-        raise UnetlibError(
-            f"{name} has shape {shape}; a 4-D file with at least {counted(channel + 1, 'channel')} was expected. "
-            + ("It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel.")
-        )
+        advice = "It holds one volume: leave the channel out." if len(shape) == 3 else "Choose another channel."
+        expected = f"a 4-D file with at least {counted(channel + 1, 'channel')}"
+        raise UnetlibError(f"{name} has shape {shape}; {expected} was expected. {advice}")
 
 
 def _without_ones(shape: tuple[int, ...], least: int = 3) -> tuple[int, ...]:
@@ -175,12 +167,18 @@ def is_oriented(image: Any) -> bool:
     return max(int(image.header["sform_code"]), int(image.header["qform_code"])) > 0
 
 
-def _affine(image: Any, name: str) -> np.ndarray:
-    try:
-        affine = image.header.get_best_affine() if image.affine is None else image.affine
-    except ValueError as error:  # a quaternion longer than 1
-        raise UnetlibError(f"{name}: its qform is no rotation ({reason(error)}). {EXPORT}") from error
-    return np.asarray(affine, dtype=np.float64)
+def _affine(image: Any, name: str, assume: str | None) -> np.ndarray:
+    """Return (4, 4), voxel to millimetres: that of the image or its header, else one with axes that run to `assume`."""
+    if is_oriented(image):
+        try:
+            return np.asarray(image.header.get_best_affine() if image.affine is None else image.affine, np.float64)
+        except ValueError as error:  # a quaternion longer than 1
+            raise UnetlibError(f"{name}: its qform is no rotation ({reason(error)}). {EXPORT}") from error
+    rows, signs = axcodes2ornt(_require_assumption(name, assume).upper()).T
+    affine = np.diag([0.0, 0, 0, 1])
+    affine[rows.astype(int), range(3)] = signs * np.abs(image.header.get_zooms()[:3])
+    affine[:3, 3] = affine[:3, :3] @ (1 - np.array(image.shape[:3])) / 2  # the centre of the image is the origin
+    return affine
 
 
 def _require_assumption(name: str, assume: str | None) -> str:
@@ -191,15 +189,6 @@ def _require_assumption(name: str, assume: str | None) -> str:
             "second to the front, third to the head) or --assume-lps (left, back, head)."
         )
     return assume
-
-
-def _assumed_affine(image: Any, assume: str) -> np.ndarray:
-    """Return an affine with axes that run to `assume`; the centre of the image is the origin."""
-    affine = np.diag([0.0, 0, 0, 1])
-    rows, signs = axcodes2ornt(assume.upper()).T
-    affine[rows.astype(int), range(3)] = signs * np.abs(image.header.get_zooms()[:3])
-    affine[:3, 3] = affine[:3, :3] @ (1 - np.array(image.shape[:3])) / 2
-    return affine
 
 
 def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
@@ -215,8 +204,8 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     _require_finite(array, name)
     if affine.shape != (4, 4) or not np.array_equal(_orientation(affine, name), LPS):
         raise UnetlibError(
-            f"the affine of {name} is {affine.tolist()}; that of an array in LPS order was expected: (4, 4), its "
-            "axes towards left, back and head. Give a nibabel image instead, which is turned by its affine."
+            f"the affine of {name} is {affine.tolist()}; that of an array in LPS order was expected: (4, 4), axes "
+            "towards left, back and head. Give a nibabel image instead, which is turned by its affine."
         )
     return Volume(array, affine, affine, nib.Nifti1Header())
 
@@ -235,7 +224,7 @@ def read_shape(source: Source) -> tuple[int, ...]:
 
 
 def read_assumed(source: Source) -> str:
-    """Return the orientation that is assumed for a NIfTI source, such as "ras"; empty if its header says it."""
+    """Return the assumed orientation of a NIfTI source, such as "ras"; empty if its header has one."""
     with open_nifti(source.paths[0]) as image:
         return "" if is_oriented(image) else source.assume or ""
 
