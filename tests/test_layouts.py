@@ -12,6 +12,7 @@ import pytest
 from tests.test_patients import IMAGE, LPS, brats, kaggle, labels, nifti, only, style, why_left_out
 from unetlib.cli import build_parser, main
 from unetlib.course.start import start
+from unetlib.data import layouts
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
 from unetlib.data.patients import find_cases, read_case
@@ -441,3 +442,17 @@ def test_a_second_table_of_patients_deeper_down_is_not_skipped_in_silence(tmp_pa
         (folder / "patients.csv").write_text(f"case,patient\ncase{folder.name},p\n")
     told = " ".join(find_cases(tmp_path).notes)
     assert f"Ignored, because it lies deeper: {tmp_path / 'sub' / 'patients.csv'}" in told
+
+
+def test_the_layout_in_the_words_of_the_module_is_all_that_a_new_data_set_needs(tmp_path, monkeypatch):
+    tree(tmp_path, "p001/P001_FLAIR.nii.gz", "p001/P001_T1.nii.gz", "p001/P001_tumour.nii.gz")
+    assert not find_cases(tmp_path).cases
+    (line,) = (line for line in layouts.__doc__.splitlines() if line.lstrip().startswith("Layout("))
+    layout = eval(line, vars(layouts))
+    monkeypatch.setattr(layouts, "LAYOUTS", (layout, *layouts.LAYOUTS))
+    monkeypatch.setattr(layouts, "BY_NAME", layouts.BY_NAME | {layout.name: layout})
+    case = only(tmp_path)
+    assert (case.id, case.layout, list(case.images)) == ("P001", "My data", ["flair", "t1"])
+    assert case.seg.paths == (tmp_path / "p001" / "P001_tumour.nii.gz",)
+    (tmp_path / "p001" / "P001_tumour.nii.gz").unlink()
+    assert "no tumour mask" in why_left_out(tmp_path)

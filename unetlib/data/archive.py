@@ -20,6 +20,7 @@ from unetlib.support.jobs import progress
 
 PLACE = "UNETLIB_EXTRACTED"  # the environment variable that names a folder to extract into
 TAR = (".tar.gz", ".tgz", ".tar")
+WANTED = (*IMAGES, "dataset.json")
 OTHERS = ("a zip", "a 7z", "a rar", "compressed", "a web page", "a pointer")  # whose advice fits archives, too
 MAX_FILE = 2**31  # bytes of an image; a larger one could not be read anyway (see `volumes.MAX_VOXELS`)
 MAX_MEMBERS = 1_000_000
@@ -120,10 +121,13 @@ def _extract(archive: Path, folder: Path) -> None:
                 break
             tar.members = []  # type: ignore[attr-defined]  # which would grow with the archive
             tar.pax_headers = {}
-            _refuse_hostile(archive, member, seen)
+            name = fold(str(PurePosixPath(member.name)))  # ./a is a, and A is a on Windows and macOS
+            wanted = member.isfile() and (name.endswith(WANTED) or name.rpartition("/")[2] == TABLE)
+            _refuse_hostile(archive, member, wanted, name in seen)
             if number == MAX_MEMBERS:
                 raise UnetlibError(f"{archive} holds more than {MAX_MEMBERS} members. Extract what you need yourself.")
-            if _is_wanted(member):
+            if wanted:
+                seen.add(name)
                 _require_room(archive, member, folder)
                 stream.left = member.size
                 tar.extract(member, folder, filter="data")
@@ -157,26 +161,14 @@ def _require_tar(archive: Path) -> None:
         ) from error
 
 
-def _name(member: tarfile.TarInfo) -> str:
-    return fold(str(PurePosixPath(member.name)))  # ./a is a, and A is a on Windows and macOS
-
-
-def _is_wanted(member: tarfile.TarInfo) -> bool:
-    name = _name(member)
-    return member.isfile() and (name.endswith((*IMAGES, "dataset.json")) or name.rpartition("/")[2] == TABLE)
-
-
-def _refuse_hostile(archive: Path, member: tarfile.TarInfo, seen: set[str]) -> None:
+def _refuse_hostile(archive: Path, member: tarfile.TarInfo, wanted: bool, seen: bool) -> None:
     """Raise `UnetlibError` for a member that would reach outside of the folder, overwrite another, or is too large."""
-    outside, name, wanted = "could write or read outside of the data folder", _name(member), _is_wanted(member)
+    absolute = member.name.startswith(("/", "\\")) or PureWindowsPath(member.name).drive
     for is_hostile, why in (
-        (not (member.isfile() or member.isdir()), f"is a link or a device, which {outside}"),
-        (
-            member.name.startswith(("/", "\\")) or PureWindowsPath(member.name).drive,
-            f"is an absolute path; it {outside}",
-        ),
-        (".." in re.split(r"[\\/]", member.name), f"is a path with '..', which {outside}"),
-        (wanted and name in seen, "is there twice"),
+        (not (member.isfile() or member.isdir()), "is a link or a device, which could reach outside of the folder"),
+        (absolute, "is an absolute path, which could reach outside of the folder"),
+        (".." in re.split(r"[\\/]", member.name), "is a path with '..', which could reach outside of the folder"),
+        (wanted and seen, "is there twice"),
         (wanted and member.size > MAX_FILE, f"announces {member.size} bytes, which no image of an MRI has"),
         (wanted and member.issparse(), f"leaves out most of its {member.size} bytes, as no image of an MRI does"),
     ):
@@ -185,7 +177,6 @@ def _refuse_hostile(archive: Path, member: tarfile.TarInfo, seen: set[str]) -> N
                 f"{archive} was refused: its member {member.name!r} {why}. Get the archive from its publisher, or "
                 "extract it yourself and give the folder."
             )
-    seen |= {name} if wanted else set()
 
 
 def _require_room(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:

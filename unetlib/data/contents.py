@@ -83,9 +83,8 @@ def require_file(path: Path, expected: str) -> None:
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise UnetlibError(
-            f"{path} cannot be reached ({error.strerror}). Check its name and that you may read it."
-        ) from error
+        what = f"cannot be reached ({error.strerror}). Check its name and that you may read it."
+        raise UnetlibError(f"{path} {what}") from error
     if is_folder:
         raise UnetlibError(f"{path} is a folder. {expected} Give the file that lies in it.")
     if path.is_symlink() and not path.exists():

@@ -171,10 +171,8 @@ def doubt(ids: Iterable[str]) -> str:
     """Return a sentence about names that could hide time points, or be an enumeration; empty if there are none."""
     ids = list(ids)
     if len(ids) > 2 and len({key(patient_of(id)) for id in ids}) == 1 and not world_name(ids[0]):
-        return (
-            f"By their names, all {len(ids)} cases are scans of one patient, {patient_of(ids[0])}. If they are not, "
-            f"{_WRITE_TABLE}."
-        )
+        all_of_one = f"By their names, all {len(ids)} cases are scans of one patient, {patient_of(ids[0])}."
+        return f"{all_of_one} If they are not, {_WRITE_TABLE}."
     if not (groups := hidden_time_points(ids)):
         return ""
     return (

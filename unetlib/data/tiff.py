@@ -46,21 +46,16 @@ def read_tiffs(paths: Sequence[Path], channel: int | None, max_voxels: int) -> n
         with damage_in(path), warnings.catch_warnings(action="ignore"):  # Pillow warns where it will raise
             image = open_tiff(path)
             if image.width * image.height * len(paths) > max_voxels:
-                raise UnetlibError(
-                    f"{path}: {len(paths)} slices of {image.size} pixels are more than an MRI volume has. Give each "
-                    "patient's slices a folder."
-                )
+                what = f"{len(paths)} slices of {image.size} pixels are more than an MRI volume has"
+                raise UnetlibError(f"{path}: {what}. Give each patient's slices a folder.")
             plane = np.asarray(image)
         if channel is not None:
             if plane.ndim != 3 or plane.shape[2] <= channel:
-                raise UnetlibError(
-                    f"{path} has shape {plane.shape}; an image of at least {channel + 1} channels was expected."
-                )
+                expected = f"an image of at least {channel + 1} channels"
+                raise UnetlibError(f"{path} has shape {plane.shape}; {expected} was expected.")
             plane = plane[:, :, channel].copy()  # not a view that keeps the other channels in memory
         if plane.ndim != 2 or (planes and plane.shape != planes[0].shape):
-            raise UnetlibError(
-                f"{path} has shape {plane.shape}; {planes[0].shape if planes else 'one channel'} was expected, "
-                "as in the patient's other slices."
-            )
+            expected = f"{planes[0].shape} as in the patient's other slices" if planes else "one channel"
+            raise UnetlibError(f"{path} has shape {plane.shape}; {expected} was expected.")
         planes.append(plane)
     return np.stack([plane.T for plane in planes], axis=2)
