@@ -9,7 +9,7 @@ import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, Any
 
 from unetlib.data.contents import what_it_is
 from unetlib.data.layouts import IMAGES
@@ -48,41 +48,44 @@ def open_data(path: Path) -> Path:
         raise UnetlibError(
             f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
         )
-    place = _place() or path.parent
     end = next((end for end in TAR if path.name.lower().endswith(end)), path.suffix)
-    target = place / f"{path.name[: len(path.name) - len(end)]}.extracted"
+    target = (_place() or path.parent) / f"{path.name[: len(path.name) - len(end)]}.extracted"
     origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
     with suppress(UnetlibError):
         if read_json(target / MARKER) == origin:
             return target
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
-    temporary = target.with_name(f".tmp-{target.name}")
-    for folder in (target, temporary):
-        refuse_link(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):  # whether one can write there
-            pass
-        with locked(temporary):
-            try:
-                shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
-                _extract(path, temporary / "images")
-                write_json(temporary / "images" / MARKER, origin)
-                shutil.rmtree(target, ignore_errors=True)
-                (temporary / "images").rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        _make(target, path, origin)
     except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise UnetlibError(
             f"{path} cannot be extracted: it is damaged or no .tar archive ({error}). Copy or download it again, "
             "or give the folder that the patients lie in."
         ) from error
     except OSError as error:
-        raise UnetlibError(
-            f"{path} cannot be extracted into {place} ({error.strerror or error}). {ELSEWHERE}"
-        ) from error
+        what = f"{path} cannot be extracted into {target.parent} ({error.strerror or error})"
+        raise UnetlibError(f"{what}. {ELSEWHERE}") from error
     return target
+
+
+def _make(target: Path, archive: Path, origin: dict[str, Any]) -> None:
+    """Extract an archive to `target`, which appears when it is complete."""
+    temporary = target.with_name(f".tmp-{target.name}")
+    for folder in (target, temporary):
+        refuse_link(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=target.parent):  # raises where nothing can be written
+        pass
+    with locked(temporary):
+        try:
+            shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
+            _extract(archive, temporary / "images")
+            write_json(temporary / "images" / MARKER, origin)
+            shutil.rmtree(target, ignore_errors=True)
+            (temporary / "images").rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _place() -> Path | None:

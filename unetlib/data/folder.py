@@ -62,9 +62,9 @@ class Draft:
         return bool(self.twins) and not self.clash
 
     @property
-    def folders(self) -> set[Path]:
+    def folders(self) -> list[Path]:
         """The folders that its files lie in."""
-        return {path.parent for path in self.files.values()}
+        return list(dict.fromkeys(path.parent for path in self.files.values()))
 
     def has(self, *kinds: str) -> bool:
         """Tell whether there is a file of one of the kinds."""
