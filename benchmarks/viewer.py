@@ -1,4 +1,4 @@
-"""How long a key press on the slice slider takes to show its picture: `SliceViewer` against `interact` + matplotlib.
+"""How long a key press on the slice slider takes to show its slice: `SliceViewer` against `interact` + matplotlib.
 
 Run from the repository's root: `python -m benchmarks.viewer`. Both sit in one notebook of one JupyterLab in headless
 Chromium, both show the same volume with the same two masks, and both are measured by the same code in the page:
@@ -13,11 +13,6 @@ Chromium, both show the same volume with the same two masks, and both are measur
 Ends with status 1 when the viewer's median is over 16 ms or one of its 30 pictures was not shown.
 """
 
-import argparse
-import datetime
-import importlib.metadata
-import os
-import platform
 import random
 import statistics
 import sys
@@ -27,9 +22,8 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page
 
-from benchmarks.common import record
+from benchmarks.common import markdown_table, parser, report
 from tests.lab import READY, Notebook, open_lab
-from unetlib.runs.provenance import processor
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 PRESSES, MOST_MS = 30, 16
@@ -132,53 +126,41 @@ def _clock(page: Page) -> tuple[list[float], list[float]]:
 
 
 def table(ours: Result, theirs: Result) -> str:
-    """Return both results as a markdown table, with the ratios."""
+    """Return both results as a Markdown table, with the ratios."""
     rows = [
-        "| | SliceViewer | interact + matplotlib | ratio |",
-        "|---|---|---|---|",
-        f"| single press, median | {ours.median:.1f} ms | {theirs.median:.0f} ms | {theirs.median / ours.median:.1f} |",
-        f"| single press, p90 | {ours.p90:.1f} ms | {theirs.p90:.0f} ms | {theirs.p90 / ours.p90:.1f} |",
-        f"| burst: pictures shown of {PRESSES} | {ours.shown} | {theirs.shown} | {theirs.shown / ours.shown:.2f} |",
-        f"| burst: lag after the last key | {ours.lag:.1f} ms | {theirs.lag:.0f} ms | {theirs.lag / ours.lag:.1f} |",
-        f"| burst: keys a second | {ours.rate:.0f} | {theirs.rate:.0f} | |",
+        (title, f"{mine:.1f} ms", f"{other:.0f} ms", f"{other / mine:.1f}")
+        for title, mine, other in (
+            ("single press, median", ours.median, theirs.median),
+            ("single press, p90", ours.p90, theirs.p90),
+            ("burst: lag after the last key", ours.lag, theirs.lag),
+        )
     ]
-    return "\n".join(rows)
-
-
-def machine(chromium: str, load: str) -> str:
-    """Describe in one line where this ran; `load`: the load average before it began."""
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return (
-        f"{processor()}, {os.cpu_count()} cores (load average before: {load}), {platform.system()}, "
-        f"Python {platform.python_version()}, Chromium {chromium}, {packages}."
+    rows.insert(
+        2, (f"burst: images shown of {PRESSES}", str(ours.shown), str(theirs.shown), f"{theirs.shown / ours.shown:.2f}")
     )
+    rows.append(("burst: keys a second", f"{ours.rate:.0f}", f"{theirs.rate:.0f}", ""))
+    return markdown_table(("", "SliceViewer", "interact + matplotlib", "ratio"), rows)
 
 
 def run(notebook: Notebook) -> tuple[Result, Result]:
-    """Measure both in the open notebook: the viewer first, then its rival."""
+    """Measure both in the open notebook: the viewer first, then `interact`."""
     cells = notebook.page.locator(".jp-CodeCell")
     return measure(notebook.page, cells.nth(1), "input.uv-slice"), measure(notebook.page, cells.nth(2), "[role=slider]")
 
 
 def main() -> int:
     """Measure, print, record; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.viewer", description=__doc__.partition("\n")[0])
-    parser.parse_args()
-    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+    arguments = parser("benchmarks.viewer", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, open_lab(Path(folder)) as lab:
         chromium = lab.browser.version
         with lab.notebook("viewer", [DATA, OURS, THEIRS]) as notebook:
             ours, theirs = run(notebook)
-    section = (
-        "## Slice viewer: key press to picture\n\n"
-        "A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium. How each figure is "
-        f"defined: top of `benchmarks/viewer.py`.\n\n{table(ours, theirs)}\n\n"
-        f"`python -m benchmarks.viewer`, {datetime.date.today()}: {machine(chromium, load)}"
-    )
-    record("viewer", section)
+    about = f"A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium {chromium}."
+    title, statistic = "Slice viewer: key press to image", "one run"
+    report("viewer", title, about, table(ours, theirs), options=arguments, packages=PACKAGES, statistic=statistic)
     failed = ours.median > MOST_MS or ours.shown < PRESSES
     if failed:
-        print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} pictures were expected.", file=sys.stderr)
+        print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} images were expected.", file=sys.stderr)
     return int(failed)
 
 

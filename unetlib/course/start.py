@@ -33,7 +33,7 @@ from unetlib.support.files import digest, takes_paths
 from unetlib.support.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STUDY = REPOSITORY / "benchmarks"
+STUDY = REPOSITORY / "studies"
 STUDY_STEPS = (
     "slices without tumour, too",
     "cut to the head",
@@ -197,15 +197,13 @@ def show_study(folder: Path = STUDY) -> None:
     """
     page = folder / "ABLATION.md"
     if not page.exists():
-        print("benchmarks/ABLATION.md is not there (yet): it is made by make study, on a folder of real patients.")
+        print("studies/ABLATION.md is not there (yet): it is made by make study, on a folder of real patients.")
         return
     table = [line.split("|")[1:5] for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
     heading, rule, *rows = table  # step, changed, Dice, gain; the other columns are left to the page
     shown = [row for row in rows if row[0].strip() in STUDY_STEPS]
     lines = ["|" + "|".join(row) + "|" for row in (heading, rule, *shown)]
-    link = (
-        f"[benchmarks/ABLATION.md](../benchmarks/ABLATION.md) holds all {len(rows)} steps, each with its gain and time"
-    )
+    link = f"[studies/ABLATION.md](../studies/ABLATION.md) holds all {len(rows)} steps, each with its gain and time"
     display(Markdown("\n".join([*lines, "", f"{link}."])))
 
 
