@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import in_turn, markdown_table, parser, patients, report, spread
-from unetlib.data.prepare import prepare
+from unetlib import Recipe, prepare
 from unetlib.engine import threads
 from unetlib.engine.threads import Threads
-from unetlib.recipe import Recipe
 from unetlib.runs.training import Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
 

@@ -23,17 +23,12 @@ from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 
 from benchmarks.common import markdown_table, parser, patients, ratio, report, seconds, spread
 from benchmarks.contenders import gflop
-from unetlib.data.patients import find_cases
-from unetlib.data.prepare import prepare
+from unetlib import Predictor, Recipe, UNet, find_cases, predict, prepare, train
 from unetlib.data.slices import image_to_slices, slices_to_volume
 from unetlib.data.volumes import Source, read_volume
 from unetlib.metrics import count, dice
-from unetlib.prediction.inference import Predictor, predict
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_model
-from unetlib.runs.training import train
 from unetlib.support.command import BEGINS_ANEW, run_command
-from unetlib.unet import UNet
 
 
 def with_monai(network: UNet, image: Path, out: Path, batch: int) -> Callable[[], object]:

@@ -22,11 +22,11 @@ from isal import isal_zlib
 from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
 
 from benchmarks.common import link, markdown_table, parser, patients, ratio, report, seconds, spread
-from unetlib.data.patients import Case, find_cases, read_case
+from unetlib import Recipe, find_cases, read_case
+from unetlib.data.patients import Case
 from unetlib.data.prepare import _Job, _prepare_case
 from unetlib.data.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.data.volumes import Source, read_volume
-from unetlib.recipe import Recipe
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.files import sha256
 from unetlib.support.jobs import cpu_count

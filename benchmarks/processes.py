@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import in_turn, markdown_table, parser, patients, ratio, report, spread
-from unetlib.data.prepare import prepare
+from unetlib import prepare
 from unetlib.runs.checkpoint import LATEST, load_checkpoint
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.errors import counted

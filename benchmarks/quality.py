@@ -14,12 +14,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import markdown_table, parser, report
-from unetlib.data.prepare import prepare
+from unetlib import Recipe, make_cohort, prepare, train
 from unetlib.engine.device import resolve_precision
-from unetlib.phantom.cohort import make_cohort
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import LATEST, load_checkpoint
-from unetlib.runs.training import train
 from unetlib.support.command import run_command
 
 

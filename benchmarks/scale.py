@@ -20,8 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmarks.common import link, markdown_table, parser, peak_memory, report
-from unetlib.data.prepare import Prepared, prepare
-from unetlib.recipe import Recipe
+from unetlib import Prepared, Recipe, prepare
 from unetlib.runs.training import Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.jobs import cpu_count

@@ -23,13 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import markdown_table, matmul_floor, parser, ratio, report, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
-from unetlib.data.prepare import Prepared
+from unetlib import Prepared, Recipe, UNet
 from unetlib.engine.device import resolve_precision, start_engine
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import build_model
 from unetlib.runs.training import Progress, Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
-from unetlib.unet import UNet
 
 SLICES = 64
 KINDS = {  # of work, and what the profiler calls it

@@ -23,10 +23,11 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page
 
 from benchmarks.common import markdown_table, parser, report
-from tests.lab import READY, Notebook, open_lab
+from tests.lab import READY, open_lab
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 PRESSES, MOST_MS = 30, 16
+PROBE = Path(__file__).with_name("viewer_probe.js").read_text(encoding="utf-8")
 PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "numpy", "playwright")
 
 DATA = """
@@ -57,32 +58,6 @@ def show(z):
     plt.show()
 """
 
-PROBE = """(cell) => {
-  const canvas = cell.querySelector('canvas.uv-plane[data-plane="axial"]');
-  const pixels = () => {
-    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-    let hash = 0;
-    for (const word of new Uint32Array(data.buffer)) hash = (Math.imul(hash, 31) + word) | 0;
-    return hash;
-  };
-  const image = () => cell.querySelector(".jp-OutputArea-output img");
-  const picture = () => canvas ? pixels() : image()?.complete ? image().src : null;
-  const probe = window.probe = {keys: [], pictures: []};
-  let last = picture();
-  const look = async () => {
-    if (!canvas) await image()?.decode().catch(() => {});
-    requestAnimationFrame(() => {
-      const now = performance.now(), seen = picture();
-      if (seen !== null && seen !== last) { last = seen; probe.pictures.push(now); }
-    });
-  };
-  const [target, changes] = canvas
-    ? [cell.querySelector(".unetlib-viewer"), {attributeFilter: ["data-frames"]}]
-    : [cell, {childList: true, subtree: true, attributeFilter: ["src"]}];
-  new MutationObserver(look).observe(target, changes);
-  window.addEventListener("keydown", event => probe.keys.push(event.timeStamp), true);
-}"""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -106,23 +81,18 @@ def measure(page: Page, cell: Locator, slider: str) -> Result:
         page.wait_for_timeout(chance.uniform(150, 250))  # a person's pace, at no fixed moment within a frame
         page.keyboard.press("ArrowUp")
         page.wait_for_function(f"probe.pictures.length > {number}")
-    keys, pictures = _clock(page)
+    keys, pictures = page.evaluate("[probe.keys, probe.pictures]")
     times = [shown - pressed for pressed, shown in zip(keys, pictures, strict=True)]
     for _ in range(PRESSES):
         page.keyboard.press("ArrowUp")
         page.evaluate("() => new Promise(requestAnimationFrame)")
     page.wait_for_timeout(5000)
-    keys, pictures = (clock[PRESSES:] for clock in _clock(page))
+    keys, pictures = (clock[PRESSES:] for clock in page.evaluate("[probe.keys, probe.pictures]"))
     seconds = (keys[-1] - keys[0]) / 1000
     deciles = statistics.quantiles(times, n=10)
     return Result(
         statistics.median(times), deciles[-1], len(pictures), pictures[-1] - keys[-1], (PRESSES - 1) / seconds
     )
-
-
-def _clock(page: Page) -> tuple[list[float], list[float]]:
-    probe = page.evaluate("probe")
-    return probe["keys"], probe["pictures"]
 
 
 def table(ours: Result, theirs: Result) -> str:
@@ -142,19 +112,15 @@ def table(ours: Result, theirs: Result) -> str:
     return markdown_table(("", "SliceViewer", "interact + matplotlib", "ratio"), rows)
 
 
-def run(notebook: Notebook) -> tuple[Result, Result]:
-    """Measure both in the open notebook: the viewer first, then `interact`."""
-    cells = notebook.page.locator(".jp-CodeCell")
-    return measure(notebook.page, cells.nth(1), "input.uv-slice"), measure(notebook.page, cells.nth(2), "[role=slider]")
-
-
 def main() -> int:
     """Measure, print, record; return the exit status."""
     arguments = parser("benchmarks.viewer", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, open_lab(Path(folder)) as lab:
         chromium = lab.browser.version
         with lab.notebook("viewer", [DATA, OURS, THEIRS]) as notebook:
-            ours, theirs = run(notebook)
+            cells = notebook.page.locator(".jp-CodeCell")
+            ours = measure(notebook.page, cells.nth(1), "input.uv-slice")
+            theirs = measure(notebook.page, cells.nth(2), "[role=slider]")
     about = f"A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium {chromium}."
     title, statistic = "Slice viewer: key press to image", "one run"
     report("viewer", title, about, table(ours, theirs), options=arguments, packages=PACKAGES, statistic=statistic)

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.common import machine, markdown_table, record
 from studies.cells import VALIDATION, Cell, make_fold, make_folds, shuffled_patients, study_parser
 from studies.results import DICE, Result, gain, gain_text, pooled_dice, seconds_of_training
+from unetlib import Recipe
 from unetlib.data.split import Split
-from unetlib.recipe import Recipe
 from unetlib.show.plots import save, staircase_figure
 from unetlib.support.command import run_command
 

@@ -20,19 +20,14 @@ import torch
 from benchmarks.common import machine, parser
 from studies import results
 from studies.results import DICE, SCORES, Result
-from unetlib.data.patients import find_cases
-from unetlib.data.prepare import prepare
+from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, prepare, train, tune
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
-from unetlib.evaluation.evaluate import evaluate, read_patients
-from unetlib.phantom.cohort import make_cohort
-from unetlib.prediction.inference import Predictor
-from unetlib.prediction.tuning import tune
-from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.evaluation.evaluate import read_patients
+from unetlib.recipe import PREPARE, changed
 from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
-from unetlib.runs.training import train
 from unetlib.support.chance import generator
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import counted
 from unetlib.support.files import digest, read_csv, read_json
 from unetlib.support.jobs import say
 

@@ -34,8 +34,8 @@ from surface_distance import metrics as surface
 from benchmarks.common import machine, markdown_table, parser, record
 from tests import oracles
 from tests.oracles import Spacing
-from unetlib import metrics
-from unetlib.data.patients import Case, find_cases, read_case
+from unetlib import find_cases, metrics, read_case
+from unetlib.data.patients import Case
 from unetlib.evaluation.evaluate import TOLERANCE_MM
 from unetlib.metrics import METRICS, Counts, count, surface_figures
 from unetlib.support.command import BEGINS_ANEW, run_command
@@ -43,12 +43,31 @@ from unetlib.support.jobs import run_jobs
 
 MOST = 1e-6
 CUBES: Spacing = (1.0, 1.0, 1.0)
+CUBE = np.pad(np.ones((8, 8, 8), bool), (4, 12))
 THICK: Spacing = (0.9, 1.1, 5.0)
 PAGE = Path(__file__).with_name("ORACLES.md")
 PACKAGES = ("unetlib", "numpy", "scipy", "scikit-learn", "monai", "torch", "surface-distance")
 VOXELS_MONAI, VOXELS_BRATS = "HD95 between voxel centres, larger direction", "HD95 in voxels, both directions at once"
 NSD_BRATS = "surface Dice of voxels, each direction alike, at half a voxel"
 COLUMNS = ("question", "unetlib", "MONAI", "scikit-learn", "surface-distance", "brats-evaluation", "our reason")
+SURFACES = (  # question, key of the BraTS package, the definitions of ours, MONAI's and theirs, and our reason
+    (
+        "HD95 of {} volumes",
+        "hd95",
+        ": larger of two directed percentiles, surface weighted by its area",
+        ": every voxel of the surface counts alike",
+        ": one percentile of both directions",
+        "published code; does not change with how a surface is cut into voxels",
+    ),
+    (
+        "surface Dice of these",
+        "nsd",
+        f" at {TOLERANCE_MM:g} mm",
+        " (`use_subvoxels=True`)",
+        ": at half a voxel",
+        "the tolerance is in millimetres and printed with the value; half a voxel asks for identity",
+    ),
+)
 Row = tuple[str, str, str]  # of the first table: metric, our way, the other package
 Brats = dict[str, float]  # what the BraTS package says of one prediction; empty without it
 
@@ -235,8 +254,7 @@ def exams(pairs: list[Pair], cases: Iterable[Case]) -> Iterator[tuple[np.ndarray
 
 def empty_masks(ask: Callable[..., Brats]) -> Iterator[list[Any]]:
     """Yield what every package says where one mask or both are empty."""
-    cube, none = np.ones((8, 8, 8), bool), np.zeros((8, 8, 8), bool)
-    cube, none = np.pad(cube, (4, 12)), np.pad(none, (4, 12))
+    cube, none = CUBE, np.zeros_like(CUBE)
     for title, p, t, why in (
         ("truth empty, prediction not", cube, none, "tumour was invented"),
         ("prediction empty, truth not", none, cube, "tumour was missed"),
@@ -269,9 +287,10 @@ def empty_masks(ask: Callable[..., Brats]) -> Iterator[list[Any]]:
 
 def moved_cubes(ask: Callable[..., Brats]) -> Iterator[list[Any]]:
     """Yield what every package says of the HD95 of a cube moved along one axis, of voxels with unequal sides."""
-    cube, spacing = np.pad(np.ones((8, 8, 8), bool), (4, 12)), (1.0, 2.0, 5.0)
+    cube, spacing = CUBE, (1.0, 2.0, 5.0)
     for axis, name in ((0, "x"), (2, "z")):
-        p, found = np.roll(cube, 2, axis), ask(np.roll(cube, 2, axis), cube, spacing)
+        p = np.roll(cube, 2, axis)
+        found = ask(p, cube, spacing)
         both = f"{found['global_bin_hd95']:.4g}; of lesions {found['sq_hd95']:.4g}" if found else None
         ours, monai = surface_figures(p, cube, spacing)[0], oracles.surface_by_monai(p, cube, spacing, 2)[0]
         question = f"HD95 of a cube moved by two voxels along {name}, of 1 x 2 x 5 mm"
@@ -282,37 +301,23 @@ def moved_cubes(ask: Callable[..., Brats]) -> Iterator[list[Any]]:
 def surfaces(pairs: list[Pair], brats: list[Brats]) -> Iterator[list[Any]]:
     """Yield the means of HD95 and surface Dice by every definition, and how far they are from ours."""
 
-    def apart(own: list[float], values: list[float]) -> str:
+    def apart(own: list[float], values: list[float], how: str = "") -> str:
         gaps = np.abs(np.array(values) - own)
-        return f"mean {np.mean(values):.4g}; from ours: median {np.median(gaps):.2g}, greatest {gaps.max():.3g}"
+        return f"mean {np.mean(values):.4g}; from ours: median {np.median(gaps):.2g}, greatest {gaps.max():.3g}{how}"
 
     for title, key in (("voxels of the file", ""), ("as if of 0.9 x 1.1 x 5 mm", "thick")):
-        for i, (question, brats_key, ours, monai, theirs, why) in enumerate(
-            (
-                (
-                    f"HD95 of {len(pairs)} volumes",
-                    "hd95",
-                    ": larger of two directed percentiles, surface weighted by its area",
-                    ": every voxel of the surface counts alike",
-                    ": one percentile of both directions",
-                    "published code; does not change with how a surface is cut into voxels",
-                ),
-                (
-                    "surface Dice of these",
-                    "nsd",
-                    f" at {TOLERANCE_MM:g} mm",
-                    " (`use_subvoxels=True`)",
-                    ": at half a voxel",
-                    "the tolerance is in millimetres and printed with the value; half a voxel asks for identity",
-                ),
-            )
-        ):
+        for i, (metric, name, how, monai, official, why) in enumerate(SURFACES):
             by = {who: [pair.surfaces[key][who][i] for pair in pairs] for who in ("ours", "MONAI", "surface-distance")}
-            official = None
-            if brats and not key:
-                official = apart(by["ours"], [found[f"global_bin_{brats_key}"] for found in brats]) + theirs
-            mean, direct = f"mean {np.mean(by['ours']):.4g}{ours}", apart(by["ours"], by["surface-distance"])
-            yield [f"{question}, {title}", mean, apart(by["ours"], by["MONAI"]) + monai, None, direct, official, why]
+            theirs = [found[f"global_bin_{name}"] for found in brats if not key]  # it knows no thick slices
+            yield [
+                f"{metric.format(len(pairs))}, {title}",
+                f"mean {np.mean(by['ours']):.4g}{how}",
+                apart(by["ours"], by["MONAI"], monai),
+                None,
+                apart(by["ours"], by["surface-distance"]),
+                apart(by["ours"], theirs, official) if theirs else None,
+                why,
+            ]
 
 
 def averages(pairs: list[Pair]) -> list[Any]:

@@ -9,7 +9,6 @@ computed. Several processes may do some arms or folds each.
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from benchmarks.common import machine, markdown_table, record
@@ -26,9 +25,7 @@ from studies.cells import (
     study_parser,
 )
 from studies.results import DICE, Result, gain_text, pooled_dice, seconds_of_training
-from unetlib.data.patients import Case, find_cases, read_case
-from unetlib.data.slices import foreground
-from unetlib.recipe import Recipe
+from unetlib import Recipe
 from unetlib.show.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
 from unetlib.support.command import run_command
 from unetlib.support.jobs import say
@@ -108,33 +105,20 @@ def untouched(data: Path) -> list[str]:
     return [name for name in shuffled_patients(data)[LOOKED_AT:] if name not in chosen_on]
 
 
-def failures(data: Path, strong: Result) -> str:
-    """Return a line on each patient below `LOW` under the strong recipe: what went wrong, and how the tumour looks."""
+def failures(strong: Result) -> str:
+    """Return a line on each patient below `LOW` under the strong recipe: what is wrong, and the tumour's size."""
     low = strong[strong[DICE] < LOW].sort_values(DICE)
     if low.empty:
         return f"Under strong, no patient is below {LOW}."
-    contrasts = {case.patient: contrast(case) for case in find_cases(data).cases}
-    usual = float(np.median(list(contrasts.values())))
-    lines = [
-        f"Patients below {LOW} under strong (a tumour is usually {usual:.2f} times as bright as the head around it):",
-        "",
-    ]
+    lines = [f"Patients below {LOW} under strong:", ""]
     for name, row in low.iterrows():
         what = "missed" if row.recall < row.precision or not row.recall else "false alarms"
         lines.append(
             f"- {name}: Dice {row[DICE]:.2f}, {what} (precision {row.precision:.2f}, recall {row.recall:.2f}); "
-            f"{(row.tp + row.fn) / 1000:.0f} thousand voxels, {contrasts[str(name)]:.2f} times as bright; "
-            f"pieces below {float(row['decision.smallest_ml']):g} ml were dropped."
+            f"{(row.tp + row.fn) / 1000:.0f} thousand voxels; "
+            f"components below {float(row['decision.smallest_ml']):g} ml were dropped."
         )
     return "\n".join(lines)
-
-
-def contrast(case: Case) -> float:
-    """Return how bright the tumour of a case is, as a multiple of the median of the head on the slices that show it."""
-    volume, mask, _ = read_case(case)
-    voxels, z = volume.voxels.astype(float), mask.any((0, 1))
-    around = (foreground(voxels) & ~mask)[:, :, z]
-    return float(np.median(voxels[mask]) / np.median(voxels[:, :, z][around]))
 
 
 def draw(done: dict[str, list[Result]], work: Path) -> None:
@@ -174,7 +158,7 @@ def main() -> None:
     if arguments.status or arguments.train_only or not {"published", "strong"} <= done.keys():
         return
     draw(done, work)
-    blocks = [*tables(done, untouched(data)), failures(data, pd.concat(done["strong"]))]
+    blocks = [*tables(done, untouched(data)), failures(pd.concat(done["strong"]))]
     record("protocol", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
 
 

@@ -30,8 +30,8 @@ from studies.cells import (
     study_parser,
 )
 from studies.results import DICE, Result, gain_text, pooled_dice
+from unetlib import evaluate
 from unetlib.data.split import Split
-from unetlib.evaluation.evaluate import evaluate
 from unetlib.metrics import bootstrap_interval
 from unetlib.show.plots import DISCLAIMER, save
 from unetlib.support.command import run_command

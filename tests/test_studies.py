@@ -28,12 +28,17 @@ NAMES = [f"patient-{number:03}" for number in range(70)]
 NAMES_OF_STEPS = [step.name for step in ablation.STEPS]
 
 
+def pretend(monkeypatch, folder, patients):
+    """Let the study find a case of each of these patients in a folder."""
+    found = SimpleNamespace(cases=[SimpleNamespace(patient=name) for name in patients])
+    monkeypatch.setattr(cells, "find_cases", lambda data: found)
+    return folder
+
+
 @pytest.fixture
 def seventy(monkeypatch, tmp_path):
     """As many patients as the protocol's, in a folder of that many cases and more."""
-    cases = [SimpleNamespace(patient=name) for name in [*NAMES[::-1], *NAMES[:5]]]
-    monkeypatch.setattr(cells, "find_cases", lambda data: SimpleNamespace(cases=cases))
-    return tmp_path
+    return pretend(monkeypatch, tmp_path, [*NAMES[::-1], *NAMES[:5]])
 
 
 def test_patients_are_in_one_random_order_that_depends_on_their_names_alone(seventy):
@@ -124,11 +129,7 @@ def test_the_cells_of_the_protocol_test_every_fold_once(seventy):
 def seventy_of_lgg(monkeypatch, tmp_path):
     """The 70 patients whom the committed study tested, by their names alone."""
     rows = read_csv(results.TABLE)
-    names = {row["patient"] for row in rows if row["run"].startswith("strong-fold")}
-    monkeypatch.setattr(
-        cells, "find_cases", lambda data: SimpleNamespace(cases=[SimpleNamespace(patient=name) for name in names])
-    )
-    return tmp_path
+    return pretend(monkeypatch, tmp_path, {row["patient"] for row in rows if row["run"].startswith("strong-fold")})
 
 
 @pytest.mark.parametrize(("status", "code", "refused"), [("", 0, 0), (" M unetlib/recipe.py", 0, 1), ("", 128, 1)])
@@ -188,6 +189,16 @@ def test_a_run_is_recorded_once_and_a_new_column_leaves_the_old_rows_as_they_are
     assert set(results.read("run-1")["recipe.new"]) == {"True"}
 
 
+def test_a_patient_who_fails_is_named_with_what_went_wrong(table):
+    low = {"dice": 0.1, "precision": 0.9, "recall": 0.05, "tp": 1000, "fn": 3000}
+    rows = {"fine": dict.fromkeys(SCORES, 0.9), "failing": dict.fromkeys(SCORES, 0.9) | low}
+    results.append("run", rows, {**ABOUT, "decision.smallest_ml": 0.3})
+    assert protocol.failures(results.read("run")).splitlines()[2:] == [
+        "- failing: Dice 0.10, missed (precision 0.90, recall 0.05); 4 thousand voxels; "
+        "components below 0.3 ml were dropped."
+    ]
+
+
 def test_many_may_record_at_the_same_time(table):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: results.append(f"run-{number}", scores(number, 3), ABOUT), range(16)))
@@ -226,6 +237,7 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
     assert [arm for arm in protocol.ARMS if arm not in done] == ["strong-scratch"]
     for block in protocol.tables(done, protocol.untouched(seventy_of_lgg)):
         assert block in page
+    assert protocol.failures(pd.concat(done["strong"])) in page
     measured = {(number, cell.phantoms): cell.result() for number, cell in zero_shot.curve(seventy_of_lgg)}
     assert zero_shot.curve_table(measured) in page
     zeros = {name: results.read(f"zero-shot-{name.replace(' ', '-')}") for name in ("looked at", "others")}
@@ -348,7 +360,6 @@ def test_results_of_other_patients_or_recipes_and_too_few_patients_are_sentences
         results.append("small", scores(0, 2), {**ABOUT, "split": cell.split.hash[:12], **own, **change})
         with pytest.raises(UnetlibError, match=told):
             cell.result()
-    few = find_cases(tall_cohort).cases[:9]
-    monkeypatch.setattr(cells, "find_cases", lambda data: SimpleNamespace(cases=few))
+    pretend(monkeypatch, tall_cohort, NAMES[:9])
     with pytest.raises(UnetlibError, match="holds 9 usable patients; 5 folds need 10"):
         cells.shuffled_patients(tall_cohort)
