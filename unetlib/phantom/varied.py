@@ -100,23 +100,29 @@ def _scan(
         points = np.einsum("ij,jxyz->ixyz", (turn * spacing).astype(np.float32), points)
         points += column(corner).astype(np.float32)
         scan += (1 - inside) * draw_head(rng, points, distance, fluid, smooth)
-    scan *= np.exp(rng.uniform(0.03, 0.2) * smooth(50))
-    scan = ndimage.gaussian_filter(scan, rng.uniform(0, 0.6), axes=(0, 1))
-    axis = rng.integers(0, 2)
-    scan += rng.uniform(0, 0.04) * np.roll(scan, rng.integers(60, 180), axis)  # the patient moved
-    noise = rng.uniform(0.005, 0.06)
-    real, imaginary = (noise * rng.standard_normal(shape, dtype=np.float32) for _ in range(2))
-    scan = ndimage.gaussian_filter(np.hypot(scan + real, imaginary), 0.4, axes=(0, 1))
-    if stripped:
-        scan *= inside > 0.5
-    elif rng.random() < 0.4:  # what lay outside the field of view is filled with 0
-        edge = rng.integers(4, 24)
-        scan[:edge] = scan[-edge:] = 0
+    scan = _acquire(rng, scan, inside > 0.5, stripped)
     scale = float(np.exp(rng.uniform(np.log(100), np.log(1500))))
     units = scale * np.clip(scan / float(np.quantile(scan[inside > 0.5], 0.99)), 0, 4)
     seg = OEDEMA * _large_components((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5))
     affine = np.diag([-pixel, -pixel, thick, 1])
     return Phantom({"flair": np.rint(units).astype(np.int16)}, seg.astype(np.uint8), affine)
+
+
+def _acquire(rng: Rng, scan: np.ndarray, brain: np.ndarray, stripped: bool) -> np.ndarray:
+    """Return a scan with coil profile, blur, a motion ghost and noise, 0 outside the brain or the field of view."""
+    scan *= np.exp(rng.uniform(0.03, 0.2) * fine(field(rng, 50), scan.shape))
+    scan = ndimage.gaussian_filter(scan, rng.uniform(0, 0.6), axes=(0, 1))
+    axis = rng.integers(0, 2)
+    scan += rng.uniform(0, 0.04) * np.roll(scan, rng.integers(60, 180), axis)  # the patient moved
+    noise = rng.uniform(0.005, 0.06)
+    real, imaginary = (noise * rng.standard_normal(scan.shape, dtype=np.float32) for _ in range(2))
+    scan = ndimage.gaussian_filter(np.hypot(scan + real, imaginary), 0.4, axes=(0, 1))
+    if stripped:
+        scan *= brain
+    elif rng.random() < 0.4:  # what lay outside the field of view is filled with 0
+        edge = rng.integers(4, 24)
+        scan[:edge] = scan[-edge:] = 0
+    return scan
 
 
 def _distance(brain: np.ndarray) -> np.ndarray:
