@@ -47,15 +47,15 @@ bench: .venv/installed
 	$(if $(DATA),$(BIN)/python -m benchmarks.quality "$(DATA)")
 
 study: .venv/installed
-	$(BIN)/python -m benchmarks.ablation "$(DATA)"
-	$(BIN)/python -m benchmarks.zero_shot "$(DATA)"
-	$(BIN)/python -m benchmarks.protocol "$(DATA)"
+	$(BIN)/python -m studies.ablation "$(DATA)"
+	$(BIN)/python -m studies.zero_shot "$(DATA)"
+	$(BIN)/python -m studies.protocol "$(DATA)"
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults
 
 oracles: .venv/installed
-	$(BIN)/python -m benchmarks.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
+	$(BIN)/python -m studies.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
 
 audit: .venv/installed .venv/audit/installed
 	$(BIN)/python -m tests.audit $(AUDIT)

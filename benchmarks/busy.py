@@ -1,15 +1,14 @@
 """Training beside busy programs: with each fixed number of threads, with PyTorch's own, and with the measured one.
 
 `python -m benchmarks.busy`. Steps of the notebooks' recipe (width 16, 96 x 96, batch 4, bf16 where the processor has
-it) on prepared phantoms, alone and beside one and two processes that each keep a processor busy. Everybody trains for
+it) on prepared phantoms, alone and beside one and two processes that each keep a processor busy. All ways train for
 some seconds in turns, and the measured number is chosen anew each time. "0.3" is what version 0.3 does: PyTorch's own
-number. Slices a second leave out the choice, whose seconds have a column of their own.
+number. Slices a second leave out the choice, whose seconds are given below the table.
 
-Then a load begins in mid-run, and ends: the slices a second of the last seconds of each stretch, looks and
-measurements included.
+Then a load begins in mid-run, and ends: the slices a second in the last seconds of each stretch include the
+measurements that watch the load.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,11 +21,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import in_turn, machine, patients, record, spread
-from unetlib.data.prepare import Prepared, prepare
+from benchmarks.common import in_turn, markdown_table, parser, patients, report, spread
+from unetlib import Recipe, prepare
 from unetlib.engine import threads
 from unetlib.engine.threads import Threads
-from unetlib.recipe import Recipe
 from unetlib.runs.training import Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
 
@@ -82,8 +80,8 @@ def measured(trainer: Trainer) -> Threads:
     return Threads.settle(trainer.run, trainer.fabric, trainer.model, SHAPE, None, None)
 
 
-def compare(trainer: Trainer, repeats: int, seconds: float) -> list[str]:
-    """Return a table: slices a second of all ways beside all loads."""
+def compare(trainer: Trainer, repeats: int, seconds: float) -> tuple[str, str]:
+    """Return a table, slices a second of all ways beside all loads, and what the choice took."""
     ways = {f"{number} thread{'s' * (number > 1)}": fixed(number) for number in threads.numbers(MOST)}
     ways = {**ways, f"0.3: {MOST}": fixed(MOST), "measured": measured}
     speed: dict[tuple[str, str], list[float]] = {(way, load): [] for way in ways for load in LOADS}
@@ -100,54 +98,38 @@ def compare(trainer: Trainer, repeats: int, seconds: float) -> list[str]:
                     train_for(trainer, 0.2, 1.0)  # to warm up
                     speed[way, load].append(train_for(trainer, seconds, seconds))
     best = {load: max(statistics.median(speed[way, load]) for way in ways if "thread" in way) for load in LOADS}
-    lines = ["| slices/s | " + " | ".join(LOADS) + " |", "|---|" + "---|" * len(LOADS)]
-    lines += [f"| {way} | " + " | ".join(spread(speed[way, load]) for load in LOADS) + " |" for way in ways]
-    shares = [statistics.median(speed["measured", load]) / best[load] for load in LOADS]
-    lines += ["| measured, of the best fixed | " + " | ".join(f"{share:.0%}" for share in shares) + " |"]
-    return [*lines, "", f"The choice took {spread(costs)} s."]
+    rows = [[way, *(spread(speed[way, load]) for load in LOADS)] for way in ways]
+    ratios = [statistics.median(speed["measured", load]) / best[load] for load in LOADS]
+    rows.append(["measured, of the best fixed", *(f"{ratio:.0%}" for ratio in ratios)])
+    return markdown_table(["slices/s", *LOADS], rows), f"The choice took {spread(costs)} s."
 
 
-def in_mid_run(trainer: Trainer) -> list[str]:
+def in_mid_run(trainer: Trainer) -> str:
     """Return a table: slices a second at the end of stretches with and without a load, the number before and after."""
-    lines = ["| slices/s, a load in mid-run | " + " | ".join(STRETCHES) + " |", "|---|" + "---|" * len(STRETCHES)]
+    rows = []
     for way, choose in {"0.3": fixed(MOST), "measured and watched": measured}.items():
         trainer.threads, cells = choose(trainer), []
         for number, seconds in STRETCHES.values():
             with busy(number):
                 speed = train_for(trainer, seconds if choose is measured else 2 * LAST, LAST)
             cells.append(f"{speed:.3g} ({trainer.threads.number})")
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    return [*lines, "", "In brackets: the number of threads at the end of the stretch."]
+        rows.append([way, *cells])
+    return markdown_table(["slices/s, a load in mid-run", *STRETCHES], rows)
 
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.busy", description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.busy", __doc__, repeats=5, seconds=4.0).parse_args()
     if MOST == 1 or "OMP_NUM_THREADS" in os.environ:
         raise SystemExit("There is nothing to choose: one thread, or OMP_NUM_THREADS is set. Unset it.")
     with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
-        prepare(data, Path(temporary, "prepared"))
-        prepared = Prepared.open(Path(temporary, "prepared"))
+        prepared = prepare(data, Path(temporary, "prepared"))
         trainer = Trainer.open(prepared, Path(temporary, "run"), RECIPE, "cpu")
-        table = compare(trainer, arguments.repeats, arguments.seconds)
-        later = in_mid_run(trainer)
-    lines = [
-        "## A busy machine",
-        "",
-        f"Width 16, 96 x 96, batch 4, {trainer.recipe.precision}. Everything defined at the top of "
-        "`benchmarks/busy.py`.",
-        "",
-        *table,
-        "",
-        *later,
-        "",
-        f"`python -m benchmarks.busy --repeats {arguments.repeats} --seconds {arguments.seconds:g}`, medians "
-        f"(quartiles); {machine(('torch', 'lightning-fabric'))}.",
-    ]
-    record("busy", "\n".join(lines))
+        blocks = [*compare(trainer, arguments.repeats, arguments.seconds), in_mid_run(trainer)]
+    about = f"Width 16, 96 x 96, batch 4, {trainer.recipe.precision}."
+    note = "In brackets: the number of threads at the end of the stretch."
+    packages = ("torch", "lightning-fabric")
+    report("busy", "A busy machine", about, *blocks, note, options=arguments, packages=packages)
 
 
 if __name__ == "__main__":

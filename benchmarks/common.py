@@ -1,5 +1,6 @@
-"""What every benchmark shares: the machine in words, its floors, fair timing, and the file of results."""
+"""What every benchmark shares: its options, the machine in words, its floors, fair timing, and the page of results."""
 
+import argparse
 import datetime
 import importlib.metadata
 import os
@@ -9,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 
 from unetlib.runs.provenance import processor
+from unetlib.support.files import atomic
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
-def machine(packages: tuple[str, ...]) -> str:
-    """Describe in one line the day, where this runs, and with what."""
+def machine(packages: Iterable[str]) -> str:
+    """Return one line with the day, the machine, its load, and the versions of `packages`."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     load = f", load average {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
     return (
@@ -33,22 +35,59 @@ def machine(packages: tuple[str, ...]) -> str:
     )
 
 
-def record(name: str, section: str) -> None:
-    """Print a section, and put it between its markers in RESULTS.md; what stands outside them stays."""
+def parser(module: str, doc: str, **defaults: Any) -> argparse.ArgumentParser:
+    """Return the parser of `python -m MODULE`, with an option of the same type for each default."""
+    made = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.partition("\n")[0])
+    for name, default in defaults.items():
+        made.add_argument(f"--{name}", type=type(default), default=default, help="default: %(default)s")
+    return made
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (columns, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(columns)}", *lines[1:]])
+
+
+def record(name: str, *blocks: str, page: Path = RESULTS) -> None:
+    """Print some blocks, and put them between the markers of their section in `page`; what is outside them stays."""
+    section = "\n\n".join(blocks)
     print(section)
     start, stop = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Benchmark results\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else "# Results\n"
     before, _, rest = text.partition(start)
     after = rest.partition(stop)[2] or "\n"
-    RESULTS.write_text(f"{before.rstrip()}\n\n{start}\n{section}\n{stop}{after}", encoding="utf-8")
+    with atomic(page) as temporary:
+        temporary.write_text(f"{before.rstrip()}\n\n{start}\n{section}\n{stop}{after}", encoding="utf-8")
+
+
+def report(
+    module: str,
+    title: str,
+    about: str,
+    *blocks: str,
+    options: argparse.Namespace,
+    packages: Sequence[str],
+    statistic: str = "medians (quartiles)",
+    section: str = "",
+) -> None:
+    """Record what `benchmarks.MODULE` has measured: title, definitions, `blocks`, and the command and the machine."""
+    words = [f"python -m benchmarks.{module}"]
+    for name, value in vars(options).items():
+        given = value if isinstance(value, list) else [] if value is True else [value]
+        words += [] if value is None or value is False else [f"--{name}", *map(str, given)]
+    signature = f"`{' '.join(words)}`, {statistic}; {machine(packages)}."
+    about = f"{about} Everything is defined at the top of `benchmarks/{module}.py`."
+    record(section or module.replace("_", " "), f"## {title}", about, *blocks, signature)
 
 
 def seconds(functions: Mapping[str, Callable[[], object]], repeats: int = 7) -> dict[str, list[float]]:
-    """Return how long each function takes, `repeats` times, in turns, each round begun by the next, so that all meet
-    the same machine.
+    """Return how long each function takes, `repeats` times after one to warm up.
+
+    They take turns, and each round begins with the next, so that all meet the same machine.
     """
     for function in functions.values():
-        function()  # to warm up
+        function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats):
         for name, function in in_turn(functions, repeat):
@@ -59,7 +98,7 @@ def seconds(functions: Mapping[str, Callable[[], object]], repeats: int = 7) -> 
 
 
 def in_turn(things: Mapping[str, Any], turn: int) -> list[tuple[str, Any]]:
-    """Return names and things in their order, begun at number `turn`, counted round and round."""
+    """Return names and things in their order, beginning at number `turn` modulo their number."""
     listed = list(things.items())
     return listed[turn % len(listed) :] + listed[: turn % len(listed)]
 
@@ -85,14 +124,14 @@ def ratio(values: list[float], others: list[float]) -> float:
 
 
 def peak_memory() -> tuple[float, float]:
-    """Return the GB that this process has taken at most, and those now that are its own, not pages of mapped files.
+    """Return this process's peak memory in GB, and what it holds now without the pages of mapped files.
 
-    The second is NaN where the system does not tell.
+    The second is NaN where the system does not say.
     """
     try:
         rows = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
     except OSError:
-        import resource  # which Windows has not
+        import resource  # missing on Windows
 
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, float("nan")
@@ -102,7 +141,7 @@ def peak_memory() -> tuple[float, float]:
 
 @contextmanager
 def patients(number: int, distinct: int = 8) -> Iterator[Path]:
-    """Yield a folder of `number` BraTS-sized patients that is deleted afterwards: phantoms, in several copies."""
+    """Yield a folder of `number` BraTS-sized patients, copies of `distinct` phantoms; it is deleted afterwards."""
     from unetlib.phantom.cohort import make_cohort
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -113,9 +152,9 @@ def patients(number: int, distinct: int = 8) -> Iterator[Path]:
 
 
 def link(cases: list[Path], folder: Path, number: int) -> Path:
-    """Make `number` BraTS 2021 patients in `folder` out of `cases`; return the folder.
+    """Make `number` BraTS 2021 patients in `folder` from `cases`; return the folder.
 
-    Files are hard links, but for the image of a further patient: one voxel differs, since a scan counts once.
+    Files are hard links, except the images of copies: one voxel of them differs, since a scan counts once.
     """
     for index in range(number):
         case, name = cases[index % len(cases)], f"BraTS2021_{index:05}"

@@ -12,7 +12,6 @@ of the same batch, each as a process of its own from `import` to saved weights, 
   `benchmarks.train_step`), and once in its default width, which has a third of them.
 """
 
-import argparse
 import os
 import random
 import subprocess
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import in_turn, machine, patients, ratio, record, spread
+from benchmarks.common import in_turn, markdown_table, parser, patients, ratio, report, spread
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 BATCH = 4
@@ -112,13 +111,24 @@ def monai(data: Path, steps: int, out: Path, width: int) -> None:
     fit(basic_unet(width), loader, steps, out)
 
 
+def run(call: str, data: Path, steps: int) -> float:
+    """Return the seconds of a contender's `call`, as a process of its own."""
+    with tempfile.TemporaryDirectory() as out:
+        code = (
+            "from pathlib import Path; from benchmarks.pipeline import monai, naive, unetlib\n"
+            f"if __name__ == '__main__': data, out, steps = Path({str(data)!r}), Path({out!r}), {steps}; {call}"
+        )
+        script = Path(out, "script.py")  # a file, for the workers of `prepare` import it
+        script.write_text(code, encoding="utf-8")
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        start = time.perf_counter()
+        subprocess.run([sys.executable, script], check=True, capture_output=True, env=environment)
+        return time.perf_counter() - start
+
+
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description=__doc__.partition("\n")[0])
-    parser.add_argument("--patients", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.pipeline", __doc__, patients=20, steps=150, repeats=2).parse_args()
     from benchmarks.contenders import basic_unet, fitting_width, gflop
     from unetlib.unet import UNet
 
@@ -135,38 +145,16 @@ def main() -> None:
     with patients(arguments.patients) as data:
         for repeat in range(arguments.repeats):
             for name, (call, _) in in_turn(ways, repeat):
-                with tempfile.TemporaryDirectory() as out:
-                    code = (
-                        "from pathlib import Path; from benchmarks.pipeline import monai, naive, unetlib\n"
-                        f"if __name__ == '__main__': data, out, steps = Path({str(data)!r}), Path({out!r}), "
-                        f"{arguments.steps}; {call}"
-                    )
-                    script = Path(out, "script.py")  # a file, for the workers of `prepare` import it
-                    script.write_text(code, encoding="utf-8")
-                    start = time.perf_counter()
-                    subprocess.run([sys.executable, script], check=True, capture_output=True, env=environment())
-                    taken[name].append(time.perf_counter() - start)
+                taken[name].append(run(call, data, arguments.steps))
     us = taken["unetlib"]
-    lines = [
-        "## From files to a trained network",
-        "",
+    rows = [[name, f"{ways[name][1]:.1f}", spread(own), f"{ratio(own, us):.2f}"] for name, own in taken.items()]
+    about = (
         f"{arguments.patients} patients of 240 x 240 x 155, {arguments.steps} steps of {BATCH} slices of 96 x 96, cold "
-        "start, the process included. Everything defined at the top of `benchmarks/pipeline.py`.",
-        "",
-        "| | GFLOP a slice | seconds | unetlib is faster by |",
-        "|---|---|---|---|",
-    ]
-    for name, values in taken.items():
-        lines.append(f"| {name} | {ways[name][1]:.1f} | {spread(values)} | {ratio(values, us):.2f} |")
-    command = f"--patients {arguments.patients} --steps {arguments.steps} --repeats {arguments.repeats}"
-    about = machine(("torch", "monai", "nibabel", "numpy"))
-    lines += ["", f"`python -m benchmarks.pipeline {command}`, medians (quartiles); {about}."]
-    record("pipeline", "\n".join(lines))
-
-
-def environment() -> dict[str, str]:
-    """Return the variables with which a script elsewhere finds this package."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        "start, the process included."
+    )
+    table = markdown_table(("", "GFLOP a slice", "seconds", "unetlib is faster by"), rows)
+    packages = ("torch", "monai", "nibabel", "numpy")
+    report("pipeline", "From files to a trained network", about, table, options=arguments, packages=packages)
 
 
 if __name__ == "__main__":

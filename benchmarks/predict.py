@@ -7,7 +7,6 @@ is not quite the same (MONAI's takes means over areas), so the masks are compare
 turns.
 """
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -22,19 +21,14 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.transforms import LoadImage, Orientation, Resize, SaveImage
 
-from benchmarks.common import machine, patients, ratio, record, seconds, spread
+from benchmarks.common import markdown_table, parser, patients, ratio, report, seconds, spread
 from benchmarks.contenders import gflop
-from unetlib.data.patients import find_cases
-from unetlib.data.prepare import prepare
+from unetlib import Predictor, Recipe, UNet, find_cases, predict, prepare, train
 from unetlib.data.slices import image_to_slices, slices_to_volume
 from unetlib.data.volumes import Source, read_volume
 from unetlib.metrics import count, dice
-from unetlib.prediction.inference import Predictor, predict
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_model
-from unetlib.runs.training import train
 from unetlib.support.command import BEGINS_ANEW, run_command
-from unetlib.unet import UNet
 
 
 def with_monai(network: UNet, image: Path, out: Path, batch: int) -> Callable[[], object]:
@@ -85,9 +79,7 @@ def stages(run: Path, image: Path, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    arguments = parser("benchmarks.predict", __doc__, repeats=7).parse_args()
     with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
         prepared, run, out = (Path(temporary, name) for name in ("prepared", "run", "out"))
         prepare(data, prepared)
@@ -100,31 +92,27 @@ def main() -> None:
             "MONAI, 1 slice at a time": quiet(with_monai(network, image, out, 1)),
             "MONAI, 32 slices at a time": quiet(with_monai(network, image, out, 32)),
         }
-        times = seconds(ways, repeats)
+        times = seconds(ways, arguments.repeats)
         ours, theirs = (
             np.asarray(nib.load(next(out.glob(f"*{kind}.nii.gz"))).dataobj) > 0 for kind in ("_mask", "_monai")
         )
-        parts = stages(run, image, repeats)
+        parts = stages(run, image, arguments.repeats)
     agreement = float(dice(count(ours[None], theirs[None]).sum()))
-    us = next(iter(times.values()))
-    lines = [
-        "## Predicting a volume",
-        "",
-        "240 x 240 x 155, file to file, published recipe. Everything defined at the top of `benchmarks/predict.py`.",
-        "",
-        "| | seconds a volume | unetlib is faster by |",
-        "|---|---|---|",
-    ]
-    for name, values in times.items():
-        lines.append(f"| {name} | {spread(values)} | {ratio(values, us):.2f} |")
-    lines += ["", f"unetlib in {precision}, MONAI in fp32. Dice of the two masks: {agreement:.4f}.", ""]
+    us = times["unetlib predict"]
     parts["the rest: hashes, writing"] = statistics.median(us) - sum(parts.values())
-    lines += ["| stage of unetlib | seconds |", "|---|---|", *(f"| {name} | {t:.2f} |" for name, t in parts.items())]
+    rows = [[name, spread(values), f"{ratio(values, us):.2f}"] for name, values in times.items()]
     work = 155 * gflop(UNet, backward=False)
-    lines += ["", f"The network is {work:.0f} GFLOP a volume: {work / parts['the network']:.0f} GFLOP/s.", ""]
-    about = machine(("torch", "monai", "nibabel", "numpy"))
-    lines.append(f"`python -m benchmarks.predict --repeats {repeats}`, medians (quartiles); {about}.")
-    record("predict", "\n".join(lines))
+    report(
+        "predict",
+        "Predicting a volume",
+        "240 x 240 x 155, file to file, published recipe.",
+        markdown_table(("", "seconds a volume", "unetlib is faster by"), rows),
+        f"unetlib in {precision}, MONAI in fp32. Dice of the two masks: {agreement:.4f}.",
+        markdown_table(("stage of unetlib", "seconds"), [[name, f"{value:.2f}"] for name, value in parts.items()]),
+        f"The network is {work:.0f} GFLOP a volume: {work / parts['the network']:.0f} GFLOP/s.",
+        options=arguments,
+        packages=("torch", "monai", "nibabel", "numpy"),
+    )
 
 
 if __name__ == "__main__":

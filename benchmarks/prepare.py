@@ -7,7 +7,6 @@ prepare` as a whole with one worker and with as many as there are processors, on
 and without (the rate between the eighth patient and the last). Files are in the page cache.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,12 +21,12 @@ import torch
 from isal import isal_zlib
 from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity, SpatialPad
 
-from benchmarks.common import link, machine, patients, ratio, record, seconds, spread
-from unetlib.data.patients import Case, find_cases, read_case
+from benchmarks.common import link, markdown_table, parser, patients, ratio, report, seconds, spread
+from unetlib import Recipe, find_cases, read_case
+from unetlib.data.patients import Case
 from unetlib.data.prepare import _Job, _prepare_case
 from unetlib.data.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.data.volumes import Source, read_volume
-from unetlib.recipe import Recipe
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.files import sha256
 from unetlib.support.jobs import cpu_count
@@ -80,10 +79,7 @@ def time_of(data: Path, folder: Path, workers: int) -> float:
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prepare", description=__doc__.partition("\n")[0])
-    parser.add_argument("--patients", type=int, default=400, help="of the run as a whole (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.prepare", __doc__, patients=400, repeats=7).parse_args()
     number = arguments.patients
     torch.set_num_threads(1)
     with patients(number) as data, tempfile.TemporaryDirectory() as temporary:
@@ -103,28 +99,26 @@ def main() -> None:
             start, whole[workers] = (time_of(cohort, Path(temporary), workers) for cohort in (few, data))
             rate[workers] = (number - len(cases)) / (whole[workers] - start)
     floor, us = (times[name] for name in list(ways)[:2])
-    lines = [
-        "## Preparing patients",
-        "",
-        "One core, a patient of 240 x 240 x 155. Everything defined at the top of `benchmarks/prepare.py`.",
-        "",
-        "| | ms a patient | share of the floor | ours is faster by |",
-        "|---|---|---|---|",
-    ]
-    for name, values in times.items():
-        share, faster = ratio(floor, values), ratio(values, us)
-        lines.append(f"| {name} | {spread([1000 * t for t in values])} | {share:.0%} | {faster:.2f} |")
     parts["the rest: writing, fsync"] = statistics.median(us) - sum(parts.values())
-    lines += ["", "Where the time of `unetlib` goes:", "", "| stage | ms a patient |", "|---|---|"]
-    lines += [*(f"| {name} | {1000 * t:.1f} |" for name, t in parts.items()), ""]
-    lines += ["`unetlib prepare` as a whole:", "", "| workers | patients/s | without the start |"]
-    lines += ["|---|---|---|", *(f"| {n} | {number / t:.1f} | {rate[n]:.1f} |" for n, t in whole.items())]
+    per_patient = [
+        [name, spread([1000 * t for t in values]), f"{ratio(floor, values):.0%}", f"{ratio(values, us):.2f}"]
+        for name, values in times.items()
+    ]
     most = cpu_count()
-    lines.append(f"| {most} against 1 | {whole[1] / whole[most]:.2f} x | {rate[most] / rate[1]:.2f} x |")
-    about = machine(("torch", "isal", "nibabel", "monai", "numpy"))
-    command = f"python -m benchmarks.prepare --patients {number} --repeats {arguments.repeats}"
-    lines += ["", f"`{command}`, medians (quartiles); {about}."]
-    record("prepare", "\n".join(lines))
+    rates = [[str(n), f"{number / t:.1f}", f"{rate[n]:.1f}"] for n, t in whole.items()]
+    rates.append([f"{most} against 1", f"{whole[1] / whole[most]:.2f} x", f"{rate[most] / rate[1]:.2f} x"])
+    report(
+        "prepare",
+        "Preparing patients",
+        "One core, a patient of 240 x 240 x 155.",
+        markdown_table(("", "ms a patient", "share of the floor", "ours is faster by"), per_patient),
+        "Where the time of `unetlib` goes:",
+        markdown_table(("stage", "ms a patient"), [[name, f"{1000 * t:.1f}"] for name, t in parts.items()]),
+        "`unetlib prepare` as a whole:",
+        markdown_table(("workers", "patients/s", "without the start"), rates),
+        options=arguments,
+        packages=("torch", "isal", "nibabel", "monai", "numpy"),
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ half of the threads says what a processor is worth. Seconds are those of `latest
 another that ended after ten steps.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -14,10 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import in_turn, machine, patients, ratio, record, spread
-from unetlib.data.prepare import prepare
+from benchmarks.common import in_turn, markdown_table, parser, patients, ratio, report, spread
+from unetlib import prepare
 from unetlib.runs.checkpoint import LATEST, load_checkpoint
 from unetlib.support.command import BEGINS_ANEW, run_command
+from unetlib.support.errors import counted
 from unetlib.support.jobs import cpu_count
 
 
@@ -39,43 +39,30 @@ def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: in
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
+    arguments = parser("benchmarks.processes", __doc__, repeats=2, steps=20).parse_args()
     everything = cpu_count()
     half = max(1, everything // 2)
     ways = {
-        f"1 process, {half} thread{'s' * (half > 1)}": (1, half),
+        f"1 process, {counted(half, 'thread')}": (1, half),
         f"1 process, {everything} threads": (1, everything),
-        f"2 processes, {half} thread{'s' * (half > 1)} each": (2, half),
+        f"2 processes, {counted(half, 'thread')} each": (2, half),
     }
-    lines = [
-        "## Two processes",
-        "",
-        "Published recipe, width 32, 96 x 96. Everything defined at the top of `benchmarks/processes.py`.",
-        "",
-        "| batch | | slices/s | against the first row | against the second row |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     with patients(16) as data, tempfile.TemporaryDirectory() as temporary:
-        prepare(data, Path(temporary, "prepared"))
+        prepared = prepare(data, Path(temporary, "prepared")).folder
         for batch in (4, 16):
             speed: dict[str, list[float]] = {name: [] for name in ways}
             for repeat in range(arguments.repeats):
-                for name, (processes, threads) in in_turn(ways, repeat):
-                    run = Path(temporary, f"{batch}-{repeat}-{processes}-{threads}")
-                    speed[name].append(
-                        run_steps(Path(temporary, "prepared"), run, processes, threads, batch, arguments.steps)
-                    )
+                for name, way in in_turn(ways, repeat):
+                    run = Path(temporary, f"{batch}-{repeat}-{way[0]}-{way[1]}")
+                    speed[name].append(run_steps(prepared, run, *way, batch, arguments.steps))
             first, second = list(speed.values())[:2]
             for name, values in speed.items():
                 ratios = [f"{ratio(values, other):.2f}" for other in (first, second)]
-                lines.append(f"| {batch} | {name} | {spread(values)} | {' | '.join(ratios)} |")
-    about = machine(("torch", "lightning-fabric"))
-    command = f"python -m benchmarks.processes --repeats {arguments.repeats} --steps {arguments.steps}"
-    lines += ["", f"`{command}`, medians (quartiles); {about}."]
-    record("processes", "\n".join(lines))
+                rows.append([batch, name, spread(values), *ratios])
+    about = "Published recipe, width 32, 96 x 96."
+    table = markdown_table(("batch", "", "slices/s", "against the first row", "against the second row"), rows)
+    report("processes", "Two processes", about, table, options=arguments, packages=("torch", "lightning-fabric"))
 
 
 if __name__ == "__main__":

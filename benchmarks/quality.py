@@ -3,24 +3,20 @@
 `python -m benchmarks.quality [DATA]`. Every seed trains the published recipe once in each number format that the
 machine computes in, on DATA or, without it, on the synthetic cohort. The quality of a run is the pooled Dice on its
 validation slices (never the test split); it is reached by the first epoch that is no worse than the last one.
-Runs are kept in --work: a stopped benchmark goes on where it was. Seconds are those of training with all processors,
-from `latest_checkpoint.pth`; every epoch takes the same share of them.
+Runs are kept in --work: a stopped benchmark resumes. Seconds are those of training with all processors, from
+`latest_checkpoint.pth`; every epoch is taken to last equally long.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import machine, record
-from unetlib.data.prepare import prepare
+from benchmarks.common import markdown_table, parser, report
+from unetlib import Recipe, make_cohort, prepare, train
 from unetlib.engine.device import resolve_precision
-from unetlib.phantom.cohort import make_cohort
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import LATEST, load_checkpoint
-from unetlib.runs.training import train
 from unetlib.support.command import run_command
 
 
@@ -36,28 +32,17 @@ def mean_and_deviation(values: list[float]) -> str:
 
 def main() -> None:
     """Train what is missing, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.partition("\n")[0])
-    parser.add_argument("data", nargs="?", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("work/quality"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
-    arguments = parser.parse_args()
-    data, fast = arguments.data, resolve_precision("auto", torch.device("cpu"))
-    name = data.name if data else "synthetic"
-    if not data:
-        data = arguments.work / "phantom"
+    options = parser("benchmarks.quality", __doc__)
+    options.add_argument("data", nargs="?", type=Path)
+    options.add_argument("--work", type=Path, default=Path("work/quality"))
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    arguments = options.parse_args()
+    data, name = arguments.data or arguments.work / "phantom", arguments.data.name if arguments.data else "synthetic"
+    if not arguments.data:
         make_cohort(data)
     prepared = prepare(data, arguments.work / f"{name}-prepared")
-    lines = [
-        f"## Time to quality, and precision: {name}",
-        "",
-        f"Published recipe, {len(prepared.indices('train'))} training and {len(prepared.indices('val'))} validation "
-        f"slices. `auto` takes {fast} here. Everything defined at the top of `benchmarks/quality.py`.",
-        "",
-        "| precision | seed | final validation Dice | reached in epoch | seconds to it | seconds of 10 epochs |",
-        "|---|---|---|---|---|---|",
-    ]
-    final: dict[str, list[float]] = {}
+    rows, final = [], dict[str, list[float]]()
     for precision in arguments.precisions:
         for seed in arguments.seeds:
             run = arguments.work / f"{name}-{precision}-{seed}"
@@ -66,15 +51,30 @@ def main() -> None:
             history, taken = progress["history"], progress["seconds"]
             epoch, dice = reached(history), history[-1]["val_dice"]
             final.setdefault(precision, []).append(dice)
-            share = taken * epoch / len(history)
-            lines.append(f"| {precision} | {seed} | {dice:.3f} | {epoch} | {share:.0f} | {taken:.0f} |")
+            seconds = taken * epoch / len(history)
+            rows.append([precision, seed, f"{dice:.3f}", epoch, f"{seconds:.0f}", f"{taken:.0f}"])
+    columns = (
+        "precision",
+        "seed",
+        "final validation Dice",
+        "reached in epoch",
+        "seconds to it",
+        "seconds of 10 epochs",
+    )
     means = [f"{precision} {mean_and_deviation(values)}" for precision, values in final.items()]
-    lines += ["", f"Final validation Dice: {', '.join(means)}."]
-    seeds = " ".join(map(str, arguments.seeds))
-    command = f"python -m benchmarks.quality{' DATA' if arguments.data else ''} --seeds {seeds}"
-    about = machine(("torch", "lightning-fabric", "numpy"))
-    lines += ["", f"`{command} --precisions {' '.join(arguments.precisions)}`; {about}."]
-    record(f"quality {name}", "\n".join(lines))
+    arguments.data = arguments.work = None  # paths of this machine
+    report(
+        "quality",
+        f"Time to quality, and precision: {name}",
+        f"Published recipe, {len(prepared.indices('train'))} training and {len(prepared.indices('val'))} validation "
+        f"slices. `auto` takes {resolve_precision('auto', torch.device('cpu'))} here.",
+        markdown_table(columns, rows),
+        f"Final validation Dice: {', '.join(means)}.",
+        options=arguments,
+        packages=("torch", "lightning-fabric", "numpy"),
+        statistic="one run each",
+        section=f"quality {name}",
+    )
 
 
 if __name__ == "__main__":

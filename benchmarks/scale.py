@@ -1,4 +1,4 @@
-"""Whether ten times the patients cost anything but ten times the files: 10, 100, 1,251 (BraTS 2021) and 12,510 of them.
+"""Whether ten times the patients cost more than ten times the files: 10, 100, 1,251 (BraTS 2021) and 12,510 of them.
 
 `python -m benchmarks.scale`. The patients are small (96 x 96 x 12, six slices with tumour), for the disk's sake; the
 prepared slices have the size of the recipe. Of each cohort: `prepare` with all processors; then in a
@@ -19,15 +19,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.common import link, machine, peak_memory, record
-from unetlib.data.prepare import Prepared, prepare
-from unetlib.recipe import Recipe
+from benchmarks.common import link, markdown_table, parser, peak_memory, report
+from unetlib import Prepared, Recipe, prepare
 from unetlib.runs.training import Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.jobs import cpu_count
 
 FIGURE = Path(__file__).with_name("scale.png")
 STEPS, READ = 30, 256
+COLUMNS = {  # of the table: what is measured, and with how many digits
+    "prepare, patients/s": ("prepare", 1),
+    "disk, GB": ("disk", 3),
+    "start to first step, s": ("first", 2),
+    "steps/s": ("steps", 2),
+    "memory while training, GB": ("training", 2),
+    "own memory after every slice, GB": ("own", 2),
+    "with mapped pages, GB": ("total", 2),
+}
 
 
 def small_patients(folder: Path, number: int = 8) -> list[Path]:
@@ -67,12 +75,10 @@ def measure(prepared: Path, run: Path, start: float) -> dict[str, float]:
 
 def draw(counts: list[int], found: list[dict[str, float]]) -> None:
     """Save the memory curve."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
     labels = {
         "training": "most while training",
         "own": "its own, after every slice was read once",
@@ -88,52 +94,49 @@ def draw(counts: list[int], found: list[dict[str, float]]) -> None:
     figure.savefig(FIGURE, dpi=120)
 
 
+def of_cohort(number: int) -> dict[str, float]:
+    """Return what a cohort of `number` patients costs; the medians of three processes that train on it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        data, prepared = Path(temporary, "patients"), Path(temporary, "prepared")
+        link(small_patients(Path(temporary, "made")), data, number)
+        begin = time.perf_counter()
+        prepare(data, prepared, workers=cpu_count())
+        rate = number / (time.perf_counter() - begin)
+        disk = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file()) / 1e9
+        rows = []
+        for repeat in range(3):
+            command = [sys.executable, "-m", "benchmarks.scale", "--measure", prepared, f"{temporary}/run{repeat}"]
+            done = subprocess.run([*command, str(time.time())], check=True, capture_output=True, text=True)
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+    return {"prepare": rate, "disk": disk, **{key: statistics.median(row[key] for row in rows) for key in rows[0]}}
+
+
 def main() -> None:
     """Measure, print, draw, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
-    parser.add_argument("--patients", type=int, nargs="+", default=[10, 100, 1251, 12510])
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    options = parser("benchmarks.scale", __doc__)
+    options.add_argument("--patients", type=int, nargs="+", default=[10, 100, 1251, 12510])
+    options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
     if arguments.measure:
         prepared, run, start = arguments.measure
         print(json.dumps(measure(Path(prepared), Path(run), float(start))))
         return
-    found: list[dict[str, float]] = []
-    for number in arguments.patients:
-        with tempfile.TemporaryDirectory() as temporary:
-            data, prepared = Path(temporary, "patients"), Path(temporary, "prepared")
-            link(small_patients(Path(temporary, "made")), data, number)
-            begin = time.perf_counter()
-            prepare(data, prepared, workers=cpu_count())
-            seconds = time.perf_counter() - begin
-            disk = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file()) / 1e9
-            rows = []
-            for repeat in range(3):
-                command = [sys.executable, "-m", "benchmarks.scale", "--measure", prepared, f"{temporary}/run{repeat}"]
-                done = subprocess.run([*command, str(time.time())], check=True, capture_output=True, text=True)
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-            middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-            found.append({"prepare": number / seconds, "disk": disk, **middle})
+    found = [of_cohort(number) for number in arguments.patients]
     draw(arguments.patients, found)
-    lines = [
-        "## Scale",
-        "",
-        "Small patients of six slices with tumour. Everything defined at the top of `benchmarks/scale.py`.",
-        "",
-        "| patients | prepare, patients/s | disk, GB | start to first step, s | steps/s | memory while training, GB "
-        "| own memory after every slice, GB | with mapped pages, GB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {number:,} | {row['prepare']:.1f} | {row['disk']:.3f} | {row['first']:.2f} | {row['steps']:.2f} | "
-        f"{row['training']:.2f} | {row['own']:.2f} | {row['total']:.2f} |"
+    rows = [
+        [f"{number:,}", *(f"{row[key]:.{digits}f}" for key, digits in COLUMNS.values())]
         for number, row in zip(arguments.patients, found, strict=True)
     ]
-    counts = " ".join(map(str, arguments.patients))
-    about = machine(("torch", "lightning-fabric", "numpy"))
-    lines += ["", "![Memory by the number of patients](scale.png)", ""]
-    lines += [f"`python -m benchmarks.scale --patients {counts}`, medians of 3 processes; {about}."]
-    record("scale", "\n".join(lines))
+    report(
+        "scale",
+        "Scale",
+        "Small patients of six slices with tumour.",
+        markdown_table(("patients", *COLUMNS), rows),
+        "![Memory by the number of patients](scale.png)",
+        options=arguments,
+        packages=("torch", "lightning-fabric", "numpy"),
+        statistic="medians of 3 processes",
+    )
 
 
 if __name__ == "__main__":

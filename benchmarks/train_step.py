@@ -7,7 +7,6 @@ networks are widened until theirs are those of ours. "Share of the floor" is of 
 product reaches here, in the same run and number format. Peak memory is that of a process which does only this.
 """
 
-import argparse
 import random
 import statistics
 import subprocess
@@ -22,15 +21,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import machine, matmul_floor, ratio, record, seconds, spread
+from benchmarks.common import markdown_table, matmul_floor, parser, ratio, report, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
-from unetlib.data.prepare import Prepared
+from unetlib import Prepared, Recipe, UNet
 from unetlib.engine.device import resolve_precision, start_engine
-from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import build_model
 from unetlib.runs.training import Progress, Trainer
 from unetlib.support.command import BEGINS_ANEW, run_command
-from unetlib.unet import UNet
 
 SLICES = 64
 KINDS = {  # of work, and what the profiler calls it
@@ -60,9 +57,8 @@ class Slices:
 
     def batch(self, indices: np.ndarray, neighbours: int = 0) -> tuple[Tensor, Tensor]:
         """Return what `unetlib.data.prepare.Prepared.batch` does."""
-        return torch.from_numpy(self.images[indices].astype(np.float32)), torch.from_numpy(
-            self.masks[indices].astype(np.float32)
-        )
+        image, mask = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.images, self.masks))
+        return image, mask
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -142,12 +138,10 @@ def memory_of(name: str, batch: int, device: str) -> float:
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--compile", action="store_true", help="ours by torch.compile, too")
-    arguments = parser.parse_args()
-    repeats, device = arguments.repeats, arguments.device
+    options = parser("benchmarks.train_step", __doc__, repeats=9, device="cpu")
+    options.add_argument("--compile", action="store_true", help="ours by torch.compile, too")
+    arguments = options.parse_args()
+    device = arguments.device
     precisions = ["fp32", "bf16"] if resolve_precision("auto", torch.device(device)) == "bf16" else ["fp32"]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # the floor by the rule of convolutions
     mine = [f"ours {precision}" for precision in precisions]
@@ -155,37 +149,33 @@ def main() -> None:
     mine += [f"{best} compiled"] if arguments.compile else []
     names = [*mine, "the same U-Net, naive", "MONAI BasicUNet", "MONAI UNet"]
     floors = {name: matmul_floor(getattr(torch, name), device) for name in ("float32", "bfloat16")}
-    lines = [
-        "## One step of training",
-        "",
-        f"Width 32, 96 x 96. Floors: matrix product of 2048 x 2048, {floors['float32']:.0f} GFLOP/s in fp32 and "
-        f"{floors['bfloat16']:.0f} in bf16. Everything defined at the top of `benchmarks/train_step.py`.",
-        "",
-        "| batch | step | GFLOP a slice | slices/s | GFLOP/s | share of the floor | ours is faster by | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for batch in (4, 16):
         built = {name: build(name, batch, device) for name in names}
-        times = seconds({name: step for name, (step, _) in built.items()}, repeats)
+        times = seconds({name: step for name, (step, _) in built.items()}, arguments.repeats)
         speed = {name: [batch / t for t in times[name]] for name in names}
         for name in names:
-            _, work = built[name]
-            middle = statistics.median(speed[name])
+            rate = statistics.median(speed[name]) * built[name][1]  # GFLOP/s
             floor = floors["bfloat16" if "bf16" in name else "float32"]
             ratios = [f"{ratio(speed[us], speed[name]):.2f} ({us[5:]})" for us in mine if not name.startswith("ours")]
-            lines.append(
-                f"| {batch} | {name} | {work:.2f} | {spread(speed[name])} | {middle * work:.0f} | "
-                f"{middle * work / floor:.0%} | {', '.join(ratios)} | {memory_of(name, batch, device):.2f} GB |"
-            )
+            row = [batch, name, f"{built[name][1]:.2f}", spread(speed[name]), f"{rate:.0f}", f"{rate / floor:.0%}"]
+            rows.append([*row, ", ".join(ratios), f"{memory_of(name, batch, device):.2f} GB"])
+    columns = ("batch", "step", "GFLOP a slice", "slices/s", "GFLOP/s", "share of the floor", "ours is faster by")
     shares = {batch: profile(build(best, batch, device)[0]) for batch in (4, 16)}
-    lines += ["", f"Where the processor's time in a step of `{best}` goes (PyTorch's profiler):", ""]
-    lines += ["| work | batch 4 | batch 16 |", "|---|---|---|"]
-    lines += [f"| {kind} | {shares[4][kind]:.1%} | {shares[16][kind]:.1%} |" for kind in shares[4]]
-    about = machine(("torch", "monai", "numpy"))
-    command = f"python -m benchmarks.train_step --repeats {repeats} --device {device}"
-    command += " --compile" if arguments.compile else ""
-    lines += ["", f"`{command}`, medians of the steps, taken in turns (quartiles); {about}."]
-    record(f"train step {device}", "\n".join(lines))
+    work = [[kind, f"{shares[4][kind]:.1%}", f"{shares[16][kind]:.1%}"] for kind in shares[4]]
+    report(
+        "train_step",
+        "One step of training",
+        f"Width 32, 96 x 96. Floors: matrix product of 2048 x 2048, {floors['float32']:.0f} GFLOP/s in fp32 and "
+        f"{floors['bfloat16']:.0f} in bf16.",
+        markdown_table((*columns, "peak memory"), rows),
+        f"Where the processor's time in a step of `{best}` goes (PyTorch's profiler):",
+        markdown_table(("work", "batch 4", "batch 16"), work),
+        options=arguments,
+        packages=("torch", "monai", "numpy"),
+        statistic="medians of the steps, taken in turns (quartiles)",
+        section=f"train step {device}",
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long a key press on the slice slider takes to show its picture: `SliceViewer` against `interact` + matplotlib.
+"""How long a key press on the slice slider takes to show its slice: `SliceViewer` against `interact` + matplotlib.
 
 Run from the repository's root: `python -m benchmarks.viewer`. Both sit in one notebook of one JupyterLab in headless
 Chromium, both show the same volume with the same two masks, and both are measured by the same code in the page:
@@ -13,11 +13,6 @@ Chromium, both show the same volume with the same two masks, and both are measur
 Ends with status 1 when the viewer's median is over 16 ms or one of its 30 pictures was not shown.
 """
 
-import argparse
-import datetime
-import importlib.metadata
-import os
-import platform
 import random
 import statistics
 import sys
@@ -27,12 +22,12 @@ from pathlib import Path
 
 from playwright.sync_api import Locator, Page
 
-from benchmarks.common import record
-from tests.lab import READY, Notebook, open_lab
-from unetlib.runs.provenance import processor
+from benchmarks.common import markdown_table, parser, report
+from tests.lab import READY, open_lab
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 PRESSES, MOST_MS = 30, 16
+PROBE = Path(__file__).with_name("viewer_probe.js").read_text(encoding="utf-8")
 PACKAGES = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "numpy", "playwright")
 
 DATA = """
@@ -63,32 +58,6 @@ def show(z):
     plt.show()
 """
 
-PROBE = """(cell) => {
-  const canvas = cell.querySelector('canvas.uv-plane[data-plane="axial"]');
-  const pixels = () => {
-    const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
-    let hash = 0;
-    for (const word of new Uint32Array(data.buffer)) hash = (Math.imul(hash, 31) + word) | 0;
-    return hash;
-  };
-  const image = () => cell.querySelector(".jp-OutputArea-output img");
-  const picture = () => canvas ? pixels() : image()?.complete ? image().src : null;
-  const probe = window.probe = {keys: [], pictures: []};
-  let last = picture();
-  const look = async () => {
-    if (!canvas) await image()?.decode().catch(() => {});
-    requestAnimationFrame(() => {
-      const now = performance.now(), seen = picture();
-      if (seen !== null && seen !== last) { last = seen; probe.pictures.push(now); }
-    });
-  };
-  const [target, changes] = canvas
-    ? [cell.querySelector(".unetlib-viewer"), {attributeFilter: ["data-frames"]}]
-    : [cell, {childList: true, subtree: true, attributeFilter: ["src"]}];
-  new MutationObserver(look).observe(target, changes);
-  window.addEventListener("keydown", event => probe.keys.push(event.timeStamp), true);
-}"""
-
 
 @dataclass(frozen=True)
 class Result:
@@ -112,13 +81,13 @@ def measure(page: Page, cell: Locator, slider: str) -> Result:
         page.wait_for_timeout(chance.uniform(150, 250))  # a person's pace, at no fixed moment within a frame
         page.keyboard.press("ArrowUp")
         page.wait_for_function(f"probe.pictures.length > {number}")
-    keys, pictures = _clock(page)
+    keys, pictures = page.evaluate("[probe.keys, probe.pictures]")
     times = [shown - pressed for pressed, shown in zip(keys, pictures, strict=True)]
     for _ in range(PRESSES):
         page.keyboard.press("ArrowUp")
         page.evaluate("() => new Promise(requestAnimationFrame)")
     page.wait_for_timeout(5000)
-    keys, pictures = (clock[PRESSES:] for clock in _clock(page))
+    keys, pictures = (clock[PRESSES:] for clock in page.evaluate("[probe.keys, probe.pictures]"))
     seconds = (keys[-1] - keys[0]) / 1000
     deciles = statistics.quantiles(times, n=10)
     return Result(
@@ -126,59 +95,38 @@ def measure(page: Page, cell: Locator, slider: str) -> Result:
     )
 
 
-def _clock(page: Page) -> tuple[list[float], list[float]]:
-    probe = page.evaluate("probe")
-    return probe["keys"], probe["pictures"]
-
-
 def table(ours: Result, theirs: Result) -> str:
-    """Return both results as a markdown table, with the ratios."""
+    """Return both results as a Markdown table, with the ratios."""
     rows = [
-        "| | SliceViewer | interact + matplotlib | ratio |",
-        "|---|---|---|---|",
-        f"| single press, median | {ours.median:.1f} ms | {theirs.median:.0f} ms | {theirs.median / ours.median:.1f} |",
-        f"| single press, p90 | {ours.p90:.1f} ms | {theirs.p90:.0f} ms | {theirs.p90 / ours.p90:.1f} |",
-        f"| burst: pictures shown of {PRESSES} | {ours.shown} | {theirs.shown} | {theirs.shown / ours.shown:.2f} |",
-        f"| burst: lag after the last key | {ours.lag:.1f} ms | {theirs.lag:.0f} ms | {theirs.lag / ours.lag:.1f} |",
-        f"| burst: keys a second | {ours.rate:.0f} | {theirs.rate:.0f} | |",
+        (title, f"{mine:.1f} ms", f"{other:.0f} ms", f"{other / mine:.1f}")
+        for title, mine, other in (
+            ("single press, median", ours.median, theirs.median),
+            ("single press, p90", ours.p90, theirs.p90),
+            ("burst: lag after the last key", ours.lag, theirs.lag),
+        )
     ]
-    return "\n".join(rows)
-
-
-def machine(chromium: str, load: str) -> str:
-    """Describe in one line where this ran; `load`: the load average before it began."""
-    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    return (
-        f"{processor()}, {os.cpu_count()} cores (load average before: {load}), {platform.system()}, "
-        f"Python {platform.python_version()}, Chromium {chromium}, {packages}."
+    rows.insert(
+        2, (f"burst: images shown of {PRESSES}", str(ours.shown), str(theirs.shown), f"{theirs.shown / ours.shown:.2f}")
     )
-
-
-def run(notebook: Notebook) -> tuple[Result, Result]:
-    """Measure both in the open notebook: the viewer first, then its rival."""
-    cells = notebook.page.locator(".jp-CodeCell")
-    return measure(notebook.page, cells.nth(1), "input.uv-slice"), measure(notebook.page, cells.nth(2), "[role=slider]")
+    rows.append(("burst: keys a second", f"{ours.rate:.0f}", f"{theirs.rate:.0f}", ""))
+    return markdown_table(("", "SliceViewer", "interact + matplotlib", "ratio"), rows)
 
 
 def main() -> int:
     """Measure, print, record; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.viewer", description=__doc__.partition("\n")[0])
-    parser.parse_args()
-    load = f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
+    arguments = parser("benchmarks.viewer", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, open_lab(Path(folder)) as lab:
         chromium = lab.browser.version
         with lab.notebook("viewer", [DATA, OURS, THEIRS]) as notebook:
-            ours, theirs = run(notebook)
-    section = (
-        "## Slice viewer: key press to picture\n\n"
-        "A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium. How each figure is "
-        f"defined: top of `benchmarks/viewer.py`.\n\n{table(ours, theirs)}\n\n"
-        f"`python -m benchmarks.viewer`, {datetime.date.today()}: {machine(chromium, load)}"
-    )
-    record("viewer", section)
+            cells = notebook.page.locator(".jp-CodeCell")
+            ours = measure(notebook.page, cells.nth(1), "input.uv-slice")
+            theirs = measure(notebook.page, cells.nth(2), "[role=slider]")
+    about = f"A volume of 240 x 240 x 155 int16 with two masks, in JupyterLab in headless Chromium {chromium}."
+    title, statistic = "Slice viewer: key press to image", "one run"
+    report("viewer", title, about, table(ours, theirs), options=arguments, packages=PACKAGES, statistic=statistic)
     failed = ours.median > MOST_MS or ours.shown < PRESSES
     if failed:
-        print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} pictures were expected.", file=sys.stderr)
+        print(f"FAILED: a median of at most {MOST_MS} ms and {PRESSES} images were expected.", file=sys.stderr)
     return int(failed)
 
 

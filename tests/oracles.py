@@ -1,4 +1,4 @@
-"""The figures of `unetlib.metrics` as others compute them, for the tests and for `benchmarks/oracles.py`.
+"""The metrics of `unetlib.metrics` as others compute them, for the tests and for `studies/oracles.py`.
 
 Masks of slices are booleans (N, pixels), volumes (X, Y, Z). A figure that is 0/0 is NaN.
 """

@@ -20,12 +20,16 @@ from unetlib.unet import UNet
 ROOT = Path(__file__).parents[1]
 
 
-def test_make_bench_and_make_study_run_every_benchmark():
-    shared = {"__init__", "common", "contenders", "oracles", "folds"}
-    made = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - shared
+def test_make_bench_runs_every_benchmark_and_make_study_every_study():
     makefile = (ROOT / "Makefile").read_text()
-    recipe = "\n".join(makefile.partition(f"\n{name}:")[2].partition("\n\n")[0] for name in ("bench", "study"))
-    assert set(re.findall(r"benchmarks\.(\w+)", recipe)) == made
+    shared = {
+        "benchmarks": {"__init__", "common", "contenders"},
+        "studies": {"__init__", "cells", "results", "oracles"},
+    }
+    for folder, target in (("benchmarks", "bench"), ("studies", "study")):
+        made = {path.stem for path in (ROOT / folder).glob("*.py")} - shared[folder]
+        recipe = makefile.partition(f"\n{target}:")[2].partition("\n\n")[0]
+        assert set(re.findall(rf"{folder}\.(\w+)", recipe)) == made
 
 
 def test_operations_are_those_of_the_convolutions():
@@ -71,18 +75,43 @@ def test_linked_patients_count_each(cohort, tmp_path):
 
 def test_every_benchmark_ends_as_a_command_does():
     """A stop then ends the programs that it has started, and its folders are deleted."""
-    for path in (ROOT / "benchmarks").glob("*.py"):
+    for path in [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "studies").glob("*.py")]:
         if end := path.read_text().partition('__name__ == "__main__":\n')[2]:
             assert end.strip().startswith("run_command(main"), path.name
 
 
-def test_a_section_replaces_its_predecessor_and_leaves_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "RESULTS", tmp_path / "RESULTS.md")
+def test_a_section_replaces_its_predecessor_and_leaves_the_others(tmp_path):
+    page = tmp_path / "RESULTS.md"
     for name, text in (("a", "first"), ("b", "other"), ("a", "second")):
-        common.record(name, text)
-    text = (tmp_path / "RESULTS.md").read_text()
+        common.record(name, text, "more", page=page)
+    text = page.read_text()
     assert "first" not in text
-    assert text.index("second") < text.index("other")
+    assert text.index("second\n\nmore") < text.index("other")
+    page.write_text(text.replace("<!-- a -->", "By hand.\n\n<!-- a -->"))
+    common.record("a", "third", page=page)
+    assert "By hand.\n\n<!-- a -->\nthird\n<!-- end of a -->" in page.read_text()
+
+
+def test_a_report_says_what_was_run(monkeypatch):
+    recorded = []
+    monkeypatch.setattr(common, "record", lambda name, *blocks: recorded.append((name, *blocks)))
+    options = common.parser("benchmarks.some", "What it does.\n\nMore.", seconds=4.0, device="cpu")
+    options.add_argument("--patients", type=int, nargs="+", default=[10, 100])
+    options.add_argument("--compile", action="store_true")
+    options.add_argument("--measure", nargs=3)
+    given = options.parse_args(["--compile", "--seconds", "2"])
+    common.report("some", "Title", "About.", "table", options=given, packages=("numpy",))
+    name, title, about, table, signature = recorded[0]
+    assert (name, title, table) == ("some", "## Title", "table")
+    assert about == "About. Everything is defined at the top of `benchmarks/some.py`."
+    command = (
+        "`python -m benchmarks.some --seconds 2.0 --device cpu --patients 10 100 --compile`, medians (quartiles); "
+    )
+    assert signature == f"{command}{common.machine(('numpy',))}."
+
+
+def test_a_table_is_markdown():
+    assert common.markdown_table(("a", "b"), [(1, "x"), (2, "")]) == "| a | b |\n|---|---|\n| 1 | x |\n| 2 |  |"
 
 
 @pytest.mark.parametrize(

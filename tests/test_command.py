@@ -39,7 +39,7 @@ def start(*words, **options):
         ("numpy", ["-m", "unetlib", "check", "nowhere"]),
         ("torch", ["-m", "unetlib", "prepare", "nowhere", "nothing"]),
         ("nbclient", ["-m", "unetlib", "course"]),
-        ("numpy", ["-m", "benchmarks.protocol", "nowhere", "--status"]),
+        ("numpy", ["-m", "studies.protocol", "nowhere", "--status"]),
         ("torch", ["-m", "benchmarks.train_step"]),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_stop_during_the_imports_ends_with_a_sentence(tmp_path, number, module
         (["-m", "unetlib", "--version"], 0),
         (["-m", "unetlib", "check", "nowhere"], 1),
         (["-m", "benchmarks.predict", "--help"], 0),
-        (["-m", "benchmarks.protocol", "DATA", "--status"], 1),  # what has been measured is of other patients
+        (["-m", "studies.protocol", "DATA", "--status"], 1),  # what has been measured is of other patients
     ],
 )
 def test_a_reader_who_leaves_is_no_error(cohort, words, status, both):

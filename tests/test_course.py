@@ -115,27 +115,27 @@ def climber(data, tmp_path):
     return opened, SMALL.but(learning_rate=1e-2)
 
 
-def test_a_stair_is_trained_and_validated_on_the_split_of_the_course(climber, capsys):
+def test_a_step_is_trained_and_validated_on_the_split_of_the_course(climber, capsys):
     opened, recipe = climber
-    stair = course.climb(opened, "published", recipe, slices=200)
+    step = course.climb(opened, "published", recipe, slices=200)
     split = Split.load(opened.prepared / "split.json")
     assert split != make_split(split.patients()), "or the test shows nothing"
-    assert Split.load(stair.run / "split.json") == split
-    rows = {row["patient"]: float(row["dice"]) for row in read_patients(stair.run / "evaluation" / "val")}
-    assert stair.dices == rows
-    assert stair.dices.keys() == set(split.val)
-    assert stair.dice == pytest.approx(np.mean(list(rows.values())))
-    assert not (stair.run / "evaluation" / "summary.json").exists(), "test patients are not scored"
-    assert f"validation Dice {stair.dice:.3f}" in capsys.readouterr().out
+    assert Split.load(step.run / "split.json") == split
+    rows = {row["patient"]: float(row["dice"]) for row in read_patients(step.run / "evaluation" / "val")}
+    assert step.dices == rows
+    assert step.dices.keys() == set(split.val)
+    assert step.dice == pytest.approx(np.mean(list(rows.values())))
+    assert not (step.run / "evaluation" / "summary.json").exists(), "test patients are not scored"
+    assert f"validation Dice {step.dice:.3f}" in capsys.readouterr().out
 
 
-def test_every_stair_shows_the_same_number_of_slices(climber, capsys):
+def test_every_step_shows_the_same_number_of_slices(climber, capsys):
     opened, recipe = climber
     first = course.climb(opened, "first", recipe, slices=64)
     second = course.climb(opened, "all", recipe.but(slices="all", balance=True), 64, first)
     shown = [
-        stair.recipe.epochs * len(Trainer.open(stair.data, stair.run, stair.recipe, "cpu").choose(0))
-        for stair in (first, second)
+        step.recipe.epochs * len(Trainer.open(step.data, step.run, step.recipe, "cpu").choose(0))
+        for step in (first, second)
     ]
     assert shown == [64, 72]  # 4 patients: 16 slices with tumour, 8 without
     told = capsys.readouterr().out
@@ -144,7 +144,7 @@ def test_every_stair_shows_the_same_number_of_slices(climber, capsys):
     np.testing.assert_allclose(second.gains(first).mean(), second.dice - first.dice)
 
 
-def test_a_stair_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(climber, monkeypatch, capsys):
+def test_a_step_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(climber, monkeypatch, capsys):
     opened, recipe = climber
     first = course.climb(opened, "first", recipe, slices=1)
     assert first.recipe.epochs == 1, "one at least"

@@ -30,13 +30,13 @@ QUIET = (
 def open_lab(flags: Sequence[str] = ()) -> None:
     """Run JupyterLab on the notebooks until it is stopped; it asks no other machine for news, versions or extensions.
 
-    Raises `UnetlibError` for the user root, whom JupyterLab refuses, unless `flags` allow it.
+    Raises `UnetlibError` for the user root, whom JupyterLab refuses unless `flags` allow it.
     """
     _chapters()
     if getattr(os, "geteuid", lambda: 1)() == 0 and not any(flag.startswith("--allow-root") for flag in flags):
         raise UnetlibError(
-            "JupyterLab refuses to run as root, since whoever gets in could then do everything on this machine. Start "
-            "it as another user; in a container, allow it with --allow-root (make lab LAB=--allow-root)."
+            "JupyterLab refuses to run as root, since an intruder could then do everything on this machine. Start it "
+            "as another user; in a container, allow it with --allow-root (make lab LAB=--allow-root)."
         )
     from jupyterlab.labapp import LabApp
 
@@ -45,12 +45,10 @@ def open_lab(flags: Sequence[str] = ()) -> None:
 
 @takes_paths
 def run_course(out: Path, data: Path | None = None, assume: str | None = None) -> None:
-    """Run all chapters on `data` (the embedded cohort by default) in `out`; leave each there as HTML, with an index.
+    """Run all chapters on `data` (the embedded cohort by default) in `out`, and write each as a page, with an index.
 
-    `assume` as in `find_cases`. What an earlier call has prepared and trained in `out/work` is reused. The pages
-    open without a network, their viewers too; see `Pages`.
-
-    Raises `UnetlibError` naming chapter and cell when one fails.
+    `assume` as in `find_cases`. What an earlier call has prepared and trained in `out/work` is reused. For the pages
+    see `Pages`. Raises `UnetlibError` naming chapter and cell when one fails.
     """
     environment = {"COURSE_DATA": str(data.resolve())} if data else {}
     environment |= {ASSUME: assume} if assume else {}
@@ -80,7 +78,10 @@ def _chapters() -> list[Path]:
 
 
 def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None) -> Any:
-    """Return the notebook at `path`, executed in `folder` with these variables added to the environment."""
+    """Return the notebook at `path`, executed in `folder` with these variables added to the environment.
+
+    Raises `UnetlibError` when a cell fails or the kernel dies.
+    """
     notebook = nbformat.read(path, as_version=4)
     cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
     with progress(cells, path.stem, "cell") as bar:
@@ -88,9 +89,9 @@ def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None
             notebook,
             timeout=None,
             kernel_name="python3",
-            store_widget_state=False,  # a page that holds widget state shows nothing without a network
+            store_widget_state=False,  # a page with widget state shows nothing without a network
             record_timing=False,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word on encryption within one machine
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no warning about encryption within one machine
             coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
             on_cell_complete=lambda **_: bar.update(),
@@ -98,9 +99,9 @@ def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None
         try:
             _run_cells(client, {**os.environ, **(environment or {})})
         except CellExecutionError as error:
-            raise UnetlibError(
-                f"{path.name} failed in cell {_failed(notebook)}: {error.ename}: {error.evalue}"
-            ) from error
+            outputs = [[output.output_type for output in cell.get("outputs", ())] for cell in notebook.cells]
+            failed = next(number for number, kinds in enumerate(outputs, 1) if "error" in kinds)
+            raise UnetlibError(f"{path.name} failed in cell {failed}: {error.ename}: {error.evalue}") from error
         except RuntimeError as error:  # of nbclient
             raise UnetlibError(
                 f"the kernel of {path.name} died ({error}), perhaps for lack of memory. Close other programs, then "
@@ -116,7 +117,7 @@ def _execute(path: Path, folder: Path, environment: dict[str, str] | None = None
 def _run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
     """Execute a notebook; when this is stopped, end its kernel first.
 
-    The client runs in a thread of its own, for in the main one it would take the signals, and answer with tracebacks.
+    The client runs in its own thread: in the main one it would catch the signals and print tracebacks.
     """
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(client.execute, env=environment)
@@ -124,23 +125,9 @@ def _run_cells(client: NotebookClient, environment: dict[str, str]) -> None:
             running.result()
         except KeyboardInterrupt:
             while not running.done():  # its kernel may be about to start
-                _kill_kernel(client)
+                process = getattr(getattr(client.km, "provisioner", None), "process", None)
+                if process is not None:
+                    process.kill()
                 wait([running], timeout=0.1)
             atexit.unregister(client._cleanup_kernel)  # which fails where the kernel was about to start
             raise
-
-
-def _kill_kernel(client: NotebookClient) -> None:
-    provisioner = getattr(client.km, "provisioner", None)
-    process = getattr(provisioner, "process", None)
-    if process is not None:
-        process.kill()
-
-
-def _failed(notebook: Any) -> int:
-    errors = [
-        index
-        for index, cell in enumerate(notebook.cells)
-        if any(output.output_type == "error" for output in cell.get("outputs", ()))
-    ]
-    return errors[0] + 1

@@ -33,7 +33,7 @@ from unetlib.support.files import digest, takes_paths
 from unetlib.support.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STUDY = REPOSITORY / "benchmarks"
+STUDY = REPOSITORY / "studies"
 STUDY_STEPS = (
     "slices without tumour, too",
     "cut to the head",
@@ -47,7 +47,7 @@ WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as 
 
 @dataclass(frozen=True)
 class Length:
-    """How much the chapters compute: everything that makes the course take minutes or seconds."""
+    """How much the chapters compute: everything that decides whether the course takes minutes or seconds."""
 
     patients: int  # of the embedded cohort
     epochs: int  # of the network of chapter 3
@@ -69,9 +69,8 @@ def is_short() -> bool:
 class Course:
     """Where a chapter finds its patients and leaves its results; see `start`.
 
-    `data` is the folder of patients, `cohort` what was found there. `prepared` and `run` are the folders
-    of `prepare` and `train`, below `work`. `note` is a line to print under every figure. `length` holds
-    what differs between the course at full length and a short one, whose numbers mean nothing.
+    `data` is the folder of patients, `cohort` what was found there, and results go below `work`. `length` holds what
+    differs between the course at full length and a short one, whose numbers mean nothing.
     """
 
     data: Path
@@ -102,7 +101,7 @@ class Course:
 
     @property
     def note(self) -> str:
-        """What must stand under every figure."""
+        """The line to print under every figure."""
         return ("synthetic images; " if self.synthetic else "") + DISCLAIMER
 
 
@@ -110,11 +109,10 @@ class Course:
 def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     """Open the data of the course, say which they are, and print the versions in use.
 
-    `data`: a folder of patients (or its `.tar`) in any layout that `unetlib check` knows; `None` takes
-    the one that the environment variable `COURSE_DATA` names and, without one, the embedded synthetic
-    cohort, which is made in `work` on the first call. Results lie below `work`, apart for each data set,
-    and those of a short course (see `is_short`) below `work/short`.
-    `UNETLIB_ASSUME` set to ras or lps says the orientation of files that do not say theirs.
+    `data`: a folder of patients (or its `.tar`) in any layout that `unetlib check` knows; `None` takes the one that the
+    environment variable `COURSE_DATA` names or else the embedded synthetic cohort, which is made in `work` on the first
+    call. Results are below `work`, in one folder per data set, and those of a short course (see `is_short`) below
+    `work/short`. `UNETLIB_ASSUME` set to ras or lps gives the orientation of files that do not state theirs.
 
     Raises `UnetlibError` when the folder does not exist or holds no usable patient.
     """
@@ -137,8 +135,8 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
 
 
 @dataclass(frozen=True)
-class Stair:
-    """A recipe that was trained and validated: on what, where, and the Dice of each validation patient, by name."""
+class Step:
+    """A step of chapter 5: a recipe that was trained and validated, and the Dice of each validation patient by name."""
 
     name: str
     recipe: Recipe
@@ -151,73 +149,68 @@ class Stair:
         """The mean over the patients."""
         return float(numpy.mean(list(self.dices.values())))
 
-    def gains(self, before: "Stair") -> numpy.ndarray:
-        """Return what each patient gained over another stair, (patients,), in the order of their names."""
+    def gains(self, before: "Step") -> numpy.ndarray:
+        """Return what each patient gained over another step, (patients,), in the order of their names."""
         return numpy.array([self.dices[name] - before.dices[name] for name in sorted(self.dices)])
 
 
-def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Stair | None = None) -> Stair:
+def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step | None = None) -> Step:
     """Prepare, train and validate a recipe, and say what it changed and gained; test patients are not scored.
 
-    It is trained for as many whole epochs as come nearest to showing `slices` slices, one at least. The split is that
-    of `course.prepared`, where there is one. What is there from an earlier call with the same recipe is reused, and
-    goes on where it was stopped. Dices are volumetric: all slices of a patient, on the native grid.
+    It is trained for the number of whole epochs (at least one) that comes nearest to showing `slices` slices. The split
+    is that of `course.prepared`, where there is one. An earlier call with the same recipe is reused or resumed. Dice is
+    volumetric: all slices of a patient, on the native grid.
     """
     folder = course.work / "stairs"
     prepared = folder / f"prepared-{digest(recipe.stage(PREPARE))[:8]}"
     if (course.prepared / "split.json").exists() and not (prepared / "split.json").exists():
         Split.load(course.prepared / "split.json").save(prepared / "split.json")
-    with redirect_stdout(StringIO()):  # what they say at length in chapters 3 and 4
+    with redirect_stdout(StringIO()):  # what chapters 3 and 4 have shown
         data = prepare(course.data, prepared, recipe)
-        recipe = recipe.but(epochs=max(1, round(slices / max(1, _shown(data, recipe)))))
+        indices = data.indices("train")
+        shown = balanced_number(data.tumour[indices]) if recipe.balance else len(indices)  # slices in an epoch
+        recipe = recipe.but(epochs=max(1, round(slices / max(1, shown))))
         run = folder / f"run-{digest(recipe.as_dict())[:8]}"
         seconds = train(prepared, run, recipe).seconds
         tune(run)
         evaluate(run, split="val")
     rows = read_patients(run / "evaluation" / "val")
-    stair = Stair(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows})
-    what = changed(before.recipe.as_dict(), recipe.as_dict()) if before else ""
-    gain = f" ({stair.dice - before.dice:+.3f})" if before else ""
-    print(f"{name}: {what or 'nothing changed'}" if before else name)
-    print(f"validation Dice {stair.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {seconds:.0f} s of training")
-    return stair
-
-
-def _shown(data: Prepared, recipe: Recipe) -> int:
-    """Return how many slices an epoch shows."""
-    indices = data.indices("train")
-    return balanced_number(data.tumour[indices]) if recipe.balance else len(indices)
+    step, what, gain = Step(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows}), name, ""
+    if before:
+        what = f"{name}: {changed(before.recipe.as_dict(), recipe.as_dict()) or 'nothing changed'}"
+        gain = f" ({step.dice - before.dice:+.3f})"
+    print(what)
+    print(f"validation Dice {step.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {seconds:.0f} s of training")
+    return step
 
 
 @takes_paths
 def show_study(folder: Path = STUDY) -> None:
-    """Show six steps of the study on real patients, one for each of sections 5.2 to 5.7, and a link to them all.
+    """Show six steps of the study on real patients, one for each of sections 5.2 to 5.7, and a link to all of them.
 
-    `folder` holds `ABLATION.md`; without it, a sentence says how it is made.
+    `folder` holds `ABLATION.md`; without it, a sentence says how to make it.
     """
     page = folder / "ABLATION.md"
     if not page.exists():
-        print("benchmarks/ABLATION.md is not there (yet): it is made by make study, on a folder of real patients.")
+        print("There is no studies/ABLATION.md yet; make study makes it, on a folder of real patients.")
         return
     table = [line.split("|")[1:5] for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
     heading, rule, *rows = table  # step, changed, Dice, gain; the other columns are left to the page
     shown = [row for row in rows if row[0].strip() in STUDY_STEPS]
     lines = ["|" + "|".join(row) + "|" for row in (heading, rule, *shown)]
-    link = (
-        f"[benchmarks/ABLATION.md](../benchmarks/ABLATION.md) holds all {len(rows)} steps, each with its gain and time"
-    )
-    display(Markdown("\n".join([*lines, "", f"{link}."])))
+    link = f"[studies/ABLATION.md](../studies/ABLATION.md) holds all {len(rows)} steps, each with its gain and time."
+    display(Markdown("\n".join([*lines, "", link])))
 
 
 def _is_synthetic(case: Case) -> bool:
     try:
         return is_synthetic(read_volume(case.images["flair"]))
-    except UnetlibError:  # a damaged file is named by `check` and `prepare`
+    except UnetlibError:  # `check` and `prepare` name a damaged file
         return False
 
 
 def _introduce(course: Course) -> None:
-    """Say on top of a chapter what it shows."""
+    """Print at the top of a chapter which data it shows."""
     patients = counted(len({case.patient for case in course.cohort.cases}), "patient")
     what = f"**real MRI**, {patients} in `{course.data.name}` ({course.cohort.cases[0].layout})"
     if course.synthetic:
@@ -229,13 +222,12 @@ def _introduce(course: Course) -> None:
         print(text)
     else:
         display(Markdown(text))
-    versions = {"unetlib": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()), end=", ")
-    print(f"matplotlib {matplotlib.__version__}")
+    modules = (torch, numpy, matplotlib)
+    print(", ".join([f"unetlib {__version__}", *(f"{module.__name__} {module.__version__}" for module in modules)]))
 
 
 def _set_up_notebook() -> None:
-    """Have a notebook show full-width figures with alt texts, heed the load, and shorten an error to its sentence."""
+    """Have a notebook show full-width figures with alt texts, adapt to the load, and print an error as a sentence."""
     shell = get_ipython()
     if shell is not None:
         shell.run_line_magic("matplotlib", "inline")
@@ -246,15 +238,15 @@ def _set_up_notebook() -> None:
 
 def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: object, **__: object) -> list[str]:
     lines = [f"{kind.__name__}: {error}"]
-    shell._showtraceback(kind, error, lines)  # the handler of a kind of error has to show it itself
+    shell._showtraceback(kind, error, lines)  # a custom handler has to show the error itself
     return lines
 
 
 @takes_paths
 def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
-    """Draw what the README shows, from the notebooks' own cohort and run, which are made where they are missing.
+    """Draw the figures of the README from the notebooks' cohort and run, which are made where they are missing.
 
-    They go to `figures/` of the repository unless `out` is given.
+    They go to `figures/` of the repository unless `out` is given. Returns their paths.
     """
     folder = out or REPOSITORY / "figures"
     course = start(work=REPOSITORY / "notebooks" / "work")

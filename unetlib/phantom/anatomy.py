@@ -1,4 +1,4 @@
-"""The head of a phantom: the atlas, bent into another person's brain, and smooth random fields.
+"""The brain of a phantom: the atlas, deformed into another person's brain, and smooth random fields.
 
 Arrays in this room are float32 in LPS order on one of two grids: the box (1 mm) that holds the head, or the coarse
 grid (3 mm) of everything that is smooth. Arrays that hold several maps have them along axis 0.
@@ -6,6 +6,7 @@ grid (3 mm) of everything that is smooth. Arrays that hold several maps have the
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -24,10 +25,10 @@ ATLAS_CENTRE = (98.0, 115.0, 77.0)  # middle of the brain, in voxels of the atla
 class Phantom:
     """One synthetic patient.
 
-    `images`: flair, t1, t1ce and t2, each (240, 240, 155) int16 in LPS order, skull-stripped, 0
-    outside the brain and at least 1 inside, in arbitrary scanner units. `seg`: the same shape,
-    uint8: 1 necrotic core, 2 oedema, 4 enhancing rim, 0 else. `affine`: (4, 4), voxel to mm.
-    A varied patient has flair alone, (240, 240, 20 to 60), and 2 for the whole tumour.
+    `images`: flair, t1, t1ce and t2, each (240, 240, 155) int16 in LPS order, skull-stripped, 0 outside the brain and
+    at least 1 inside, in arbitrary scanner units. `seg`: the same shape, uint8: 1 necrotic core, 2 oedema, 4 enhancing
+    rim, 0 else. `affine`: (4, 4), voxel to mm. A varied patient has flair alone, (240, 240, 20 to 60), and 2 for the
+    whole tumour.
     """
 
     images: dict[str, np.ndarray]
@@ -43,11 +44,11 @@ def field(rng: Rng, width: float) -> np.ndarray:
 
 def fine(coarse: np.ndarray, shape: tuple[int, ...] = BOX) -> np.ndarray:
     """Return one or several maps of the coarse grid, interpolated on the box, or stretched to another `shape`."""
-    for axis, (fine, few) in enumerate(zip(shape, COARSE, strict=True), start=coarse.ndim - 3):
-        place = np.linspace(0, few - 1, fine)
+    for axis, (many, few) in enumerate(zip(shape, COARSE, strict=True), start=coarse.ndim - 3):
+        place = np.linspace(0, few - 1, many)
         below = np.minimum(place.astype(int), few - 2)
-        share = np.expand_dims(place - below, tuple(range(1, coarse.ndim - axis))).astype(np.float32)
-        coarse = coarse.take(below, axis) * (1 - share) + coarse.take(below + 1, axis) * share
+        weight = np.expand_dims(place - below, tuple(range(1, coarse.ndim - axis))).astype(np.float32)
+        coarse = coarse.take(below, axis) * (1 - weight) + coarse.take(below + 1, axis) * weight
     return coarse
 
 
@@ -61,19 +62,24 @@ def atlas() -> np.ndarray:
     return np.ascontiguousarray(np.stack(maps)[:, ::-1, ::-1])  # the template is RAS
 
 
+def column(point: Any) -> np.ndarray:
+    """Return a point (3,) as (3, 1, 1, 1), so that it is added to every point of a grid."""
+    return np.reshape(point, (3, 1, 1, 1))
+
+
 def coarse_points() -> np.ndarray:
-    """Return the place of the coarse points in the box, in mm from its corner."""
-    axes = [np.linspace(0, fine - 1, few, dtype=np.float32) for fine, few in zip(BOX, COARSE, strict=True)]
+    """Return the positions of the coarse points in the box, in mm from its corner."""
+    axes = [np.linspace(0, many - 1, few, dtype=np.float32) for many, few in zip(BOX, COARSE, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
 def deformation(rng: Rng) -> np.ndarray:
-    """Return which voxel of the atlas lies at each coarse point: an affine map, an elastic one, ventricles widened."""
+    """Return which voxel of the atlas is at each coarse point: an affine map, an elastic one, wider ventricles."""
     turn = Rotation.from_euler("xyz", rng.uniform(-5, 5, 3), degrees=True).as_matrix()
     matrix = (turn * rng.uniform([0.97, 0.97, 1.02], [1.1, 1.1, 1.12])).astype(np.float32)
     shift = rng.uniform([-3, -4, -3], [3, 4, 3])
-    points = coarse_points() - np.reshape(BOX, (3, 1, 1, 1)).astype(np.float32) / 2
-    coords = np.einsum("ij,jxyz->ixyz", matrix, points) + np.reshape(ATLAS_CENTRE + shift, (3, 1, 1, 1))
+    points = coarse_points() - column(BOX).astype(np.float32) / 2
+    coords = np.einsum("ij,jxyz->ixyz", matrix, points) + column(ATLAS_CENTRE + shift)
     coords += np.stack([2.5 * field(rng, 16) + 0.9 * field(rng, 7) for _ in range(3)])
     ventricles = np.array([BOX[0] / 2, BOX[1] / 2 + 5, BOX[2] / 2 + 20])
     return push(coords.astype(np.float32), ventricles, rng.uniform(-0.05, 0.3), 20.0, 1.0)
@@ -82,19 +88,19 @@ def deformation(rng: Rng) -> np.ndarray:
 def push(coords: np.ndarray, centre: np.ndarray, strength: float, reach: float, room: np.ndarray | float) -> np.ndarray:
     """Return `coords` with the tissue within about `reach` mm of `centre` pushed outwards.
 
-    `strength` is the share of its distance by which tissue at the centre moves; `room`, 0..1, is where it may.
+    Tissue at the centre moves by `strength` times its distance; `room`, 0..1, is where it may move.
     """
-    away = coarse_points() - np.reshape(centre, (3, 1, 1, 1)).astype(np.float32)
-    share = strength * room * np.exp(-(away**2).sum(axis=0) / (2 * reach**2))
-    return (coords - share * away).astype(np.float32)
+    away = coarse_points() - column(centre).astype(np.float32)
+    moved = strength * room * np.exp(-(away**2).sum(axis=0) / (2 * reach**2))
+    return (coords - moved * away).astype(np.float32)
 
 
 def tissues_at(coords: np.ndarray, atrophy: float, crisp: float = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Return the shares of CSF, grey and white matter at atlas voxels `coords`, and the brain mask.
+    """Return the fractions of CSF, grey and white matter at atlas voxels `coords`, and the brain mask.
 
-    The template is an average of many heads; the power `crisp` of the shares makes its tissues
-    crisp again, and `atrophy` > 1 widens the furrows and ventricles.
+    The template is an average of many heads; the power `crisp` makes its tissues sharp again, and `atrophy` > 1 widens
+    furrows and ventricles.
     """
     grey, white, brain = (ndimage.map_coordinates(one, coords, order=1) for one in atlas())
-    shares = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** crisp
-    return shares / shares.sum(axis=0), brain > 0.5
+    tissue = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** crisp
+    return tissue / tissue.sum(axis=0), brain > 0.5

@@ -1,9 +1,8 @@
-"""What lies around the brain of a synthetic patient on FLAIR: fluid, skull, scalp, face and neck.
+"""What is around the brain of a synthetic patient on FLAIR: fluid, skull, scalp, face and neck.
 
-No template of it comes with the library, so it is drawn from the distance to the brain and from
-ellipsoids: enough to teach a network that bright fat and grey muscle are no tumour. Lengths are in
-mm, places are relative to the middle of the brain (x to the left, y to the back, z up), and signals
-are relative to grey matter. Arrays are float32 on the grid of the scan.
+No template of it comes with the library, so it is drawn from the distance to the brain and from ellipsoids: enough to
+teach a network that bright fat and grey muscle are no tumour. Lengths are in mm, positions relative to the middle of
+the brain (x to the left, y to the back, z up), signals relative to grey matter. Arrays are float32 on the scan's grid.
 """
 
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import expit
 
-Rng = np.random.Generator
-Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]  # centre and radii
+from unetlib.phantom.anatomy import Rng
 
-# Paired ones lie on both sides: at x and at -x.
+Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]  # centre and radii
+# Ellipsoids whose x is not 0 are on both sides: at x and at -x.
 OUTLINE: tuple[Ellipsoid, ...] = (  # what the skin covers besides the skull
     ((0, -6, -58), (73, 84, 58)),  # base of the head
     ((0, -48, -72), (60, 52, 62)),  # face
@@ -23,23 +22,23 @@ OUTLINE: tuple[Ellipsoid, ...] = (  # what the skin covers besides the skull
     ((0, 30, -98), (60, 62, 52)),  # neck
     ((75, 8, -52), (7, 12, 20)),  # ears
 )
+FAT: tuple[Ellipsoid, ...] = (
+    ((28, -62, -38), (17, 26, 15)),  # orbits
+    ((50, -48, -62), (12, 20, 22)),  # in front of the temples
+    ((0, -38, -60), (24, 12, 10)),  # clivus
+)
 BONES: tuple[Ellipsoid, ...] = (
     ((0, -38, -52), (40, 34, 12)),  # base of the skull
     ((48, 24, -58), (20, 20, 18)),  # mastoids
     ((40, -40, -84), (12, 22, 34)),  # jaw
 )
-FAT: tuple[Ellipsoid, ...] = (
-    ((28, -62, -38), (17, 26, 15)),  # orbits
-    ((50, -48, -62), (12, 20, 22)),  # before the temples
-    ((0, -38, -60), (24, 12, 10)),  # clivus
-)
-EYES: tuple[Ellipsoid, ...] = (((31, -77, -38), (12.5, 12.5, 12.5)),)
 AIR: tuple[Ellipsoid, ...] = (
     ((30, -64, -72), (15, 19, 18)),  # maxillary sinuses
     ((10, -66, -66), (5, 34, 24)),  # nose
     ((0, -28, -86), (12, 12, 26)),  # throat
     ((0, -88, -24), (14, 6, 9)),  # frontal sinus
 )
+EYES: tuple[Ellipsoid, ...] = (((31, -77, -38), (12.5, 12.5, 12.5)),)
 
 
 def draw_head(
@@ -47,18 +46,17 @@ def draw_head(
 ) -> np.ndarray:
     """Return the signal (X, Y, Z) of everything but the brain, 0 in air, at `points` (3, X, Y, Z).
 
-    `distance` is that to the brain, `fluid` the signal of CSF, and `smooth(width)` a new smooth
-    random field of that width, mean 0 and deviation 1.
+    `distance` is that to the brain, `fluid` the signal of CSF, and `smooth(width)` a new smooth random field of that
+    width, mean 0 and deviation 1.
     """
     gap, skull, scalp = (rng.uniform(*limits) * np.exp(0.2 * smooth(40)) for limits in ((1, 4), (4, 8), (3, 9)))
-    # A slice is thick: where a surface lies slanted in it, several tissues share a voxel.
+    # A slice is thick: where a surface is oblique to it, several tissues share a voxel.
     blur = (0.5 + 0.2 * np.abs(np.gradient(distance, axis=2))).astype(np.float32)
-    move = rng.normal(0, 2.5, 3)
-    stretch = rng.uniform(0.92, 1.08)
-    lower = int((points[2].min(axis=(0, 1)) < 10).sum())  # slices that can meet one of the bodies
+    move, stretch = rng.normal(0, 2.5, 3), rng.uniform(0.92, 1.08)
+    lower = int((points[2].min(axis=(0, 1)) < 10).sum())  # slices that can meet one of the ellipsoids
 
     def inside(bodies: tuple[Ellipsoid, ...]) -> np.ndarray:
-        """Return roughly how deep each point lies within one of the bodies."""
+        """Return roughly how deep each point is within one of the ellipsoids."""
         deep = np.full(distance.shape, -99, dtype=np.float32)
         for centre, radii in bodies:
             grown = (stretch * np.array(radii) * rng.uniform(0.88, 1.12, 3)).astype(np.float32)
@@ -72,13 +70,13 @@ def draw_head(
     def level(low: float, high: float, patchy: float) -> np.ndarray:
         return rng.uniform(low, high) * np.exp(patchy * (smooth(5) + smooth(12)) / 1.4)
 
-    wave = 1.5 * smooth(9)  # bodies are no ellipsoids
+    wave = 1.5 * smooth(9)  # no tissue is an exact ellipsoid
     skin = np.maximum(gap + skull + scalp - distance, inside(OUTLINE) + wave)
     bright = float(np.exp(rng.uniform(np.log(0.9), np.log(3))))
     fat = level(bright, bright, 0.15)
     marrow = rng.uniform(0, 0.45) * np.exp(-(((distance - gap - skull / 2) / (0.22 * skull)) ** 2))
 
-    head = level(0.3, 0.7, 0.4)  # muscle
+    head = level(0.3, 0.7, 0.4)  # muscle; each line paints the next tissue over the others
     head += expit((inside(FAT) + wave) / 1.2) * (fat - head)
     head += expit((inside(BONES) + wave) / 1.2) * (level(0.05, 0.3, 0.6) - head)
     head += expit((scalp - skin) / blur) * (fat - head)

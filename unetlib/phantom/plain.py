@@ -6,7 +6,7 @@ from scipy import ndimage
 from unetlib.phantom.anatomy import BOX, GRID, Phantom, Rng, field, fine, tissues_at
 from unetlib.phantom.tumours import distractors, grow, make_room, tumour
 
-CORNER = (35, 17, 0)  # where the box begins
+CORNER = (35, 17, 0)  # where the box begins in the grid
 AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 239], [0, 0, 1.0, 0], [0, 0, 0, 1.0]])
 
 # Signal relative to the scanner's range:  CSF   GM    WM    oedema rim  necrosis lesion
@@ -21,17 +21,17 @@ SIGNAL = {
 def plain_patient(rng: Rng) -> Phantom:
     """Return a patient of the plain cohort: FLAIR, T1, contrast-enhanced T1 and T2, and a tumour of three labels."""
     atrophy = rng.uniform(1.0, 2.2)
-    volume = min(max(float(rng.lognormal(np.log(50e3), 0.75)), 5e3), 150e3)  # mm3
+    volume = float(np.clip(rng.lognormal(np.log(50e3), 0.75), 5e3, 150e3))  # mm3
     coords, coarse, _, depth, start = make_room(rng, atrophy, volume, least=0.15)
     tissue, brain = tissues_at(fine(coords), atrophy)
-    parts, seg = tumour(rng, *grow(rng, coarse, start, volume), tissue[0], brain)
+    layers, seg = tumour(rng, *grow(rng, coarse, start, volume), tissue[0], brain)
     lesion, artefact = distractors(rng, tissue[0], coarse[0], depth)
     contrast, scale = rng.uniform(0.65, 1.0), float(np.exp(rng.uniform(np.log(300), np.log(3000))))
     texture = 1 + fine(0.04 * field(rng, 3) + 0.02 * field(rng, 12))
     images = {}
     for name in SIGNAL:
         gain = texture * artefact if name == "flair" else texture
-        signal = _signal(rng, name, tissue, (*parts, lesion), contrast)
+        signal = _signal(rng, name, tissue, (*layers, lesion), contrast)
         images[name] = _acquire(rng, gain * signal, brain, scale)
     return Phantom(images, _embed(seg), AFFINE)
 
@@ -44,8 +44,8 @@ def _signal(rng: Rng, name: str, tissue: np.ndarray, layers: tuple[np.ndarray, .
     patchy = 1 + fine(0.13 * field(rng, 5) + 0.13 * field(rng, 12))
     over[0] = grey + contrast * (over[0] - grey)
     over[2] *= rng.uniform(0.7, 1.6)
-    for level, share in zip(over, layers, strict=True):
-        signal += share * (level * patchy - signal)
+    for level, layer in zip(over, layers, strict=True):
+        signal += layer * (level * patchy - signal)
     return signal
 
 
@@ -65,6 +65,5 @@ def _acquire(rng: Rng, signal: np.ndarray, brain: np.ndarray, scale: float) -> n
 
 def _embed(box: np.ndarray) -> np.ndarray:
     """Return the whole BraTS grid with `box` in its place and 0 around it."""
-    whole = np.zeros(GRID, dtype=box.dtype)
-    whole[tuple(slice(begin, begin + size) for begin, size in zip(CORNER, BOX, strict=True))] = box
-    return whole
+    margins = [(begin, whole - begin - size) for begin, size, whole in zip(CORNER, BOX, GRID, strict=True)]
+    return np.pad(box, margins)

@@ -1,10 +1,10 @@
-"""The tumour of a phantom, and what a network could take for one."""
+"""The tumour of a phantom, and what a network could mistake for one."""
 
 import numpy as np
 from scipy import ndimage
 from scipy.special import expit
 
-from unetlib.phantom.anatomy import COARSE, STEP, Rng, coarse_points, deformation, field, fine, push, tissues_at
+from unetlib.phantom.anatomy import COARSE, STEP, Rng, coarse_points, column, deformation, field, fine, push, tissues_at
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4  # the labels of BraTS
 EDGE = 0.3  # cell density at the outline that an expert draws
@@ -16,16 +16,13 @@ def tumour_start(rng: Rng, coords: np.ndarray, tissue: np.ndarray, depth: np.nda
     x, y, z = coords[0] - 98, 98 - coords[1], coords[2] - 72  # mm of MNI space, but x to the left
     cerebrum = (z > 2) | ((y > -25) & (np.abs(x) > 18) & (z > -30))
     weight = np.where(cerebrum & (depth > 8), 0.3 * tissue[1] + tissue[2], 0).ravel().astype(np.float64)
-    place = rng.choice(weight.size, p=weight / weight.sum())
-    return coarse_points().reshape(3, -1)[:, place]
+    return coarse_points().reshape(3, -1)[:, rng.choice(weight.size, p=weight / weight.sum())]
 
 
-def make_room(
-    rng: Rng, atrophy: float, volume: float, least: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def make_room(rng: Rng, atrophy: float, volume: float, least: float) -> tuple[np.ndarray, ...]:
     """Return a head in which a tumour of `volume` mm3 pushes the tissue aside, on the coarse grid.
 
-    That is: voxels of the atlas, shares of the tissues, brain mask, mm to the brain's surface before the push, and
+    That is: voxels of the atlas, fractions of the tissues, brain mask, mm to the brain's surface before the push, and
     where the tumour begins. `least` is the weakest push.
     """
     coords = deformation(rng)
@@ -39,14 +36,14 @@ def make_room(
 def grow(rng: Rng, tissue: np.ndarray, start: np.ndarray, volume: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the cell density, and its mean over time, of a tumour of `volume` mm3, both 0..1, on the coarse grid.
 
-    Solves du/dt = div(D grad u) + rho u (1 - u) by explicit steps; D is 10 times larger in white
-    matter than in grey and 0 in CSF, and both D and rho vary smoothly so that the outline is ragged.
+    Solves du/dt = div(D grad u) + rho u (1 - u) by explicit steps; D is 10 times larger in white matter than in grey
+    and 0 in CSF, and both D and rho vary smoothly so that the outline is ragged.
     """
     _, grey, white = tissue
     mobility = np.clip((white + grey / 10) * np.exp(0.7 * field(rng, 6)), 0, 1.3) * DIFFUSION
     rate = (white + 0.6 * grey) * np.exp(0.6 * field(rng, 9)) * PROLIFERATION
     faces = [np.minimum(mobility, np.roll(mobility, -1, axis)) for axis in range(3)]  # 0 where the grid wraps round
-    density = np.exp(-((coarse_points() - start.reshape(3, 1, 1, 1)) ** 2).sum(axis=0) / (2 * STEP**2))
+    density = np.exp(-((coarse_points() - column(start)) ** 2).sum(axis=0) / (2 * STEP**2))
     burden = np.zeros_like(density)
     for _ in range(MAX_STEPS):
         if (density > EDGE).sum() * STEP**3 >= volume:
@@ -60,17 +57,21 @@ def grow(rng: Rng, tissue: np.ndarray, start: np.ndarray, volume: float) -> tupl
     return density, burden / burden.max()
 
 
+def patchy_age(rng: Rng, age: np.ndarray) -> np.ndarray:
+    """Return how long cells have been at each point of the coarse grid, made irregular."""
+    return age + 0.08 * field(rng, 5) + 0.1 * field(rng, 12)
+
+
 def tumour(
     rng: Rng, density: np.ndarray, age: np.ndarray, csf: np.ndarray, brain: np.ndarray
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Return the shares (0..1, soft) of oedema, enhancing rim and necrosis on the box, and the labels.
+    """Return the fractions (0..1, soft) of oedema, enhancing rim and necrosis on the box, and the labels.
 
     The inner parts are where the cells have been longest; one patient in four has no enhancing rim.
     """
-    age = age + 0.08 * field(rng, 5) + 0.1 * field(rng, 12)
-    inside = age[density > EDGE]
-    share = rng.uniform(0.12, 0.5)
-    core, necrosis = (float(np.quantile(inside, 1 - part)) for part in (share, share * rng.uniform(0.2, 0.6)))
+    age = patchy_age(rng, age)
+    inside, enhancing = age[density > EDGE], rng.uniform(0.12, 0.5)
+    core, necrosis = (float(np.quantile(inside, 1 - x)) for x in (enhancing, enhancing * rng.uniform(0.2, 0.6)))
     if rng.random() < 0.25:
         core = np.inf  # a low grade: nothing enhances
     density, age = fine(density + 0.05 * field(rng, 4)), fine(age)
@@ -81,17 +82,15 @@ def tumour(
 
 
 def distractors(rng: Rng, csf: np.ndarray, fluid: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the share (0..1) of healthy tissue that is a bright lesion, and the gain of artefacts on FLAIR.
+    """Return how much (0..1) of healthy tissue is a bright lesion, and the gain of artefacts on FLAIR.
 
-    `csf` is the share of CSF on the box, `fluid` the same on the coarse grid, `depth` the mm to the brain's surface.
+    `csf` is the fraction of CSF on the box, `fluid` the same on the coarse grid, `depth` the mm to the brain's surface.
     """
     ventricle = ndimage.distance_transform_edt((fluid < 0.5) | (depth < 30)).astype(np.float32) * STEP
     near = np.exp(-ventricle / 6)
     blobs = field(rng, 4) + field(rng, 9) + 2.2 * near - rng.uniform(1.6, 2.8)
-    caps = near * (1 + 0.6 * field(rng, 12)) * rng.uniform(0.3, 1.3)
-    lesion = np.maximum(
-        expit(5 * fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), fine(np.clip(caps, 0, 0.9), csf.shape)
-    )
+    caps = np.clip(near * (1 + 0.6 * field(rng, 12)) * rng.uniform(0.3, 1.3), 0, 0.9)
+    lesion = np.maximum(expit(5 * fine(blobs, csf.shape)) * rng.uniform(0.7, 1.0), fine(caps, csf.shape))
     low = np.linspace(1, 0.2, COARSE[2], dtype=np.float32)
     rim = np.exp(-depth / 7) * low * np.clip(field(rng, 14) + 0.3, 0, 2) * rng.uniform(0.15, 0.6)
     pulsation = fine(np.clip(field(rng, 9) - 0.5, 0, 2), csf.shape) * rng.uniform(0, 1.8) * csf

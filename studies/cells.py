@@ -1,0 +1,249 @@
+"""What the study of the recipes shares: its folds, and a cell of it, one recipe trained and scored on one split.
+
+A cell is trained below --work, where it can be stopped and resumed. Its result goes to `results.csv`; a cell that has
+its rows there is never computed again.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import machine, parser
+from studies import results
+from studies.results import DICE, SCORES, Result
+from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, prepare, train, tune
+from unetlib.data.split import Split, make_split
+from unetlib.data.volumes import read_volume
+from unetlib.evaluation.evaluate import read_patients
+from unetlib.recipe import PREPARE, changed
+from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.support.chance import generator
+from unetlib.support.errors import counted
+from unetlib.support.files import digest, read_csv, read_json
+from unetlib.support.jobs import say
+
+PAGE = Path(__file__).with_name("RESULTS.md")
+FOLDS, VALIDATION = 5, 8
+LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
+PHANTOMS = 115
+FIRST = Recipe.strong.but(neighbours=1, upright=True, epochs=20)  # the strong recipe before the ablation was complete
+DIGITS = 12  # of a hash in the table
+
+
+def study_parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """Return the parser of a study, with the arguments that all of them take."""
+    made = parser(f"studies.{name}", doc)
+    made.add_argument("data", type=Path)
+    made.add_argument("--work", type=Path, default=Path("work/study"))
+    made.add_argument("--status", action="store_true", help="only say how far it is")
+    return made
+
+
+def shuffled_patients(data: Path) -> list[str]:
+    """Return the patients of a folder, sorted by name, then in the protocol's one random order."""
+    names = sorted({case.patient for case in find_cases(data).cases})
+    if len(names) < 2 * FOLDS:
+        raise UnetlibError(f"{data} holds {counted(len(names), 'usable patient')}; {FOLDS} folds need {2 * FOLDS}.")
+    return [str(name) for name in generator(0, 0).permutation(names)]
+
+
+def make_folds(patients: Sequence[str]) -> list[Split]:
+    """Return five splits of the shuffled patients: each tests a fifth, and validates on 8 of the next fifth."""
+    fifths = [patients[fold::FOLDS] for fold in range(FOLDS)]
+    return [make_fold(patients, fifths[fold], fifths[(fold + 1) % FOLDS][:VALIDATION]) for fold in range(FOLDS)]
+
+
+def make_fold(patients: Sequence[str], test: Sequence[str], val: Sequence[str]) -> Split:
+    """Return a split: these patients to test and to validate on, all others to train on."""
+    others = set(patients) - set(test) - set(val)
+    return Split(tuple(sorted(others)), tuple(sorted(val)), tuple(sorted(test)))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe, trained on one split, scored on one part of it."""
+
+    name: str
+    recipe: Recipe
+    split: Split
+    part: str  # "val" or "test"
+    trained_as: "Cell | None" = None  # another whose training is the same, or the first epochs of this one
+    phantoms: bool = False  # starts from weights trained on phantoms
+
+    def result(self) -> Result | None:
+        """Return its rows of the table, `None` before it was measured.
+
+        Raises `UnetlibError` when they are of another recipe or of other patients.
+        """
+        found = results.read(self.name)
+        if found is None:
+            return None
+        first = found.iloc[0]
+        if first["split"] != self.split.hash[:DIGITS]:
+            raise UnetlibError(f"{results.TABLE} holds other patients. Move it away to measure yours.")
+        theirs, ours = _texts(Recipe.published), _texts(self.recipe)
+        theirs |= {name: first[name] for name in theirs if first.get(name)}  # an older row lacks newer fields
+        ours["recipe.precision"] = theirs["recipe.precision"]  # that of the machine
+        if differences := changed(theirs, ours):
+            raise UnetlibError(
+                f"{results.TABLE} holds {self.name} of another recipe ({differences}). Delete its rows to measure anew."
+            )
+        return found
+
+    def run(self, work: Path) -> Path:
+        """Return the folder of its training run."""
+        return work / "runs" / self.name
+
+    def progress(self, work: Path) -> str:
+        """Say how far it is."""
+        if (found := self.result()) is not None:
+            return f"done, mean Dice {found[DICE].mean():.3f}"
+        if not (self.run(work) / LATEST).exists():
+            return "not begun"
+        done = load_checkpoint(self.run(work) / LATEST)["progress"]
+        return f"epoch {done['epoch'] + 1} of {self.recipe.epochs}" if done["epoch"] < self.recipe.epochs else "trained"
+
+    def fit(self, data: Path, work: Path) -> Path:
+        """Prepare, train and tune, or resume that; return the run."""
+        start_from = pretrained(work, self.recipe) if self.phantoms else None
+        key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
+        prepared, run = work / f"prepared-{key}", self.run(work)
+        if not (prepared / "split.json").exists():
+            self.split.save(prepared / "split.json")
+        prepare(data, prepared, self.recipe, workers=1)
+        if self.trained_as and not run.exists():
+            copy_training(self.trained_as.fit(data, work), run, self.recipe)
+        train(prepared, run, self.recipe, start_from=start_from)
+        tune(run)
+        return run
+
+    def patients(self, data: Path, work: Path) -> Path:
+        """Return the folder of the patients of its split: `data`, or a copy of some of them."""
+        wanted = self.split.patients()
+        if wanted == {case.patient for case in find_cases(data).cases}:
+            return data
+        return copied(data, work / f"patients-{self.split.hash[:12]}", wanted)
+
+    def measure(self, data: Path, work: Path) -> Result:
+        """Return its result; computed once, and then read."""
+        if (found := self.result()) is not None:
+            return found
+        run = self.fit(data, work)
+        evaluate(run, split=self.part)
+        own, trained = self.patients(data, work), load_checkpoint(run / LATEST)
+        decision = read_json(run / "decision.json") if self.recipe.tune else {}
+        about = {
+            "part": self.part,
+            "split": self.split.hash[:DIGITS],
+            "epoch": load_checkpoint(run / BEST)["epoch"],
+            "seconds": round(trained["progress"]["seconds"], 1),
+            "threads": torch.get_num_threads(),
+            "seconds_to_predict": round(seconds_to_predict(run, own, self.split), 2),
+            **{f"decision.{name}": value for name, value in decision.items()},
+            "start_from": (trained.get("start_from") or "")[:DIGITS],
+        }
+        about |= {"decision.weights": decision["weights"][:DIGITS]} if decision else {}
+        folder = run / "evaluation" / ("" if self.part == "test" else self.part)
+        return record_run(self.name, folder, own, about, Recipe(**trained["recipe"]))
+
+
+def _texts(recipe: Recipe) -> dict[str, str]:
+    """Return the fields of a recipe as the table holds them."""
+    return {f"recipe.{name}": str(value) for name, value in recipe.as_dict().items()}
+
+
+def record_run(name: str, folder: Path, data: Path, about: dict[str, Any], recipe: Recipe) -> Result:
+    """Add an evaluation in `folder`, of patients in `data`, to the table as the run `name`; return its rows."""
+    results.append(name, scores_of(folder, data), {**about, "machine": machine(("torch",)), **_texts(recipe)})
+    found = results.read(name)
+    assert found is not None
+    say(f"{name}: mean Dice {found[DICE].mean():.4f}")
+    return found
+
+
+def seconds_to_predict(run: Path, data: Path, split: Split) -> float:
+    """Return the core seconds that the first validation patient takes, from volume to probabilities."""
+    predictor = Predictor.open(run)
+    case = next(case for case in find_cases(data).cases if case.patient == split.val[0])
+    voxels = read_volume(case.images["flair"]).voxels
+    begun = time.process_time()
+    predictor.volume(voxels)
+    return time.process_time() - begun
+
+
+def copied(data: Path, folder: Path, patients: Collection[str]) -> Path:
+    """Return a folder that holds some patients of `data`, each copied whole or not at all."""
+    for case in find_cases(data).cases:
+        if case.patient in patients and not (folder / case.id).exists():
+            shutil.copytree(case.files()[0].parent, folder / ".tmp" / case.id, dirs_exist_ok=True)
+            (folder / ".tmp" / case.id).rename(folder / case.id)
+    return folder
+
+
+def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
+    """Make `run` from another run; their recipes may differ only in what the training has not used so far."""
+    fields, temporary = recipe.as_dict(), run.with_name(f".tmp-{run.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for name in (LATEST, BEST):
+        content = load_checkpoint(other / name)
+        fields["precision"] = content["recipe"]["precision"]
+        save_checkpoint(temporary / name, {**content, "recipe": fields})
+    temporary.rename(run)
+
+
+def on_phantoms(recipe: Recipe) -> Recipe:
+    """Return the recipe of the training on phantoms from which a training with `recipe` starts."""
+    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10)
+
+
+def pretrained(work: Path, recipe: Recipe) -> Path:
+    """Return the run that was trained on phantoms alone, after making and training what is missing."""
+    make_cohort(work / "phantoms", PHANTOMS, varied=True)
+    split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
+    cell = Cell("phantoms-first" if recipe.neighbours else "phantoms", on_phantoms(recipe), split, "val")
+    done = (cell.run(work) / "decision.json").exists()  # then several processes may start from it at once
+    return cell.run(work) if done else cell.fit(work / "phantoms", work)
+
+
+def scores_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
+    """Return the scores of every patient of an evaluation in `folder`, by name; `data` holds the patients."""
+    millilitres = {
+        case.id: float(np.prod(read_volume(case.images["flair"]).spacing)) / 1000 for case in find_cases(data).cases
+    }
+    slices, found = read_csv(folder / "slices.csv"), dict[str, dict[str, float | None]]()
+    for row in sorted(read_patients(folder), key=lambda row: row["patient"]):
+        dices, false = [], 0.0
+        for one in (one for one in slices if one["patient"] == row["patient"]):
+            tp, fp, fn = (int(one[f"native_{name}"]) for name in ("tp", "fp", "fn"))
+            if one["tumour"] == "1":
+                dices.append(2 * tp / (2 * tp + fp + fn))
+            else:
+                false += fp * millilitres[one["case"]]
+        scores = {name: float(row[name]) if row[name] else None for name in SCORES if name in row}
+        found[row["patient"]] = {
+            **scores,
+            "dice_slices": float(np.mean(dices)) if dices else None,
+            "false_ml": false,
+        }
+    return found
+
+
+def require_committed() -> None:
+    """Raise `SystemExit` while what was chosen is not committed: it could still be chosen by what the test shows."""
+    root = Path(__file__).parents[1]
+    command = ["git", "status", "--porcelain", "unetlib", "studies/*.py"]
+    changes = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if changes.returncode or changes.stdout.strip():
+        sys.exit(
+            "error: unetlib or studies hold changes that are not committed. Commit them, then score test patients."
+        )
