@@ -8,6 +8,7 @@ from unetlib.show.framing import MARGIN, frames
 from unetlib.show.panels import read_panels
 
 SHAPE = (40, 50, 30)
+SHIFTED = np.array([[-1.0, 0, 0, -10], [0, -1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # 10 mm to the left
 
 
 def boxes(*arrays, affines=(), truth=None, prediction=None):
@@ -36,6 +37,13 @@ def around(low, high):
 def test_the_box_is_the_head_with_a_margin_on_black_and_on_white(value, background):
     (box,) = boxes(head(value, background))
     np.testing.assert_allclose(box, around((10, 15, 8), (30, 35, 22)))
+
+
+def test_a_neck_that_reaches_the_lowest_slice_is_not_the_background():
+    voxels = head(0.0, 100.0)
+    voxels[15:25, 20:30, :8] = 0
+    (box,) = boxes(voxels)
+    np.testing.assert_allclose(box, [[6.5, 11.5, -0.5], [32.5, 37.5, 24.5]])
 
 
 def test_noise_and_specks_in_the_air_are_not_the_head():
@@ -70,6 +78,13 @@ def test_volumes_show_the_same_box_in_space_the_union_of_their_heads():
     first, second = boxes(head(), double, affines=[np.diag([-1.0, -1, 1, 1]), affine])
     np.testing.assert_allclose(second, (first + 0.5) / 2 - 0.5)
     np.testing.assert_allclose(first[1, 0], (17 + MARGIN) * 2 - 0.5)
+
+
+def test_the_margin_of_a_head_ends_where_its_volume_does():
+    narrow = head()
+    narrow[:14] = narrow[26:] = 0
+    first, _ = boxes(narrow, head()[10:30], affines=[np.diag([-1.0, -1, 1, 1]), SHIFTED])
+    np.testing.assert_allclose(first[:, 0], (9.5, 29.5))
 
 
 def test_one_slice_is_cut_to_the_head_in_any_orientation():
