@@ -8,7 +8,8 @@ from matplotlib.colors import to_rgb
 from tests.conftest import LPS
 from unetlib import plots
 from unetlib.data.patients import find_cases
-from unetlib.show.plots.exploration import BINS, LABELS
+from unetlib.show.plots.exploration import LABELS
+from unetlib.show.plots.portraits import BINS
 
 SPACING = (1.0, 2.0, 3.0)
 

@@ -35,6 +35,6 @@ def test_without_a_browser_the_sentence_says_what_to_install(viewer, tmp_path, m
 def test_a_browser_that_draws_nothing_is_a_sentence(viewer, tmp_path, monkeypatch):
     monkeypatch.setattr(screenshot, "find_browser", lambda: "false")
     monkeypatch.setattr(screenshot.subprocess, "run", lambda *_, **__: None)
-    with pytest.raises(UnetlibError, match="drew no picture"):
+    with pytest.raises(UnetlibError, match="made no screenshot"):
         screenshot.viewer_picture(viewer, tmp_path / "viewer.png")
     assert not (tmp_path / "viewer.png").exists()

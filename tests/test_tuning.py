@@ -18,7 +18,7 @@ from unetlib.prediction.decision import FILE, SIZES_ML, THRESHOLDS, Decision
 from unetlib.prediction.inference import Predictor, predict
 from unetlib.prediction.tuning import tune
 from unetlib.runs.checkpoint import BEST
-from unetlib.show.plots.evaluation import best_median_worst
+from unetlib.show.plots import best_median_worst
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import PARTIAL, read_json, sha256
 

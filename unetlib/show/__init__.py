@@ -1,4 +1,4 @@
 """What a person looks at: the viewer, figures, and the model card.
 
-It takes volumes, masks, runs and scores. It gives pictures and pages, and decides nothing.
+It takes volumes, masks, runs and scores, and gives images and pages.
 """

@@ -64,7 +64,7 @@ class Panel:
 
 
 def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) -> tuple[list[Panel], list[str]]:
-    """Return the volumes with their masks, and what a person has to know about them, as notes.
+    """Return the volumes with their masks, and notes that the reader needs.
 
     The kinds of input are those of `SliceViewer`. Raises `UnetlibError` when one of them cannot be
     read or does not fit the others.
@@ -75,11 +75,8 @@ def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) ->
         raise UnetlibError(f"the affine is {affine!r}; (4, 4) numbers were expected.") from error
     volumes = {name: _read(item, name, given) for name, item in _named(volume).items()}
     first = next(iter(volumes.values()))
-    notes = [
-        f"The orientation of {name} is guessed ({one.assumed.upper()}): its file does not say it"
-        for name, one in volumes.items()
-        if one.assumed
-    ]
+    guessed = ((name, one.assumed.upper()) for name, one in volumes.items() if one.assumed)
+    notes = [f"The orientation of {name} is guessed ({axes}): its file does not say it" for name, axes in guessed]
     if any(map(is_synthetic, volumes.values())):
         notes.append("Synthetic images")
     truths, predictions = _fit_all("truth", truth, volumes, notes), _fit_all("prediction", prediction, volumes, notes)
@@ -199,10 +196,10 @@ def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
     low, high = voxels.min(), voxels.max()
     strange = voxels[voxels != np.rint(voxels)] if voxels.dtype.kind == "f" else voxels[:0]
     if low < 0 or high > 255 or strange.size:
-        told = f" ({strange.flat[0]:.9g} is none)" if strange.size else ""
+        example = f" ({strange.flat[0]:.9g} is not one)" if strange.size else ""
         raise UnetlibError(
-            f"{name} holds values from {low:g} to {high:g}; whole labels from 0 to 255 were expected{told}. Threshold "
-            "probabilities first."
+            f"{name} holds values from {low:g} to {high:g}; whole labels from 0 to 255 were expected{example}. "
+            "Threshold probabilities first."
         )
     return voxels.astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""A picture of the viewer as a browser draws it, for the README."""
+"""A screenshot of the viewer as a browser draws it, for the README."""
 
 import shutil
 import subprocess
@@ -12,6 +12,7 @@ from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000")
 SIZE = (1200, 585)
 
 
@@ -28,18 +29,10 @@ def viewer_picture(viewer: SliceViewer, path: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         page, shot = Path(folder, "page.html"), Path(folder, "shot.png")
         viewer.to_html(page)
-        options = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            f"--user-data-dir={folder}/profile",
-        ]
-        options += ["--virtual-time-budget=10000", f"--window-size={SIZE[0]},{SIZE[1]}", f"--screenshot={shot}"]
-        words = [browser, *options, page.as_uri()]
-        subprocess.run(words, capture_output=True, timeout=120)  # noqa: S603 - our own words, and no shell
+        own = [f"--window-size={SIZE[0]},{SIZE[1]}", f"--user-data-dir={folder}/profile", f"--screenshot={shot}"]
+        subprocess.run([browser, *OPTIONS, *own, page.as_uri()], capture_output=True, timeout=120)  # noqa: S603 - our own arguments, no shell
         if not shot.exists():
-            raise UnetlibError(f"{browser} drew no picture of {page.name}. Try another browser.")
+            raise UnetlibError(f"{browser} made no screenshot of {page.name}. Try another browser.")
         with atomic(path) as temporary:
             Image.open(shot).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(temporary, optimize=True)
     return path

@@ -146,13 +146,13 @@ function originNote({ origin, name }, many) {
 
 function makeControls(root, { choices, notes, panels }, title) {
   const hint = matchMedia("(pointer: coarse)").matches ? TOUCH_HINT : HINT;
-  const told = [originNote(panels[0], panels.length > 1), ...notes];
+  const lines = [originNote(panels[0], panels.length > 1), ...notes];
   root.replaceChildren(
     makeBar(choices, title), makeHelp(), element("div", { className: "uv-pictures" }), makeSteps(),
     element("div", { className: "uv-readout", ariaLive: "polite" }),
     element("div", { className: "uv-foot" },
       element("div", { className: "uv-legend" }), element("div", { className: "uv-hint" }, hint)),
-    element("div", { className: "uv-notes" }, ...told.map((note) => element("span", { className: "uv-note" }, note))));
+    element("div", { className: "uv-notes" }, ...lines.map((note) => element("span", { className: "uv-note" }, note))));
   return (name) => root.querySelector(`.uv-${name}`);
 }
 
@@ -353,10 +353,15 @@ class Viewer {
     this.view = this.home();
     this.pictures = this.makePictures();
     this.find("pictures").append(...this.pictures.map((picture) => picture.figure));
-    this.frames = this.room = this.turned = 0;
+    this.frames = this.room = 0;
     this.hover = this.waiting = null;
     this.done = {}; // what each part was drawn from last: nothing is drawn twice
-    this.listen();
+    this.controls = new Controls(this);
+    this.input = new Input(this);
+    this.heard = TRAITS.map((name) => [`change:${name}`, () => this.take({ [name]: model.get(name) })]);
+    this.heard.forEach(([event, callback]) => model.on(event, callback));
+    this.observer = new ResizeObserver(() => this.fit());
+    this.observer.observe(this.find("pictures"));
     this.fit();
   }
 
@@ -370,7 +375,7 @@ class Viewer {
 
   close() {
     this.observer.disconnect();
-    window.removeEventListener("keydown", this.press, true);
+    this.input.close();
     this.heard.forEach(([event, callback]) => this.model.off(event, callback));
   }
 
@@ -408,8 +413,7 @@ class Viewer {
     if (this.stale("size", this.room, this.tall, devicePixelRatio, this.many && this.state.plane)) this.arrange();
     this.colour();
     this.pictures.forEach((picture, number) => this.drawPicture(picture, number));
-    this.drawControls();
-    this.drawReadout();
+    this.controls.draw();
     this.report();
   }
 
@@ -462,93 +466,6 @@ class Viewer {
     canvas.ariaLabel = `${this.many ? `${panel.name}, ` : ""}${plane} slice ${index} of ${panel.shape[through]}`;
   }
 
-  drawControls() {
-    const { plane, show, style, opacity, position } = this.state;
-    const n = this.first.shape[this.axis], index = position[this.axis], slider = this.find("slice");
-    if (this.stale("controls", plane, show, style, opacity)) {
-      slider.max = n - 1;
-      Object.entries({ "plane-select": plane, show, style, opacity })
-        .forEach(([name, value]) => { this.find(name).value = value; });
-      this.find("opacity").ariaValueText = `${Math.round(100 * opacity)} percent`;
-    }
-    slider.value = index;
-    slider.ariaValueText = `${plane} slice ${index} of ${n}`;
-    this.find("mark").style.left = `${(100 * (index + 0.5)) / n}%`;
-    if (this.stale("legend", show, style)) this.find("legend").replaceChildren(...this.legend());
-    if (this.stale("strip", plane, show, this.room, devicePixelRatio)) this.drawStrip();
-  }
-
-  legend() {
-    const { layers } = this.content, { show, style } = this.state;
-    const entries = new Map(this.panels.flatMap((panel) => this.layersOf(panel)));
-    if (show === "both" && style === "fill") entries.set("in both", `rgb(${classColour(layers.both, 3)})`);
-    return [...entries].map(([name, colour]) => {
-      const swatch = element("i");
-      swatch.style.background = colour;
-      return element("span", {}, swatch, name);
-    });
-  }
-
-  // The strip has one row for each pair of masks, and one bar for each slice of the first volume.
-  drawStrip() {
-    const rows = [...new Map(this.panels.filter(({ counts }) => counts).map((panel) => [panel.pair, panel])).values()];
-    const strip = this.find("strip"), n = this.first.shape[this.axis], seen = [];
-    strip.style.height = `${Math.max(24, 16 * rows.length)}px`;
-    strip.width = Math.round(strip.clientWidth * devicePixelRatio);
-    strip.height = Math.round(parseFloat(strip.style.height) * devicePixelRatio);
-    const tall = strip.height / Math.max(1, rows.length);
-    rows.forEach((panel, row) => seen.push(...this.drawBars(strip, panel, (row + 1) * tall, tall)));
-    strip.ariaLabel = seen.length
-      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
-      : "No slice holds anything of what is shown";
-  }
-
-  // Draw the bars of a panel, which stand on `bottom`, and return the slices that have one.
-  drawBars(strip, panel, bottom, tall) {
-    const n = this.first.shape[this.axis], context = strip.getContext("2d"), least = devicePixelRatio;
-    const colours = [1, 2, 3].map((number) => [number, classColour(this.layersOf(panel), number)]).filter(([, c]) => c);
-    const classes = colours.map(([number]) => number);
-    const bars = Array.from({ length: n }, (_, slice) => this.countsAt(panel, slice, classes));
-    const most = Math.max(1, ...bars.map(sum));
-    bars.forEach((bar, slice) => {
-      let foot = bottom;
-      bar.forEach((count, k) => {
-        if (!count) return;
-        const part = Math.max(least, (count / most) * (tall - 3 * least));
-        context.fillStyle = `rgb(${colours[k][1]})`;
-        context.fillRect((slice * strip.width) / n, foot - part, Math.max(strip.width / n - 0.5, 1), part);
-        foot -= part;
-      });
-    });
-    return [...bars.keys()].filter((slice) => sum(bars[slice]));
-  }
-
-  // How many voxels of each class a panel has in the slice that belongs to a slice of the first volume.
-  countsAt(panel, slice, classes) {
-    const at = this.state.position.map((value, axis) => (axis === this.axis ? slice : value));
-    const there = this.voxel(panel, at)[this.axis];
-    return classes.map((number) => panel.counts[this.axis][4 * there + number]);
-  }
-
-  // Tell about the voxel under the pointer, else about that of the position.
-  drawReadout() {
-    const panel = this.hover ? this.hover.picture.panel : this.first;
-    const at = this.hover ? this.hover.picture.voxelAt(this.hover, this.voxel(panel)) : this.voxel(panel);
-    const here = sum(at.map((index, axis) => index * panel.strides[axis]));
-    const value = panel.slope * panel.voxels[here] + panel.intercept;
-    const words = {
-      name: this.many && panel.name,
-      value: `value ${Number.isInteger(value) ? value : Number(value.toPrecision(5))}`,
-      truth: panel.truth && `truth ${panel.truth[here]}`,
-      prediction: panel.prediction && `prediction ${panel.prediction[here]}`,
-      voxel: `voxel ${at.join(", ")}`,
-      mm: `${transform(panel.affine, at).map((side, axis) => `${"xyz"[axis]} ${signed(side)}`).join(" ")} mm`,
-      zoom: this.view.zoom !== 1 && `zoom ${this.view.zoom.toFixed(1)}`,
-    };
-    this.find("readout").replaceChildren(...Object.entries(words).filter(([, text]) => text)
-      .flatMap(([name, text]) => [element("span", { className: `uv-${name}` }, text), " "]));
-  }
-
   // Say on the element what is shown, for whoever waits for it.
   report() {
     const { root, view, state } = this;
@@ -574,15 +491,15 @@ class Viewer {
     return fresh;
   }
 
-  // The same for what a person does, told to Python at most once a frame.
+  // The same for what a person does; Python hears of it at most once a frame.
   act(news) {
     const fresh = this.take({ ...news });
     if (!fresh.length) return;
-    if (!this.waiting) requestAnimationFrame(() => this.tell());
+    if (!this.waiting) requestAnimationFrame(() => this.send());
     this.waiting = new Set([...(this.waiting ?? []), ...fresh]);
   }
 
-  tell() {
+  send() {
     const names = this.waiting;
     this.waiting = null;
     names.forEach((name) => this.model.set(name, this.state[name]));
@@ -659,32 +576,6 @@ class Viewer {
     this.view = { zoom, centre: centre.map((value, axis) => (near(value, axis) ? value : position[axis])) };
   }
 
-  // What a person does
-
-  listen() {
-    const { find } = this, on = (name, event, callback) => find(name).addEventListener(event, callback);
-    this.pictures.forEach((picture) => new Gestures(this, picture));
-    on("slice", "input", (event) => this.goto(this.axis, Number(event.target.value)));
-    on("opacity", "input", (event) => this.act({ opacity: Number(event.target.value) }));
-    on("plane-select", "change", (event) => this.act({ plane: event.target.value }));
-    on("show", "change", (event) => this.act({ show: event.target.value }));
-    on("style", "change", (event) => this.act({ style: event.target.value }));
-    on("in", "click", () => this.zoomBy(1.5));
-    on("out", "click", () => this.zoomBy(1 / 1.5));
-    on("reset", "click", () => this.reset());
-    on("keys", "click", () => this.toggleHelp());
-    on("full", "click", () => this.toggleFullscreen());
-    on("strip", "pointerdown", (event) => this.jump(event));
-    find("steps").addEventListener("wheel", (event) => this.wheel(event, this.axis), { passive: false });
-    find("full").hidden = !document.fullscreenEnabled;
-    this.press = (event) => this.pressed(event);
-    window.addEventListener("keydown", this.press, true); // before JupyterLab, which listens on the document
-    this.heard = TRAITS.map((name) => [`change:${name}`, () => this.take({ [name]: this.model.get(name) })]);
-    this.heard.forEach(([event, callback]) => this.model.on(event, callback));
-    this.observer = new ResizeObserver(() => this.fit());
-    this.observer.observe(find("pictures"));
-  }
-
   fit() {
     const box = this.find("pictures");
     this.room = box.clientWidth;
@@ -693,9 +584,151 @@ class Viewer {
     this.draw();
   }
 
+  // The window after a drag: to the right wider, up brighter; the default width is 250 pixels.
+  dragWindow([low, high], dx, dy) {
+    const unit = (this.first.window[1] - this.first.window[0]) / 250;
+    const width = Math.max(high - low + dx * unit, unit), level = (low + high) / 2 + dy * unit;
+    this.act({ window: [level - width / 2, level + width / 2] });
+  }
+}
+
+// What stands around the images: bar, slider, strip, legend and readout
+
+class Controls {
+  constructor(viewer) {
+    Object.assign(this, { viewer, find: viewer.find });
+  }
+
+  draw() {
+    const { viewer, find } = this, { plane, show, style, opacity, position } = viewer.state;
+    const index = position[viewer.axis], n = viewer.first.shape[viewer.axis], slider = find("slice");
+    if (viewer.stale("controls", plane, show, style, opacity)) {
+      slider.max = n - 1;
+      Object.entries({ "plane-select": plane, show, style, opacity })
+        .forEach(([name, value]) => { find(name).value = value; });
+      find("opacity").ariaValueText = `${Math.round(100 * opacity)} percent`;
+    }
+    slider.value = index;
+    slider.ariaValueText = `${plane} slice ${index} of ${n}`;
+    find("mark").style.left = `${(100 * (index + 0.5)) / n}%`;
+    if (viewer.stale("legend", show, style)) find("legend").replaceChildren(...this.legend());
+    if (viewer.stale("strip", plane, show, viewer.room, devicePixelRatio)) this.drawStrip();
+    this.drawReadout();
+  }
+
+  legend() {
+    const { viewer } = this, { layers } = viewer.content, { show, style } = viewer.state;
+    const entries = new Map(viewer.panels.flatMap((panel) => viewer.layersOf(panel)));
+    if (show === "both" && style === "fill") entries.set("in both", `rgb(${classColour(layers.both, 3)})`);
+    return [...entries].map(([name, colour]) => {
+      const swatch = element("i");
+      swatch.style.background = colour;
+      return element("span", {}, swatch, name);
+    });
+  }
+
+  // The strip has one row for each pair of masks, and one bar for each slice of the first volume.
+  drawStrip() {
+    const { viewer } = this, panels = viewer.panels.filter(({ counts }) => counts);
+    const rows = [...new Map(panels.map((panel) => [panel.pair, panel])).values()];
+    const strip = this.find("strip"), n = viewer.first.shape[viewer.axis], seen = [];
+    strip.style.height = `${Math.max(24, 16 * rows.length)}px`;
+    strip.width = Math.round(strip.clientWidth * devicePixelRatio);
+    strip.height = Math.round(parseFloat(strip.style.height) * devicePixelRatio);
+    const tall = strip.height / Math.max(1, rows.length);
+    rows.forEach((panel, row) => seen.push(...this.drawBars(strip, panel, (row + 1) * tall, tall)));
+    strip.ariaLabel = seen.length
+      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
+      : "No slice holds anything of what is shown";
+  }
+
+  // Draw the bars of a panel, which stand on `bottom`, and return the slices that have one.
+  drawBars(strip, panel, bottom, tall) {
+    const { viewer } = this, n = viewer.first.shape[viewer.axis];
+    const context = strip.getContext("2d"), least = devicePixelRatio, layers = viewer.layersOf(panel);
+    const colours = [1, 2, 3].map((number) => [number, classColour(layers, number)]).filter(([, c]) => c);
+    const classes = colours.map(([number]) => number);
+    const bars = Array.from({ length: n }, (_, slice) => this.countsAt(panel, slice, classes));
+    const most = Math.max(1, ...bars.map(sum));
+    bars.forEach((bar, slice) => {
+      let foot = bottom;
+      bar.forEach((count, k) => {
+        if (!count) return;
+        const part = Math.max(least, (count / most) * (tall - 3 * least));
+        context.fillStyle = `rgb(${colours[k][1]})`;
+        context.fillRect((slice * strip.width) / n, foot - part, Math.max(strip.width / n - 0.5, 1), part);
+        foot -= part;
+      });
+    });
+    return [...bars.keys()].filter((slice) => sum(bars[slice]));
+  }
+
+  // How many voxels of each class a panel has in the slice that belongs to a slice of the first volume.
+  countsAt(panel, slice, classes) {
+    const { viewer } = this, { axis: through } = viewer;
+    const at = viewer.state.position.map((value, axis) => (axis === through ? slice : value));
+    const there = viewer.voxel(panel, at)[through];
+    return classes.map((number) => panel.counts[through][4 * there + number]);
+  }
+
+  // Describe the voxel under the pointer, else the one at the position.
+  drawReadout() {
+    const { viewer } = this, { hover } = viewer, panel = hover ? hover.picture.panel : viewer.first;
+    const at = hover ? hover.picture.voxelAt(hover, viewer.voxel(panel)) : viewer.voxel(panel);
+    const here = sum(at.map((index, axis) => index * panel.strides[axis]));
+    const value = panel.slope * panel.voxels[here] + panel.intercept;
+    const words = {
+      name: viewer.many && panel.name,
+      value: `value ${Number.isInteger(value) ? value : Number(value.toPrecision(5))}`,
+      truth: panel.truth && `truth ${panel.truth[here]}`,
+      prediction: panel.prediction && `prediction ${panel.prediction[here]}`,
+      voxel: `voxel ${at.join(", ")}`,
+      mm: `${transform(panel.affine, at).map((side, axis) => `${"xyz"[axis]} ${signed(side)}`).join(" ")} mm`,
+      zoom: viewer.view.zoom !== 1 && `zoom ${viewer.view.zoom.toFixed(1)}`,
+    };
+    this.find("readout").replaceChildren(...Object.entries(words).filter(([, text]) => text)
+      .flatMap(([name, text]) => [element("span", { className: `uv-${name}` }, text), " "]));
+  }
+}
+
+function signed(number) {
+  const text = number.toFixed(1);
+  return Number(text) < 0 ? text : `+${text.replace("-", "")}`; // no "-0.0"
+}
+
+// What a person does with buttons, keys and the wheel
+
+class Input {
+  constructor(viewer) {
+    Object.assign(this, { viewer, find: viewer.find, root: viewer.root, turned: 0 });
+    viewer.pictures.forEach((picture) => new Gestures(viewer, this, picture));
+    this.listenToControls();
+    this.find("steps").addEventListener("wheel", (event) => this.wheel(event, viewer.axis), { passive: false });
+    this.press = (event) => this.pressed(event);
+    window.addEventListener("keydown", this.press, true); // before JupyterLab, which listens on the document
+  }
+
+  close() { window.removeEventListener("keydown", this.press, true); }
+
+  listenToControls() {
+    const { viewer, find } = this, on = (name, event, callback) => find(name).addEventListener(event, callback);
+    on("slice", "input", (event) => viewer.goto(viewer.axis, Number(event.target.value)));
+    on("opacity", "input", (event) => viewer.act({ opacity: Number(event.target.value) }));
+    on("plane-select", "change", (event) => viewer.act({ plane: event.target.value }));
+    on("show", "change", (event) => viewer.act({ show: event.target.value }));
+    on("style", "change", (event) => viewer.act({ style: event.target.value }));
+    on("in", "click", () => viewer.zoomBy(1.5));
+    on("out", "click", () => viewer.zoomBy(1 / 1.5));
+    on("reset", "click", () => viewer.reset());
+    on("keys", "click", () => this.toggleHelp());
+    on("full", "click", () => this.toggleFullscreen());
+    on("strip", "pointerdown", (event) => this.jump(event));
+    find("full").hidden = !document.fullscreenEnabled;
+  }
+
   jump(event) {
-    const { left, width } = this.find("strip").getBoundingClientRect();
-    this.goto(this.axis, Math.floor(((event.clientX - left) / width) * this.first.shape[this.axis]));
+    const { viewer } = this, { left, width } = this.find("strip").getBoundingClientRect();
+    viewer.goto(viewer.axis, Math.floor(((event.clientX - left) / width) * viewer.first.shape[viewer.axis]));
     this.find("slice").focus({ preventScroll: true });
     event.preventDefault();
   }
@@ -720,22 +753,31 @@ class Viewer {
 
   // Do what a key stands for; return false where it stands for nothing.
   keyed(key) {
-    const last = this.first.shape[this.axis] - 1, { show } = this.content.choices, { state } = this;
-    const steps = {
-      ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -last, End: last,
-    };
-    const next = show[(show.indexOf(state.show) + 1) % show.length];
-    const does = {
-      1: () => this.act({ plane: "axial" }), 2: () => this.act({ plane: "coronal" }),
-      3: () => this.act({ plane: "sagittal" }), e: () => this.act({ show: next }),
-      o: () => this.act({ style: state.style === "fill" ? "outline" : "fill" }),
-      r: () => this.reset(), 0: () => this.look(this.home()),
-      "+": () => this.zoomBy(1.5), "=": () => this.zoomBy(1.5), "-": () => this.zoomBy(1 / 1.5),
-      f: () => this.toggleFullscreen(), "?": () => this.toggleHelp(), escape: () => this.leave(),
-    }[key.toLowerCase()];
-    if (key in steps) this.step(this.axis, steps[key]);
+    const { viewer } = this, step = this.stepOf(key), does = this.actionOf(key.toLowerCase());
+    if (step) viewer.step(viewer.axis, step);
     else if (does) return does() !== false;
-    return key in steps;
+    return step !== undefined;
+  }
+
+  // How many slices a key goes up.
+  stepOf(key) {
+    const last = this.viewer.first.shape[this.viewer.axis] - 1;
+    return {
+      ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10, Home: -last, End: last,
+    }[key];
+  }
+
+  actionOf(key) {
+    const { viewer } = this, { state } = viewer, { show } = viewer.content.choices;
+    const next = show[(show.indexOf(state.show) + 1) % show.length];
+    return {
+      1: () => viewer.act({ plane: "axial" }), 2: () => viewer.act({ plane: "coronal" }),
+      3: () => viewer.act({ plane: "sagittal" }), e: () => viewer.act({ show: next }),
+      o: () => viewer.act({ style: state.style === "fill" ? "outline" : "fill" }),
+      r: () => viewer.reset(), 0: () => viewer.look(viewer.home()),
+      "+": () => viewer.zoomBy(1.5), "=": () => viewer.zoomBy(1.5), "-": () => viewer.zoomBy(1 / 1.5),
+      f: () => this.toggleFullscreen(), "?": () => this.toggleHelp(), escape: () => this.leave(),
+    }[key];
   }
 
   // Turn the wheel into slices or zoom; without focus or modifier it scrolls the page.
@@ -745,7 +787,7 @@ class Viewer {
     if (!mine) return;
     event.preventDefault();
     const turn = (event.deltaY || event.deltaX) * (event.deltaMode ? 33 : 1); // with Shift some turn it sideways
-    if (zooming) this.zoomAt(picture, Math.exp(-clip(turn, -100, 100) / 300), event);
+    if (zooming) this.viewer.zoomAt(picture, Math.exp(-clip(turn, -100, 100) / 300), event);
     else this.scroll(axis, turn);
   }
 
@@ -753,7 +795,7 @@ class Viewer {
   scroll(axis, turn) {
     this.turned += turn;
     if (Math.abs(this.turned) < 20) return;
-    this.step(axis, -Math.sign(this.turned));
+    this.viewer.step(axis, -Math.sign(this.turned));
     this.turned = 0;
   }
 
@@ -775,28 +817,16 @@ class Viewer {
     else return false;
     return true;
   }
-
-  // The window after a drag: to the right wider, up brighter; the default width is 250 pixels.
-  dragWindow([low, high], dx, dy) {
-    const unit = (this.first.window[1] - this.first.window[0]) / 250;
-    const width = Math.max(high - low + dx * unit, unit), level = (low + high) / 2 + dy * unit;
-    this.act({ window: [level - width / 2, level + width / 2] });
-  }
-}
-
-function signed(number) {
-  const text = number.toFixed(1);
-  return Number(text) < 0 ? text : `+${text.replace("-", "")}`; // no "-0.0"
 }
 
 // Mouse, pen and fingers on one image
 
 class Gestures {
-  constructor(viewer, picture) {
+  constructor(viewer, input, picture) {
     Object.assign(this, { viewer, picture, fingers: new Map(), drag: null });
     const axis = () => PLANES[picture.plane][2], { canvas } = picture;
     const events = {
-      wheel: (event) => viewer.wheel(event, axis(), picture),
+      wheel: (event) => input.wheel(event, axis(), picture),
       pointerdown: (event) => this.down(event),
       pointermove: (event) => this.move(event),
       pointerup: (event) => this.up(event),
@@ -809,7 +839,7 @@ class Gestures {
 
   point(hover) {
     this.viewer.hover = hover;
-    this.viewer.drawReadout();
+    this.viewer.controls.drawReadout();
   }
 
   down(event) {

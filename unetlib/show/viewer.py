@@ -1,9 +1,8 @@
 """Look at volumes slice by slice in a notebook, with the masks of an expert and of a network.
 
-The pictures are drawn in the browser by `viewer.js`. It asks once for the voxels with the message
-`{kind: "ready"}` and gets one message `{kind: "data", ...}` with the voxels as binary buffers: a
-key press then needs no answer from Python, and a saved notebook holds no voxels. Only the small
-traits (`position`, `window`, ...) are kept in step on both sides.
+`viewer.js` draws the images in the browser. It asks once for the voxels with the message `{kind: "ready"}` and gets one
+message `{kind: "data", ...}` with the voxels as binary buffers: a key press then needs no answer from Python, and a
+saved notebook holds no voxels. Only the small traits (`position`, `window`, ...) are synchronised.
 """
 
 from collections.abc import Sequence
@@ -86,26 +85,19 @@ class SliceViewer(anywidget.AnyWidget):
     ) -> None:
         self.panels, self.notes = read_panels(volume, truth, prediction, affine)
         self.frames = frames(self.panels)
-        true, predicted = (any(getattr(p, kind) is not None for p in self.panels) for kind in ("truth", "prediction"))
-        self._choices = {
-            "plane": list(AXIS),
-            "show": ["none"]
-            + ["truth"] * true
-            + ["prediction"] * predicted
-            + ["both", "errors"] * (true and predicted),
-            "style": ["fill", "outline"],
-        }
+        masks = [kind for kind in ("truth", "prediction") if any(getattr(one, kind) is not None for one in self.panels)]
+        shown = ["none", *masks, *(("both", "errors") if len(masks) == 2 else ())]
+        self._choices = {"plane": list(AXIS), "show": shown, "style": ["fill", "outline"]}
         values = {
             "position": middle(self.panels) if position is None else position,
             "window": self.panels[0].window if window is None else window,
             "opacity": opacity,
             "plane": plane,
-            "show": self._choices["show"][-1] if show is None else show,
+            "show": shown[-1] if show is None else show,
             "style": style,
         }
         self._start = {name: self._checked(name, value) for name, value in values.items()}
-        names = first_of([panel.name for panel in self.panels], 4)
-        super().__init__(title=title or names, **self._start)
+        super().__init__(title=title or first_of([panel.name for panel in self.panels], 4), **self._start)
         self.on_msg(self._answer)
         watch_notebook()
 
@@ -150,7 +142,7 @@ class SliceViewer(anywidget.AnyWidget):
         `levels`: round intensities to so many steps of each volume's window.
         """
         buffers: list[bytes] = []
-        places: dict[int, int] = {}  # modalities share a mask: it travels once
+        places: dict[int, int] = {}  # a mask of several volumes travels once
         panels = []
         for panel, box in zip(self.panels, self.frames, strict=True):
             for mask in (panel.truth, panel.prediction):
@@ -178,9 +170,9 @@ class SliceViewer(anywidget.AnyWidget):
                 }
             )
             buffers.append(stored.tobytes("F"))
-        about = {"kind": "data", "panels": panels, "layers": LAYERS, "letters": LETTERS, "choices": self._choices}
-        about["start"] = self._start
-        rounded = ["Intensities are rounded, to keep the page small"] if levels else []
+        about = {"kind": "data", "panels": panels, "layers": LAYERS, "letters": LETTERS}
+        about |= {"choices": self._choices, "start": self._start}
+        rounded = ["Intensities are rounded to keep the page small"] if levels else []
         return {**about, "notes": [*self.notes, *rounded, DISCLAIMER]}, buffers
 
     def window_of(self, panel: Panel) -> tuple[float, float]:

@@ -20,26 +20,41 @@ from unetlib.data.volumes import Volume
 from unetlib.support.files import atomic, takes_paths
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
-KEPT, VIVID, EDGES, GREYS = (
-    (TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE),
-    128,
-    48,
-    40,
-)  # of a PNG's 256 colours
+KEPT = TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE  # exactly, in a PNG of 256 colours
+VIVID, EDGES, GREYS = 128, 48, 40  # of the 256: for other colours, half-transparent pixels, greys
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # training, validation, what is for comparison only
 CURVES = (BLUE, ORANGE, TRUE_POSITIVE, "#CC79A7", GREY)  # 3 to 1 or more against white, and against #111
 INK = "#797979"  # of letters and axes: 4.3 to 1 against white, and against the #111 of a dark theme
 FAINT = (*to_rgb(INK), 0.25)  # grid lines and shaded ranges
+ERRORS = ((TRUE_POSITIVE, "tp"), (FALSE_POSITIVE, "fp"), (FALSE_NEGATIVE, "fn"))
 DISCLAIMER = "for research and education, never for clinical use"
 WIDTH = 9.0  # inches of a figure
 SHOWN = 900  # pixels of the page that a notebook gives a figure, where there is room
 
 
-def new_figure(alt: str, height: float = 3.0) -> Figure:
-    """Return an empty figure, 9 inches wide, with its alt text as label: one line on what it shows."""
+def new_figure(alt: str, height: float = 3.0, note: str | None = None) -> Figure:
+    """Return an empty figure, 9 inches wide; `alt`: one line on what it shows; `note`: what stands below it."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.set_label(alt)
+    if note is not None:
+        figure.supxlabel(note, fontsize=9)
     return figure
+
+
+def signed(note: str) -> str:
+    """Return a note followed by the disclaimer, which stands once under each figure of a network's results."""
+    return "\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER]))
+
+
+def legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """Give a figure the legend of one of its axes, above all of them."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
+
+
+def label_errors(axes: Axes, names: Sequence[str] = ("found", "false alarm", "missed")) -> None:
+    """Name the colours of `draw_errors` for the legend of axes."""
+    for (colour, _), name in zip(ERRORS, names, strict=True):
+        axes.plot([], [], "s", color=colour, label=name)
 
 
 def in_notebook(figure: Figure) -> tuple[bytes, dict[str, Any]]:
@@ -53,33 +68,29 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     """Return a figure as PNG of at most 256 colours: a third of the size, and no difference to the eye.
 
     What is white by default becomes transparent, and what is black by default a grey that can be read on any page,
-    light or dark. The colours of a legend are kept; greys, other colours and half-transparent pixels have a share
-    each: MRI has so many greys that the few pixels of a legend would drift.
+    light or dark. The colours of a legend are kept exactly; greys, other colours and half-transparent pixels are
+    quantised apart: MRI has so many greys that the few pixels of a legend would drift.
     """
     _suit_any_page(figure)
     buffer, small = BytesIO(), BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     pixels = np.asarray(Image.open(buffer).convert("RGBA"))
     opaque = pixels[..., 3] == 255
-    kept = [opaque & (pixels[..., :3] == [round(255 * part) for part in to_rgb(colour)]).all(-1) for colour in KEPT]
+    kept = [opaque & (pixels[..., :3] == np.round(255 * np.array(to_rgb(colour)))).all(-1) for colour in KEPT]
     others, vivid = opaque & ~np.any(kept, axis=0), np.ptp(pixels[..., :3], axis=-1) > 16
-    shares = [*((share, 1) for share in kept), (others & vivid, VIVID), (others & ~vivid, GREYS), (~opaque, EDGES)]
+    groups = [*((group, 1) for group in kept), (others & vivid, VIVID), (others & ~vivid, GREYS), (~opaque, EDGES)]
     image, palette = np.zeros(pixels.shape[:2], np.uint8), np.zeros((0, 4), np.uint8)
-    for share, number in shares:
-        if share.any():
-            own = (
-                Image.fromarray(pixels[share][None]).convert("RGB" if opaque[share].all() else "RGBA").quantize(number)
-            )
-            image[share] = np.asarray(own)[0] + len(palette)
-            palette = np.concatenate([palette, _palette(own)[:number]])
+    for group, number in groups:
+        if group.any():
+            mode = "RGB" if opaque[group].all() else "RGBA"
+            own = Image.fromarray(pixels[group][None]).convert(mode).quantize(number)
+            image[group] = np.asarray(own)[0] + len(palette)
+            colours = np.array(own.getpalette("RGBA"), np.uint8).reshape(-1, 4)
+            palette = np.concatenate([palette, colours[:number]])
     result = Image.fromarray(image)
     result.putpalette(palette[:, :3].tobytes())
     result.save(small, "png", optimize=True, **({} if opaque.all() else {"transparency": palette[:, 3].tobytes()}))
     return small.getvalue()
-
-
-def _palette(image: Image.Image) -> np.ndarray:
-    return np.array(image.getpalette("RGBA"), np.uint8).reshape(-1, 4)
 
 
 def _suit_any_page(figure: Figure) -> None:
@@ -166,11 +177,7 @@ def draw_outline(axes: Axes, mask: np.ndarray) -> None:
 
 def draw_errors(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
     """Colour where two boolean masks (H, W) agree on tumour, and where one of them is wrong."""
-    for mask, colour in (
-        (truth & prediction, TRUE_POSITIVE),
-        (~truth & prediction, FALSE_POSITIVE),
-        (truth & ~prediction, FALSE_NEGATIVE),
-    ):
+    for mask, (colour, _) in zip((truth & prediction, ~truth & prediction, truth & ~prediction), ERRORS, strict=True):
         axes.imshow(mask[..., None] * np.array(to_rgba(colour, 0.65)), interpolation="nearest")
 
 

@@ -2,203 +2,34 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from unetlib import metrics
-from unetlib.data.patients import Case, read_case
-from unetlib.data.volumes import Volume
-from unetlib.evaluation.evaluate import AGGREGATIONS, SLICES, read_patients
+from unetlib.evaluation.evaluate import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
-from unetlib.prediction.inference import Predictor
-from unetlib.runs.checkpoint import load_model
-from unetlib.runs.provenance import own_cohort
 from unetlib.show.plots.common import (
     BLUE,
-    DISCLAIMER,
+    ERRORS,
     FAINT,
-    FALSE_NEGATIVE,
-    FALSE_POSITIVE,
     GREY,
     INK,
     ORANGE,
-    OUTLINE,
-    TRUE_POSITIVE,
-    cut_to_head,
-    draw_errors,
-    draw_outline,
-    fit_height,
-    is_synthetic,
-    largest_slice,
+    legend_above,
     new_figure,
-    save,
-    show_slice,
-    to_png,
+    signed,
 )
-from unetlib.show.plots.training import architecture_figure, curves_figure
-from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import atomic, read_csv, read_json, takes_paths
-from unetlib.support.jobs import progress
-
-ERRORS = ((TRUE_POSITIVE, "found"), (FALSE_POSITIVE, "false alarm"), (FALSE_NEGATIVE, "missed"))
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """One row of an overlay figure: a slice with two masks, all of them (H, W) and ready for display."""
-
-    title: str
-    image: np.ndarray
-    truth: np.ndarray
-    prediction: np.ndarray
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A test patient with a place in the ranking: `truth` and `prediction` are boolean (X, Y, Z), as the volume.
-
-    `rank` is "best", "median" or "worst", or a place such as "4 of 4"; `dice` is the patient's, native grid, all
-    slices.
-    """
-
-    rank: str
-    dice: float
-    case: Case
-    volume: Volume
-    truth: np.ndarray
-    prediction: np.ndarray
-
-    def overlay(self, z: int | None = None) -> Overlay:
-        """Return an axial slice, by default the one with most tumour, as a row of an overlay figure."""
-        z = largest_slice(self.truth) if z is None else z
-        truth, prediction = self.truth[:, :, z].T, self.prediction[:, :, z].T
-        here = float(metrics.dice(metrics.count(prediction[None], truth[None]))[0])
-        title = f"{self.rank}\n{self.case.id}\nDice {self.dice:.2f} over all slices\n{here:.2f} in this slice"
-        return Overlay(title, self.volume.voxels[:, :, z].T, truth, prediction)
-
-
-@takes_paths
-def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
-    """Return the best, median and worst test patient of an evaluated run, each predicted anew; nobody twice.
-
-    Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run has not been
-    evaluated or one of the patients is gone.
-    """
-    ranked = _ranking(run)
-    chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
-    ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
-    return _predicted(run, dict(reversed(ranks.items())), device)
-
-
-@takes_paths
-def worst(run: Path, number: int, device: str = "auto") -> list[Ranked]:
-    """Return the `number` worst test patients of an evaluated run (all where there are fewer), the worst one first.
-
-    Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
-    """
-    ranked = _ranking(run)
-    places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
-    return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
-
-
-def _predicted(run: Path, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
-    """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
-    cohort, predictor, found = own_cohort(run), Predictor.open(run, device), []
-    with progress(len(ranks), "overlays", "patient") as bar:
-        for patient, (rank, dice) in ranks.items():
-            case = next((case for case in cohort.cases if case.patient == patient), None)
-            if case is None:
-                raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
-            volume, truth, _ = read_case(case)
-            prediction = predictor.decision.mask(predictor.volume(volume.voxels), volume.spacing)
-            found.append(Ranked(rank, dice, case, volume, truth, prediction))
-            bar.update()
-    return found
-
-
-def _ranking(run: Path) -> list[dict[str, str]]:
-    if not (run / "evaluation" / "patients.csv").exists():
-        raise UnetlibError(f"{run} has not been evaluated. Do so first: unetlib evaluate {run}")
-    return read_patients(run / "evaluation")
-
-
-def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
-    """Return one row a patient: the slice, the truth outlined, and where prediction and truth agree or differ."""
-    names = "; ".join(row.title.replace("\n", ", ") for row in rows)
-    figure = new_figure(f"FLAIR, the truth outlined, and where the prediction is right and wrong. {names}")
-    panels = figure.subplots(len(rows), 3, squeeze=False)
-    for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
-        for axes in (plain, outlined, compared):
-            show_slice(axes, row.image)
-        plain.set_ylabel(row.title, fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
-        draw_outline(outlined, row.truth)
-        draw_errors(compared, row.truth, row.prediction)
-    for axes, text in zip(panels[0], ("FLAIR", "truth", "prediction against truth"), strict=True):
-        axes.set_title(text, fontsize=10)
-    shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
-    ratio = cut_to_head(shown, [mask for row in rows for mask in (row.truth, row.prediction)])
-    fit_height(figure, ratio, 4, len(rows), 1)  # the fourth column: the titles
-    handles = [panels[0, 2].plot([], [], "s", color=colour, label=text)[0] for colour, text in ERRORS]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
-    _sign(figure, note)
-    return figure
-
-
-def _sign(figure: Figure, note: str) -> None:
-    """Put the note and what must stand under every figure below it."""
-    figure.supxlabel("\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER])), fontsize=9)
-
-
-def scroll_animation(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, path: Path, note: str = "", frames: int = 24
-) -> None:
-    """Write an animated GIF that scrolls through the tumour slices of one patient, from the neck up.
-
-    `image`, `truth` and `prediction`: (X, Y, Z), LPS order, the masks boolean. At most `frames` slices are
-    shown, evenly spaced; without any tumour, they are taken from the whole volume.
-    """
-    slices = np.flatnonzero(truth.any((0, 1))) if truth.any() else np.arange(truth.shape[2])
-    bright = image > image.mean()
-    x, y = (slice(at[0], at[-1] + 1) for at in (np.flatnonzero(bright.any((1, 2))), np.flatnonzero(bright.any((0, 2)))))
-    window = np.percentile(image[x, y], (0.5, 99.5))  # one for all frames, lest they flicker
-    pictures = []
-    for z in slices[np.linspace(0, len(slices) - 1, min(frames, len(slices))).round().astype(int)]:
-        row = Overlay(f"slice {z:3d}", *(volume[x, y, z].T for volume in (image, truth, prediction)))
-        figure = overlay_figure([row], note)
-        figure.set_size_inches(6.6 * row.image.shape[1] / row.image.shape[0] + 1, 3.1)
-        height, width = row.image.shape
-        for axes in figure.axes:
-            axes.images[0].set_clim(*window)
-            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # alike in all frames
-        picture = Image.open(BytesIO(to_png(figure, dpi=80))).convert("RGBA")
-        pictures.append(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
-    _save_gif(pictures, path)
-
-
-def _save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures as a looping GIF with one palette, atomically: few greys, each plain and under every colour."""
-    greys = np.linspace(0, 255, 24)[:, None].repeat(3, axis=1)
-    tinted = [0.65 * 255 * np.array(to_rgb(colour)) + 0.35 * greys[::2] for colour, _ in ERRORS]
-    solid = [255 * np.array([to_rgb(colour)]) for colour in (OUTLINE, *(colour for colour, _ in ERRORS))]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.concatenate([greys, *tinted, *solid]).round().astype(np.uint8).tobytes())
-    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-    with atomic(path) as temporary:
-        first.save(temporary, "GIF", save_all=True, append_images=others, duration=150, loop=0, optimize=True)
+from unetlib.support.errors import counted
 
 
 def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
     """Return every Dice in a summary of `evaluate`, named by aggregation, slices and grid, with its interval if any."""
     rows = [(aggregation, slices) for aggregation in AGGREGATIONS for slices in SLICES]
-    figure = new_figure("", 4.8)
+    figure = new_figure("", 4.8, note=signed(note))
     axes = figure.subplots()
     shown = {(entry["aggregation"], entry["slices"], entry["grid"]): entry for entry in summary["figures"]}
     for place, (aggregation, slices) in enumerate(rows):
@@ -217,12 +48,11 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
     for face, text in ((GREY, "model grid"), ("none", "native grid")):
         axes.plot([], [], "o", color=GREY, mfc=face, label=text)
     axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    legend_above(figure, axes)
     numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
     axes.set_title(
         f"One network, {len(shown)} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)", pad=10
     )
-    _sign(figure, note)
     return figure
 
 
@@ -245,7 +75,7 @@ def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]]) -> None:
 def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, note: str = "") -> Figure:
     """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one."""
     alt = f"Dice of {counted(len(dices), 'test patient')} in ascending order, from {min(dices):.2f} to {max(dices):.2f}"
-    figure = new_figure(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4)
+    figure = new_figure(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4, note=signed(note))
     axes = figure.subplots()
     axes.plot(
         range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=8 if len(dices) <= 50 else 3, label="patient"
@@ -256,8 +86,7 @@ def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, no
     axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    _sign(figure, note)
+    legend_above(figure, axes)
     return figure
 
 
@@ -274,7 +103,7 @@ def paired_figure(
     """
     means = [float(np.mean(before)), float(np.mean(after))]
     alt = f"Dice of {counted(len(names), 'patient')} under two recipes: a mean of {means[0]:.3f} {labels[0]}"
-    figure = new_figure(f"{alt}, {means[1]:.3f} {labels[1]}", 3.8)
+    figure = new_figure(f"{alt}, {means[1]:.3f} {labels[1]}", 3.8, note=signed(note))
     axes = figure.subplots()
     for name, *pair in zip(names, before, after, strict=True):
         axes.plot([0, 1], pair, "o-", color=BLUE if pair[1] > pair[0] else ORANGE, lw=1.2, ms=5, gid=name)
@@ -289,9 +118,8 @@ def paired_figure(
     axes.set(xlim=(-0.35, 1.9 if len(names) <= 12 else 1.35), ylim=(-0.03, 1.03), ylabel="Dice of a patient")
     for colour, text in ((BLUE, "better"), (ORANGE, "not better"), (INK, "mean")):
         axes.plot([], [], "-", color=colour, label=text)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    legend_above(figure, axes)
     axes.spines[["top", "right"]].set_visible(False)
-    _sign(figure, note)
     return figure
 
 
@@ -309,12 +137,12 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
     `cases` maps the id of a case to its title.
     """
     alt = f"Pixels found, missed and falsely marked in every axial slice of {', '.join(cases.values())}"
-    figure = new_figure(alt.replace("\n", " "), 1.7 * len(cases) + 0.9)
+    figure = new_figure(alt.replace("\n", " "), 1.7 * len(cases) + 0.9, note=signed(note))
     panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     for (case, title), axes in zip(cases.items(), panels, strict=True):
         own = [row for row in rows if row["case"] == case]
         z, base = [int(row["z"]) for row in own], np.zeros(len(own))
-        for (colour, text), name in zip(ERRORS, ("tp", "fp", "fn"), strict=True):
+        for (colour, name), text in zip(ERRORS, ("found", "false alarm", "missed"), strict=True):
             values = np.array([int(row[f"native_{name}"]) for row in own])
             axes.bar(z, values, bottom=base, width=1.0, color=colour, label=text)
             base = base + values
@@ -326,9 +154,7 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set_xlabel("axial slice z, from neck to crown")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-    _sign(figure, note)
+    legend_above(figure, panels[0], 4)
     return figure
 
 
@@ -340,7 +166,7 @@ def threshold_figure(
     `val` and `test` hold the pooled counts at each of `thresholds` (T,).
     """
     alt = "Dice, precision and recall against the threshold, on validation patients and on test patients"
-    figure = new_figure(f"{alt}; chosen: {chosen:.2f}", 3.4)
+    figure = new_figure(f"{alt}; chosen: {chosen:.2f}", 3.4, note=signed(note))
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, counts, title in zip(panels, (val, test), ("validation: choose here", "test: look once"), strict=True):
         for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
@@ -352,9 +178,7 @@ def threshold_figure(
         axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pooled over the tumour slices")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
-    _sign(figure, note)
+    legend_above(figure, panels[0], 4)
     return figure
 
 
@@ -392,7 +216,7 @@ def calibration_figure(found: Reliability, note: str = "") -> Figure:
     bins = len(found.number)
     centres, filled = (np.arange(bins) + 0.5) / bins, found.number > 0
     alt = f"Reliability diagram: the share of tumour against the predicted probability in {bins} bins"
-    figure = new_figure(f"{alt}; the expected calibration error is {found.error():.3f}", 4.6)
+    figure = new_figure(f"{alt}; the expected calibration error is {found.error():.3f}", 4.6, note=signed(note))
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], "-", color=GREY, label="calibrated")
     top.plot(found.predicted[filled], found.observed[filled], "o-", color=BLUE, label="this network")
@@ -402,33 +226,4 @@ def calibration_figure(found: Reliability, note: str = "") -> Figure:
     below.set(xlabel="predicted probability of tumour", ylabel="pixels", yscale="log")
     for axes in (top, below):
         axes.spines[["top", "right"]].set_visible(False)
-    _sign(figure, note)
     return figure
-
-
-@takes_paths
-def make_figures(run: Path, out: Path | None = None, device: str = "auto") -> list[Path]:
-    """Draw an evaluated run, and return the files written, in `RUN/figures` unless `out` is given.
-
-    `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice),
-    `architecture.png` and `overlay.gif` (through the tumour of the median patient). Raises
-    `UnetlibError` when the run has not been evaluated or a patient is gone.
-    """
-    folder, patients, ranked = out or run / "figures", len(_ranking(run)), best_median_worst(run, device)
-    net, recipe, _ = load_model(run)
-    synthetic = any(is_synthetic(one.volume) for one in ranked)
-    source = "synthetic images" if synthetic else ""
-    order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
-    note = f"{source}; {order}" if synthetic else order
-    history = read_csv(run / "history.csv", numbers=("epoch", "train_loss", "val_loss", "val_dice"))
-    figures = {
-        "curves.png": curves_figure(history, "synthetic cohort" if synthetic else ""),
-        "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
-        "metrics.png": metrics_figure(read_json(run / "evaluation" / "summary.json"), source),
-        "architecture.png": architecture_figure(net, recipe.image_size),
-    }
-    for name, figure in figures.items():
-        save(figure, folder / name)
-    middle = ranked[len(ranked) // 2]
-    scroll_animation(middle.volume.voxels, middle.truth, middle.prediction, folder / "overlay.gif", source)
-    return [folder / name for name in (*figures, "overlay.gif")]

@@ -1,7 +1,6 @@
 """Figures of chapter 1: what the images hold, in one patient and across a cohort."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetlib.data.patients import MODALITIES, Case, read_case
-from unetlib.data.volumes import Volume, read_volume
+from unetlib.data.volumes import read_volume
 from unetlib.show.plots.common import (
     BLUE,
     DISCLAIMER,
@@ -27,105 +26,10 @@ from unetlib.show.plots.common import (
     new_figure,
     show_slice,
 )
-from unetlib.support.jobs import progress
+from unetlib.show.plots.portraits import Portrait
 
 LABELS = {1: "#56B4E9", 2: "#009E73", 3: "#CC79A7", 4: "#D55E00"}
-BINS = 48  # of a head's width and length: about 3 mm each
-SAMPLE = 5000  # intensities kept of a patient
 HEAD_ASPECT = 1.2  # length to width
-
-
-@dataclass(frozen=True)
-class Portrait:
-    """What one patient adds to the figures of a cohort, without the voxels.
-
-    `tumour_per_slice`: (Z,) voxels of tumour. `pixels`: those of one axial slice. `sample`: some
-    intensities inside the head, `limits` the lowest and highest of the volume. `tumour_map` and
-    `head_map`: (BINS, BINS) bool, the volume all slices added up, x by y, in the box around the head.
-    `centre`: (3,), the tumour's middle in that box, 0..1 along x, y, z; NaN without tumour.
-    """
-
-    id: str
-    spacing: tuple[float, float, float]
-    tumour_per_slice: np.ndarray
-    pixels: int
-    sample: np.ndarray
-    limits: tuple[float, float]
-    tumour_map: np.ndarray
-    head_map: np.ndarray
-    centre: np.ndarray
-
-    @property
-    def millilitres(self) -> float:
-        """Size of the whole tumour; 1 ml is 1,000 cubic millimetres."""
-        return float(self.tumour_per_slice.sum() * np.prod(self.spacing) / 1000)
-
-    @property
-    def tumour_slices(self) -> int:
-        """Number of axial slices with at least one voxel of tumour."""
-        return int((self.tumour_per_slice > 0).sum())
-
-    @property
-    def share_of_slices(self) -> float:
-        """Share of the axial slices with tumour, 0..1."""
-        return float((self.tumour_per_slice > 0).mean())
-
-    @property
-    def share_of_voxels(self) -> float:
-        """Share of the voxels that are tumour, 0..1."""
-        return float(self.tumour_per_slice.mean() / self.pixels)
-
-
-def portray(cases: Sequence[Case]) -> list[Portrait]:
-    """Read the FLAIR image and the mask of each case, one at a time, and keep what the figures need.
-
-    Raises `UnetlibError` as `read_case` does.
-    """
-    portraits = []
-    with progress(len(cases), "read", "case") as bar:
-        for case in cases:
-            portraits.append(_portray(case.id, *read_case(case)[:2]))
-            bar.update()
-    return portraits
-
-
-def find_head(voxels: np.ndarray) -> np.ndarray:
-    """Return where a volume is brighter than its mean, as a boolean array: the head, roughly, with or without skull."""
-    return voxels > voxels.mean()
-
-
-def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
-    head = find_head(image.voxels)
-    low, high = _box(head)
-    inside, places = image.voxels[head], np.argwhere(mask)
-    centre = (places.mean(0) + 0.5 - low) / (high - low) if len(places) else np.full(3, np.nan)
-    return Portrait(
-        id,
-        image.spacing,
-        mask.sum((0, 1)),
-        mask.shape[0] * mask.shape[1],
-        inside[:: max(1, inside.size // SAMPLE)].astype(np.float32),
-        (float(image.voxels.min()), float(image.voxels.max())),
-        _flattened(mask.max(2), low, high),
-        _flattened(head.mean(2) > 0.1, low, high),
-        centre,
-    )
-
-
-def _box(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (3,) of a head: what lies between is the planes that hold more than a few voxels of it."""
-    sums = [head.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    spans = [np.flatnonzero(line > 0.02 * line.max()) for line in sums]
-    return np.array([span[0] for span in spans], float), np.array([span[-1] + 1 for span in spans], float)
-
-
-def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return a mask (X, Y) on the (BINS, BINS) of the box: a bin is true where a voxel of the mask lies in it."""
-    places = (np.argwhere(flat) + 0.5 - low[:2]) / (high - low)[:2]
-    bins = (places[((places >= 0) & (places < 1)).all(1)] * BINS).astype(int)
-    found = np.zeros((BINS, BINS), bool)
-    found[tuple(bins.T)] = True
-    return found
 
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:
@@ -159,7 +63,9 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
     """
     row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
     patch = image[row - half : row + half + 1, column - half : column + half + 1]
-    figure = new_figure("An axial slice, a small square marked on it, and the square magnified: a number in each voxel")
+    figure = new_figure(
+        "An axial slice, a small square marked on it, and the square magnified: a number in each voxel", note=note
+    )
     whole, zoom = figure.subplots(1, 2)
     show_slice(whole, image)
     corner = (column - half - 0.5, row - half - 0.5)
@@ -175,7 +81,6 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
         zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=11)
     zoom.set(xticks=[], yticks=[])
     zoom.set_title("the yellow square, as numbers", fontsize=10)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -186,7 +91,7 @@ def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figu
     """
     found = sorted(set(np.unique(labels).tolist()) & LABELS.keys())
     alt = f"An axial slice plain, with the labels {', '.join(map(str, found)) or 'none'} in colours, and outlined"
-    figure = new_figure(alt)
+    figure = new_figure(alt, note=note)
     panels = figure.subplots(1, 3)
     for axes, title in zip(panels, ("image", "labels", "whole tumour: label > 0"), strict=True):
         show_slice(axes, image)
@@ -198,13 +103,12 @@ def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figu
     if panels[1].lines:
         panels[1].legend(loc="lower right", fontsize=9, facecolor="#000000", labelcolor="white", handletextpad=0.2)
     fit_height(figure, cut_to_head([(axes, image) for axes in panels], [labels > 0]), 3)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
 def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float] = (), note: str = "") -> Figure:
     """Return slices (H, W) side by side under their titles; `aspects`: height to width of each one's pixels, or 1."""
-    figure = new_figure(f"Slices side by side: {', '.join(pictures)}".replace("\n", " "))
+    figure = new_figure(f"Slices side by side: {', '.join(pictures)}".replace("\n", " "), note=note)
     panels = figure.subplots(1, len(pictures), squeeze=False)[0]
     ratios = aspects or [1.0] * len(pictures)
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
@@ -212,7 +116,6 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
         axes.set_aspect(ratio)
         axes.set_title(title, fontsize=10)
     fit_height(figure, cut_to_head([*zip(panels, pictures.values(), strict=True)]), max(len(pictures), 2))
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -224,7 +127,7 @@ def _letters(axes: Axes, letters: str) -> None:
 
 def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str = "") -> Figure:
     """Return the histogram of each named sample of intensities, all with area 1."""
-    figure = new_figure(f"Histograms of {xlabel}: {', '.join(samples)}")
+    figure = new_figure(f"Histograms of {xlabel}: {', '.join(samples)}", note=note)
     axes = figure.subplots()
     top = np.percentile(np.concatenate([*samples.values()]), 99.8)
     for (name, values), colour in zip(samples.items(), cycle((GREY, ORANGE, BLUE, FALSE_NEGATIVE)), strict=False):
@@ -234,7 +137,6 @@ def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str 
     axes.set(xlabel=xlabel, ylabel="share of voxels", yticks=[])
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -243,7 +145,9 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
 
     In colour: the patients of the lowest and of the highest median as stored.
     """
-    figure = new_figure(f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1")
+    figure = new_figure(
+        f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1", note=note
+    )
     panels = figure.subplots(1, 2, sharey=True)
     order = sorted(portraits, key=lambda one: float(np.median(one.sample)))
     special = {order[0].id: (BLUE, "lowest median"), order[-1].id: (ORANGE, "highest median")}
@@ -263,7 +167,6 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     panels[1].legend(frameon=False)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -271,14 +174,13 @@ def sizes_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     """Return the size of each patient's tumour in ml, from the smallest to the largest, and the median."""
     sizes = sorted(one.millilitres for one in portraits)
     alt = f"Tumour volumes of {len(sizes)} patients in order, from {sizes[0]:.0f} to {sizes[-1]:.0f} ml"
-    figure = new_figure(f"{alt}; the median is {np.median(sizes):.0f} ml")
+    figure = new_figure(f"{alt}; the median is {np.median(sizes):.0f} ml", note=note)
     axes = figure.subplots()
     axes.bar(range(1, len(sizes) + 1), sizes, color=BLUE)
     axes.axhline(np.median(sizes), color=ORANGE, linestyle="--", label=f"median {np.median(sizes):.0f} ml")
     axes.set(xlabel="patients, ordered by size", ylabel="whole tumour, ml")
     axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -289,7 +191,7 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     dot grows with the size of the tumour.
     """
     alt = "Where tumours lie: patients with tumour at each place from above, and the centres from the front"
-    figure = new_figure(f"{alt}, {len(portraits)} patients", 4.5)
+    figure = new_figure(f"{alt}, {len(portraits)} patients", 4.5, note=note)
     axial, front = figure.subplots(1, 2)
     heat = np.sum([one.tumour_map for one in portraits], axis=0)
     picture = axial.imshow(heat.T, cmap="magma", aspect=HEAD_ASPECT)
@@ -304,7 +206,6 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     for axes, letters in ((axial, "RLAP"), (front, "RLSI")):
         axes.set(xticks=[], yticks=[])
         _letters(axes, letters)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -313,7 +214,7 @@ def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     order = sorted(portraits, key=lambda one: one.share_of_slices)
     rows = np.stack([_stretched(one.tumour_per_slice / one.pixels) for one in order])
     alt = f"A row a patient, {len(portraits)} in all: which slices from neck to crown hold tumour, and their share"
-    figure = new_figure(alt, 3.8)
+    figure = new_figure(alt, 3.8, note=note)
     strips, shares = figure.subplots(1, 2, width_ratios=(2, 1))
     picture = strips.imshow(100 * rows, cmap="magma", aspect="auto", origin="lower", interpolation="nearest")
     figure.colorbar(picture, ax=strips, label="% of the slice that is tumour")
@@ -321,7 +222,6 @@ def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     shares.barh(range(len(order)), [100 * one.share_of_slices for one in order], height=0.9, color=BLUE)
     shares.set(xlabel="slices with tumour, %", xlim=(0, 100), ylim=(-0.5, len(order) - 0.5), yticks=[])
     shares.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 

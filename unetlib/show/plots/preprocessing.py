@@ -9,15 +9,13 @@ from matplotlib.ticker import LogLocator
 
 from unetlib.show.plots.common import (
     BLUE,
-    FALSE_NEGATIVE,
-    FALSE_POSITIVE,
     GREY,
     ORANGE,
-    TRUE_POSITIVE,
     cut_to_head,
     draw_errors,
     draw_outline,
     fit_height,
+    label_errors,
     new_figure,
     show_grey,
     show_slice,
@@ -36,7 +34,9 @@ def sheet_figure(
     `images`, `masks`: one (H, W) array a slice, real numbers and 0/1 or bool.
     """
     rows = -(-len(images) // columns)
-    figure = new_figure(f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}")
+    figure = new_figure(
+        f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}", note=note
+    )
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes in panels:
         axes.set_axis_off()
@@ -46,7 +46,6 @@ def sheet_figure(
         axes.set_title(title, fontsize=10)
     ratio = cut_to_head([*zip(figure.axes, images, strict=False)], [np.asarray(mask) > 0 for mask in masks])
     fit_height(figure, ratio, columns, rows, 0.4 + 0.3 * rows)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -56,7 +55,9 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
     pixels brighter than the mean of `clean`: head rather than background.
     """
-    figure = new_figure("A slice as it is, the same slice darkened by one bright voxel, and the histograms of both")
+    figure = new_figure(
+        "A slice as it is, the same slice darkened by one bright voxel, and the histograms of both", note=note
+    )
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     inside = clean > clean.mean()
     for axes, image, title, colour in (
@@ -74,7 +75,6 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     right.set(xlabel="value after min-max", ylabel="pixels of the head", yticks=[], xlim=(0, 1))
     right.legend(frameon=False)
     right.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -85,7 +85,9 @@ def grid_figure(
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    figure = new_figure("A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost", 3.6)
+    figure = new_figure(
+        "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost", 3.6, note=note
+    )
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
         (native, image, mask, "as scanned"),
@@ -97,10 +99,8 @@ def grid_figure(
         axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
         _zoom(axes, mask | back, len(picture) / max(mask.shape) if axes is small else None)
     draw_errors(errors, mask, back)
-    for colour, text in ((TRUE_POSITIVE, "kept"), (FALSE_POSITIVE, "added"), (FALSE_NEGATIVE, "lost")):
-        errors.plot([], [], "s", color=colour, label=text)
+    label_errors(errors, ("kept", "added", "lost"))
     figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -124,7 +124,7 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     alt = (
         f"Dice that the masks of {len(dots)} patients keep on a grid of {size} x {size}, against the size of the tumour"
     )
-    figure = new_figure(f"{alt}: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3)
+    figure = new_figure(f"{alt}: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3, note=note)
     axes = figure.subplots()
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
@@ -134,7 +134,6 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     axes.xaxis.set_minor_formatter("")
     axes.set_ylim(min([0.95, *(dice for _, dice in dots)]) - 0.02, 1.005)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -145,7 +144,7 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     """
     rows = [*zip(names, leaky, honest, strict=True), ("mean", float(np.mean(leaky)), float(np.mean(honest)))]
     alt = f"Pooled Dice of {len(names)} networks; on average {rows[-1][1]:.2f} on other slices of known patients"
-    figure = new_figure(f"{alt}, {rows[-1][2]:.2f} on patients never seen", 0.5 * len(rows) + 1.5)
+    figure = new_figure(f"{alt}, {rows[-1][2]:.2f} on patients never seen", 0.5 * len(rows) + 1.5, note=note)
     axes = figure.subplots()
     for y, (_, known, unseen) in enumerate(rows):
         axes.plot([known, unseen], [y, y], "-", color=GREY, lw=3 if y == len(names) else 1.5, zorder=1)
@@ -157,5 +156,4 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     axes.set(xlim=(0, 1.08), ylim=(len(names) + 0.5, -0.5), xlabel="pooled Dice of the same network")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    figure.supxlabel(note, fontsize=9)
     return figure

@@ -20,6 +20,7 @@ from unetlib.show.plots.common import (
     new_figure,
     show_grey,
     show_slice,
+    signed,
 )
 
 
@@ -65,7 +66,7 @@ def staircase_figure(
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    figure.supxlabel("\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER])), fontsize=8)
+    figure.supxlabel(signed(note), fontsize=8)
     return figure
 
 
@@ -76,7 +77,7 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
     white.
     """
     alt = f"A slice with the square that a recipe sees, and what arrives on the model's grid: {', '.join(pictures)}"
-    figure = new_figure(alt)
+    figure = new_figure(alt, note=note or DISCLAIMER)
     native, *others = figure.subplots(1, len(pictures) + 1)
     show_slice(native, image)
     corner = (window.left - 0.5, window.top - 0.5)
@@ -86,20 +87,20 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
         show_grey(axes, picture)
         axes.set_title(f"{title}, {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
     fit_height(figure, image.shape[0] / image.shape[1], len(pictures) + 1)
-    figure.supxlabel(note or DISCLAIMER, fontsize=9)
     return figure
 
 
 def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure:
     """Return the learning rate of every step of a training, a curve a schedule: `rates` maps its name to the rates."""
-    figure = new_figure(f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}")
+    figure = new_figure(
+        f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}", note=note
+    )
     axes = figure.subplots()
     draw_curves(axes, rates)
     top = max(max(values) for values in rates.values())
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.supxlabel(note, fontsize=9)
     return figure
 
 
@@ -109,7 +110,7 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
     `dices`: (thresholds, sizes) as in `unetlib.prediction.decision.dice_table`.
     """
     alt = f"Mean validation Dice for {len(THRESHOLDS)} thresholds and {len(SIZES_ML)} smallest pieces kept"
-    figure = new_figure(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml")
+    figure = new_figure(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml", note=note)
     axes = figure.subplots()
     names = [f"pieces from {size:g} ml on" if size else "all pieces" for size in SIZES_ML]
     draw_curves(axes, dict(zip(names, dices.T, strict=True)), THRESHOLDS, marker="o")
@@ -119,5 +120,4 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
     axes.set(xlabel="threshold", ylabel="mean Dice, validation", xlim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.supxlabel(note, fontsize=9)
     return figure

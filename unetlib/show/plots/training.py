@@ -15,17 +15,16 @@ from matplotlib.patches import Rectangle
 from unetlib.show.plots.common import (
     BLUE,
     DISCLAIMER,
-    FALSE_NEGATIVE,
-    FALSE_POSITIVE,
     GREY,
     INK,
     ORANGE,
-    TRUE_POSITIVE,
     cut_to_head,
     draw_errors,
     draw_outline,
     fit_height,
     in_notebook,
+    label_errors,
+    legend_above,
     new_figure,
     show_slice,
 )
@@ -141,7 +140,7 @@ def loss_figure() -> Figure:
         axes.axvline(0, color=GREY, lw=0.8)
         axes.axhline(0, color=GREY, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    legend_above(figure, losses, 2)
     return figure
 
 
@@ -150,15 +149,17 @@ def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray
 
     `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
     """
-    figure = new_figure(f"{len(images)} slices of a batch: found, missed and false alarm in colours")
+    figure = new_figure(
+        f"{len(images)} slices of a batch: found, missed and false alarm in colours", note=note or DISCLAIMER
+    )
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
         draw_errors(axes, truth, prediction)
     ratio = cut_to_head([*zip(panels, images, strict=True)], [*truths, *predictions])
     fit_height(figure, ratio, max(len(images), 3), extra=1)
-    _error_legend(figure, panels[0])
-    figure.supxlabel(note or DISCLAIMER, fontsize=9)
+    label_errors(panels[0])
+    legend_above(figure, panels[0])
     return figure
 
 
@@ -170,7 +171,7 @@ def probability_figure(
     All (H, W), ready for display; `truth` is boolean, `probability` in 0..1.
     """
     alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
-    figure = new_figure(f"{alt} {threshold:g} is right and wrong")
+    figure = new_figure(f"{alt} {threshold:g} is right and wrong", note=note or DISCLAIMER)
     outlined, shaded, compared = figure.subplots(1, 3)
     for axes in (outlined, compared):
         show_slice(axes, image)
@@ -184,15 +185,9 @@ def probability_figure(
     titles = ("FLAIR, truth outlined", "probability of tumour", f"probability >= {threshold:g} against truth")
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, fontsize=10)
-    _error_legend(figure, compared)
-    figure.supxlabel(note or DISCLAIMER, fontsize=9)
+    label_errors(compared)
+    legend_above(figure, compared)
     return figure
-
-
-def _error_legend(figure: Figure, axes: Axes) -> None:
-    colours = {"found": TRUE_POSITIVE, "false alarm": FALSE_POSITIVE, "missed": FALSE_NEGATIVE}
-    handles = [axes.plot([], [], "s", color=colour, label=text)[0] for text, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
