@@ -21,11 +21,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import in_turn, markdown_table, parser, patients, report, spread
+from benchmarks.common import endless, in_turn, markdown_table, parser, patients, report, spread
 from unetlib import Recipe, prepare
 from unetlib.engine import threads
 from unetlib.engine.threads import Threads
-from unetlib.runs.training import Trainer
+from unetlib.loop import Loop
+from unetlib.runs.run import Run
+from unetlib.runs.training import open_loop
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 RECIPE = Recipe.published.but(width=16)
@@ -50,53 +52,50 @@ def busy(number: int) -> Iterator[None]:
             program.wait()
 
 
-def train_for(trainer: Trainer, seconds: float, last: float) -> float:
+def train_for(steps: Iterator[None], seconds: float, last: float) -> float:
     """Train for so many seconds; return the slices a second in the last ones."""
     start, ends = time.perf_counter(), []
     while not ends or ends[-1] < start + seconds:
-        if trainer.done.step == trainer.steps:
-            trainer.done.epoch, trainer.done.step, trainer.order = trainer.done.epoch + 1, 0, None
-        trainer.threads.timed(trainer.step)
+        next(steps)
         ends.append(time.perf_counter())
     counted = [end for end in ends if end > ends[-1] - last]
     begin = ends[-len(counted) - 1] if len(counted) < len(ends) else start
     return RECIPE.batch_size * len(counted) / (ends[-1] - begin)
 
 
-def fixed(number: int) -> Callable[[Trainer], Threads]:
+def fixed(number: int) -> Callable[[Loop], Threads]:
     """Return what sets a number of threads."""
 
-    def choose(_: Trainer) -> Threads:
+    def choose(_: Loop) -> Threads:
         torch.set_num_threads(number)
         return Threads(number)
 
     return choose
 
 
-def measured(trainer: Trainer) -> Threads:
+def measured(loop: Loop) -> Threads:
     """Choose the number of threads as a run does that begins in a new process."""
     threads._use(MOST)
     threads._measured.clear()
-    return Threads.settle(trainer.run, trainer.fabric, trainer.model, SHAPE, None, None)
+    return Threads.settle("", loop.engine.fabric, loop.network.module, SHAPE, None, None)
 
 
-def compare(trainer: Trainer, repeats: int, seconds: float) -> tuple[str, str]:
+def compare(loop: Loop, repeats: int, seconds: float) -> tuple[str, str]:
     """Return a table, slices a second of all ways beside all loads, and what the choice took."""
     ways = {f"{number} thread{'s' * (number > 1)}": fixed(number) for number in threads.numbers(MOST)}
     ways = {**ways, f"0.3: {MOST}": fixed(MOST), "measured": measured}
     speed: dict[tuple[str, str], list[float]] = {(way, load): [] for way in ways for load in LOADS}
-    costs = []
+    costs, steps = [], endless(loop)
     for repeat in range(repeats):
         for load, number in LOADS.items():
             with busy(number):
                 for way, choose in in_turn(ways, repeat):
                     start = time.perf_counter()
-                    trainer.threads = choose(trainer)
+                    choose(loop)  # the choice alone; the watch is shown below
                     if choose is measured:
                         costs.append(time.perf_counter() - start)
-                        trainer.threads.measure = None  # the choice alone; the watch is shown below
-                    train_for(trainer, 0.2, 1.0)  # to warm up
-                    speed[way, load].append(train_for(trainer, seconds, seconds))
+                    train_for(steps, 0.2, 1.0)  # to warm up
+                    speed[way, load].append(train_for(steps, seconds, seconds))
     best = {load: max(statistics.median(speed[way, load]) for way in ways if "thread" in way) for load in LOADS}
     rows = [[way, *(spread(speed[way, load]) for load in LOADS)] for way in ways]
     ratios = [statistics.median(speed["measured", load]) / best[load] for load in LOADS]
@@ -104,15 +103,16 @@ def compare(trainer: Trainer, repeats: int, seconds: float) -> tuple[str, str]:
     return markdown_table(["slices/s", *LOADS], rows), f"The choice took {spread(costs)} s."
 
 
-def in_mid_run(trainer: Trainer) -> str:
+def in_mid_run(loop: Loop) -> str:
     """Return a table: slices a second at the end of stretches with and without a load, the number before and after."""
-    rows = []
+    rows, steps, others = [], endless(loop), loop.hooks
     for way, choose in {"0.3": fixed(MOST), "measured and watched": measured}.items():
-        trainer.threads, cells = choose(trainer), []
+        watched, cells = choose(loop), []
+        loop.hooks = [watched, *others]
         for number, seconds in STRETCHES.values():
             with busy(number):
-                speed = train_for(trainer, seconds if choose is measured else 2 * LAST, LAST)
-            cells.append(f"{speed:.3g} ({trainer.threads.number})")
+                speed = train_for(steps, seconds if choose is measured else 2 * LAST, LAST)
+            cells.append(f"{speed:.3g} ({watched.number})")
         rows.append([way, *cells])
     return markdown_table(["slices/s, a load in mid-run", *STRETCHES], rows)
 
@@ -124,9 +124,10 @@ def main() -> None:
         raise SystemExit("There is nothing to choose: one thread, or OMP_NUM_THREADS is set. Unset it.")
     with patients(8) as data, tempfile.TemporaryDirectory() as temporary:
         prepared = prepare(data, Path(temporary, "prepared"))
-        trainer = Trainer.open(prepared, Path(temporary, "run"), RECIPE, "cpu")
-        blocks = [*compare(trainer, arguments.repeats, arguments.seconds), in_mid_run(trainer)]
-    about = f"Width 16, 96 x 96, batch 4, {trainer.recipe.precision}."
+        loop = open_loop(prepared, Run(Path(temporary, "run")), RECIPE)
+        loop.hooks = []
+        blocks = [*compare(loop, arguments.repeats, arguments.seconds), in_mid_run(loop)]
+    about = f"Width 16, 96 x 96, batch 4, {loop.recipe.precision}."
     note = "In brackets: the number of threads at the end of the stretch."
     packages = ("torch", "lightning-fabric")
     report("busy", "A busy machine", about, *blocks, note, options=arguments, packages=packages)

@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from unetlib.loop import Loop
 from unetlib.runs.provenance import processor
 from unetlib.support.files import atomic
 
@@ -172,3 +173,14 @@ def link(cases: list[Path], folder: Path, number: int) -> Path:
             except OSError:
                 shutil.copy(source, target)
     return folder
+
+
+def endless(loop: Loop) -> Iterator[None]:
+    """Train step after step, epoch after epoch, without validation; yield after each."""
+    size, state = loop.recipe.batch_size, loop.state
+    while True:
+        order = loop.order()
+        for state.step in range(loop.steps):
+            loop.step(order[state.step * size : (state.step + 1) * size])
+            yield
+        state.epoch, state.step = state.epoch + 1, 0

@@ -27,7 +27,7 @@ from unetlib import Predictor, Recipe, UNet, find_cases, predict, prepare, train
 from unetlib.data.slices import image_to_slices, slices_to_volume
 from unetlib.data.volumes import Source, read_volume
 from unetlib.metrics import count, dice
-from unetlib.runs.checkpoint import load_model
+from unetlib.runs.run import Run
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 
@@ -85,7 +85,7 @@ def main() -> None:
         prepare(data, prepared)
         train(prepared, run, Recipe.published.but(epochs=1), "cpu")
         image = find_cases(data).cases[0].files()[0]
-        network, recipe, _ = load_model(run)
+        network, recipe, _ = Run.of(run).load()
         network, precision = network.to(memory_format=torch.contiguous_format), recipe.precision  # type: ignore[call-overload]
         ways = {
             "unetlib predict": quiet(lambda: predict(run, [image], out, overwrite=True, device="cpu")),
@@ -97,7 +97,7 @@ def main() -> None:
             np.asarray(nib.load(next(out.glob(f"*{kind}.nii.gz"))).dataobj) > 0 for kind in ("_mask", "_monai")
         )
         parts = stages(run, image, arguments.repeats)
-    agreement = float(dice(count(ours[None], theirs[None]).sum()))
+    agreement = dice(count(ours[None, None], theirs[None, None])).item()
     us = times["unetlib predict"]
     parts["the rest: hashes, writing"] = statistics.median(us) - sum(parts.values())
     rows = [[name, spread(values), f"{ratio(values, us):.2f}"] for name, values in times.items()]

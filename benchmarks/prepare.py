@@ -24,7 +24,7 @@ from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity
 from benchmarks.common import link, markdown_table, parser, patients, ratio, report, seconds, spread
 from unetlib import Recipe, find_cases, read_case
 from unetlib.data.patients import Case
-from unetlib.data.prepare import _Job, _prepare_case
+from unetlib.data.prepare import _plan, _prepare_case
 from unetlib.data.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.data.volumes import Source, read_volume
 from unetlib.support.command import BEGINS_ANEW, run_command
@@ -85,7 +85,7 @@ def main() -> None:
     with patients(number) as data, tempfile.TemporaryDirectory() as temporary:
         cohort = find_cases(data)
         cases = cohort.cases[:8]
-        jobs = [_Job(case, Recipe.published, Path(temporary), case.stamp(cohort.root)) for case in cases]
+        jobs = _plan(cohort, cases, Recipe.published, Path(temporary))
         ways = {
             "decompression alone (the floor)": lambda: [decompress(case) for case in cases],
             "unetlib": lambda: [_prepare_case(job) for job in jobs],

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from benchmarks.common import in_turn, markdown_table, parser, patients, ratio, report, spread
 from unetlib import prepare
-from unetlib.runs.checkpoint import LATEST, load_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.errors import counted
 from unetlib.support.jobs import cpu_count
@@ -33,7 +34,7 @@ def run_steps(prepared: Path, run: Path, processes: int, threads: int, batch: in
         done = subprocess.run(command + arguments, env=environment, capture_output=True, text=True)
         if done.returncode or (run / "history.csv").exists():
             raise SystemExit(done.stderr or "An epoch has ended: more patients are needed.")
-        taken.append(load_checkpoint(run / LATEST)["progress"]["seconds"])
+        taken.append(load_checkpoint(Run(run).latest)["progress"]["seconds"])
     return steps * batch / (taken[1] - taken[0])
 
 

@@ -16,7 +16,8 @@ import torch
 from benchmarks.common import markdown_table, parser, report
 from unetlib import Recipe, make_cohort, prepare, train
 from unetlib.engine.device import resolve_precision
-from unetlib.runs.checkpoint import LATEST, load_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.command import run_command
 
 
@@ -47,7 +48,7 @@ def main() -> None:
         for seed in arguments.seeds:
             run = arguments.work / f"{name}-{precision}-{seed}"
             train(prepared.folder, run, Recipe.published.but(precision=precision, seed=seed), "cpu")
-            progress: dict[str, Any] = load_checkpoint(run / LATEST)["progress"]
+            progress: dict[str, Any] = load_checkpoint(Run(run).latest)["progress"]
             history, taken = progress["history"], progress["seconds"]
             epoch, dice = reached(history), history[-1]["val_dice"]
             final.setdefault(precision, []).append(dice)

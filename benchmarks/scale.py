@@ -19,9 +19,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.common import link, markdown_table, parser, peak_memory, report
+from benchmarks.common import endless, link, markdown_table, parser, peak_memory, report
 from unetlib import Prepared, Recipe, prepare
-from unetlib.runs.training import Trainer
+from unetlib.runs.run import Run
+from unetlib.runs.training import open_loop
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.jobs import cpu_count
 
@@ -58,17 +59,18 @@ def small_patients(folder: Path, number: int = 8) -> list[Path]:
 def measure(prepared: Path, run: Path, start: float) -> dict[str, float]:
     """Train some steps in this process, which was started at `start`, then read every slice."""
     data = Prepared.open(prepared)
-    trainer = Trainer.open(data, run, Recipe.published, "cpu")
-    trainer.step()
+    loop = open_loop(data, Run(run), Recipe.published)
+    loop.hooks, steps = [], endless(loop)
+    next(steps)
     first = time.time() - start
     times = []
-    for _ in range(min(STEPS, trainer.steps - 1)):
+    for _ in range(min(STEPS, loop.steps - 1)):
         begin = time.perf_counter()
-        trainer.step()
+        next(steps)
         times.append(time.perf_counter() - begin)
     training, _ = peak_memory()
     for begin in range(0, len(data.images), READ):
-        data.batch(np.arange(begin, min(begin + READ, len(data.images))))
+        data.dataset().batch(np.arange(begin, min(begin + READ, len(data.images))))
     total, own = peak_memory()
     return {"first": first, "steps": 1 / statistics.median(times), "training": training, "own": own, "total": total}
 

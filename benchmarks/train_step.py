@@ -13,20 +13,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import markdown_table, matmul_floor, parser, ratio, report, seconds, spread
+from benchmarks.common import endless, markdown_table, matmul_floor, parser, ratio, report, seconds, spread
 from benchmarks.contenders import basic_unet, fitting_width, gflop, monai_unet, plain
-from unetlib import Prepared, Recipe, UNet
-from unetlib.engine.device import resolve_precision, start_engine
-from unetlib.runs.checkpoint import build_model
-from unetlib.runs.training import Progress, Trainer
+from unetlib import Recipe, UNet
+from unetlib.dataset import SliceDataset
+from unetlib.engine.device import resolve_precision
+from unetlib.engine.fabric import FabricEngine
+from unetlib.engine.hooks import FiniteLoss
+from unetlib.loop import Loop
+from unetlib.networks import build_network
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 SLICES = 64
@@ -43,28 +44,20 @@ KINDS = {  # of work, and what the profiler calls it
 }
 
 
-class Slices:
-    """Noise with a bright disc, in the place of a prepared folder: (N, 1, 96, 96) float16 and uint8."""
-
-    folder = "the benchmark's slices"
-
-    def __init__(self, number: int = SLICES, side: int = 96) -> None:
-        rng = np.random.default_rng(0)
-        y, x = np.ogrid[:side, :side]
-        discs = [(x - a) ** 2 + (y - b) ** 2 < 150 for a, b in rng.integers(20, side - 20, (number, 2))]
-        self.masks = np.array(discs, np.uint8)[:, None]
-        self.images = (0.3 * rng.random(self.masks.shape) + 0.4 * self.masks).astype(np.float16)
-
-    def batch(self, indices: np.ndarray, neighbours: int = 0) -> tuple[Tensor, Tensor]:
-        """Return what `unetlib.data.prepare.Prepared.batch` does."""
-        image, mask = (torch.from_numpy(array[indices].astype(np.float32)) for array in (self.images, self.masks))
-        return image, mask
+def noisy_discs(number: int = SLICES, side: int = 96) -> SliceDataset:
+    """Return noise with a bright disc in each slice, in the place of prepared slices."""
+    rng = np.random.default_rng(0)
+    y, x = np.ogrid[:side, :side]
+    discs = [(x - a) ** 2 + (y - b) ** 2 < 150 for a, b in rng.integers(20, side - 20, (number, 2))]
+    masks = np.array(discs, np.uint8)[:, None]
+    images = (0.3 * rng.random(masks.shape) + 0.4 * masks).astype(np.float16)
+    return SliceDataset(images, masks, dict.fromkeys(("train", "val"), np.arange(number)), np.array([number]))
 
 
 class Samples(Dataset[tuple[Tensor, Tensor]]):
     """The same slices one by one, each augmented by itself, as most scripts do."""
 
-    def __init__(self, slices: Slices) -> None:
+    def __init__(self, slices: SliceDataset) -> None:
         self.slices = slices
 
     def __len__(self) -> int:
@@ -77,21 +70,17 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
         return (image.flip(2), mask.flip(2)) if flip else (image, mask)
 
 
-def ours(slices: Slices, batch: int, precision: str, device: str, compiled: bool) -> Callable[[], object]:
+def ours(slices: SliceDataset, batch: int, precision: str, device: str, compiled: bool) -> Callable[[], object]:
     """Return a function that does one step of `unetlib.runs.training`."""
-    recipe, everything = Recipe(batch_size=batch, precision=precision), np.arange(len(slices.images))
-    fabric = start_engine(device, precision)
-    model = build_model(recipe).to(fabric.device)
-    net = fabric.setup_module(torch.compile(model) if compiled else model)
-    adam = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    done, data = Progress(), cast(Prepared, slices)
-    trainer = Trainer(fabric, model, net, adam, data, everything, everything, Path(), recipe, done)
+    recipe = Recipe(batch_size=batch, precision=precision)
+    engine = FabricEngine.start(device, precision)
+    network = build_network(recipe).to(engine.device)
+    network = engine.setup(torch.compile(network) if compiled else network)
+    steps = endless(Loop(network, slices, recipe, [FiniteLoss()], engine))
 
     def step() -> None:
-        if done.step == trainer.steps:
-            done.epoch, done.step, trainer.order = done.epoch + 1, 0, None
-        trainer.step()
-        if fabric.device.type == "cuda":
+        next(steps)
+        if engine.device.type == "cuda":
             torch.cuda.synchronize()
 
     return step
@@ -99,7 +88,7 @@ def ours(slices: Slices, batch: int, precision: str, device: str, compiled: bool
 
 def build(name: str, batch: int, device: str) -> tuple[Callable[[], object], float]:
     """Return the step of a contender, and its 10^9 operations a slice."""
-    slices, wanted = Slices(), gflop(UNet)
+    slices, wanted = noisy_discs(), gflop(UNet)
     if name.startswith("ours"):
         return ours(slices, batch, name.split()[1], device, name.endswith("compiled")), wanted
     makers = {"the same U-Net, naive": lambda _: UNet(), "MONAI BasicUNet": basic_unet, "MONAI UNet": monai_unet}

@@ -20,16 +20,18 @@ import torch
 from benchmarks.common import machine, parser
 from studies import results
 from studies.results import DICE, SCORES, Result
-from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, prepare, train, tune
+from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
-from unetlib.evaluation.evaluate import read_patients
+from unetlib.evaluation.summary import read_patients
+from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, changed
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.chance import generator
 from unetlib.support.errors import counted
 from unetlib.support.files import digest, read_csv, read_json
-from unetlib.support.jobs import say
+from unetlib.support.messages import say
 
 PAGE = Path(__file__).with_name("RESULTS.md")
 FOLDS, VALIDATION = 5, 8
@@ -99,32 +101,29 @@ class Cell:
             )
         return found
 
-    def run(self, work: Path) -> Path:
-        """Return the folder of its training run."""
-        return work / "runs" / self.name
+    def run(self, work: Path) -> Run:
+        """Return its training run."""
+        return Run(work / "runs" / self.name)
 
     def progress(self, work: Path) -> str:
         """Say how far it is."""
         if (found := self.result()) is not None:
             return f"done, mean Dice {found[DICE].mean():.3f}"
-        if not (self.run(work) / LATEST).exists():
+        if not self.run(work).latest.exists():
             return "not begun"
-        done = load_checkpoint(self.run(work) / LATEST)["progress"]
+        done = load_checkpoint(self.run(work).latest)["progress"]
         return f"epoch {done['epoch'] + 1} of {self.recipe.epochs}" if done["epoch"] < self.recipe.epochs else "trained"
 
-    def fit(self, data: Path, work: Path) -> Path:
+    def fit(self, data: Path, work: Path) -> Run:
         """Prepare, train and tune, or resume that; return the run."""
         start_from = pretrained(work, self.recipe) if self.phantoms else None
         key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
         if not (prepared / "split.json").exists():
             self.split.save(prepared / "split.json")
-        prepare(data, prepared, self.recipe, workers=1)
-        if self.trained_as and not run.exists():
+        if self.trained_as and not run.folder.exists():
             copy_training(self.trained_as.fit(data, work), run, self.recipe)
-        train(prepared, run, self.recipe, start_from=start_from)
-        tune(run)
-        return run
+        return run_recipe(self.recipe, prepared, run, data, start_from=start_from).run
 
     def patients(self, data: Path, work: Path) -> Path:
         """Return the folder of the patients of its split: `data`, or a copy of some of them."""
@@ -139,12 +138,12 @@ class Cell:
             return found
         run = self.fit(data, work)
         evaluate(run, split=self.part)
-        own, trained = self.patients(data, work), load_checkpoint(run / LATEST)
-        decision = read_json(run / "decision.json") if self.recipe.tune else {}
+        own, trained = self.patients(data, work), load_checkpoint(run.latest)
+        decision = read_json(run.decision_file) if self.recipe.tune else {}
         about = {
             "part": self.part,
             "split": self.split.hash[:DIGITS],
-            "epoch": load_checkpoint(run / BEST)["epoch"],
+            "epoch": load_checkpoint(run.best)["epoch"],
             "seconds": round(trained["progress"]["seconds"], 1),
             "threads": torch.get_num_threads(),
             "seconds_to_predict": round(seconds_to_predict(run, own, self.split), 2),
@@ -152,7 +151,7 @@ class Cell:
             "start_from": (trained.get("start_from") or "")[:DIGITS],
         }
         about |= {"decision.weights": decision["weights"][:DIGITS]} if decision else {}
-        folder = run / "evaluation" / ("" if self.part == "test" else self.part)
+        folder = run.evaluation / ("" if self.part == "test" else self.part)
         return record_run(self.name, folder, own, about, Recipe(**trained["recipe"]))
 
 
@@ -170,7 +169,7 @@ def record_run(name: str, folder: Path, data: Path, about: dict[str, Any], recip
     return found
 
 
-def seconds_to_predict(run: Path, data: Path, split: Split) -> float:
+def seconds_to_predict(run: Run, data: Path, split: Split) -> float:
     """Return the core seconds that the first validation patient takes, from volume to probabilities."""
     predictor = Predictor.open(run)
     case = next(case for case in find_cases(data).cases if case.patient == split.val[0])
@@ -189,16 +188,16 @@ def copied(data: Path, folder: Path, patients: Collection[str]) -> Path:
     return folder
 
 
-def copy_training(other: Path, run: Path, recipe: Recipe) -> None:
+def copy_training(other: Run, run: Run, recipe: Recipe) -> None:
     """Make `run` from another run; their recipes may differ only in what the training has not used so far."""
-    fields, temporary = recipe.as_dict(), run.with_name(f".tmp-{run.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name in (LATEST, BEST):
-        content = load_checkpoint(other / name)
+    fields, temporary = recipe.as_dict(), Run(run.folder.with_name(f".tmp-{run.folder.name}"))
+    shutil.rmtree(temporary.folder, ignore_errors=True)
+    temporary.folder.mkdir()
+    for path, copy in ((other.latest, temporary.latest), (other.best, temporary.best)):
+        content = load_checkpoint(path)
         fields["precision"] = content["recipe"]["precision"]
-        save_checkpoint(temporary / name, {**content, "recipe": fields})
-    temporary.rename(run)
+        save_checkpoint(copy, {**content, "recipe": fields})
+    temporary.folder.rename(run.folder)
 
 
 def on_phantoms(recipe: Recipe) -> Recipe:
@@ -206,12 +205,12 @@ def on_phantoms(recipe: Recipe) -> Recipe:
     return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10)
 
 
-def pretrained(work: Path, recipe: Recipe) -> Path:
+def pretrained(work: Path, recipe: Recipe) -> Run:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
     make_cohort(work / "phantoms", PHANTOMS, varied=True)
     split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
     cell = Cell("phantoms-first" if recipe.neighbours else "phantoms", on_phantoms(recipe), split, "val")
-    done = (cell.run(work) / "decision.json").exists()  # then several processes may start from it at once
+    done = cell.run(work).decision_file.exists()  # then several processes may start from it at once
     return cell.run(work) if done else cell.fit(work / "phantoms", work)
 
 

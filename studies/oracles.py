@@ -36,8 +36,8 @@ from tests import oracles
 from tests.oracles import Spacing
 from unetlib import find_cases, metrics, read_case
 from unetlib.data.patients import Case
-from unetlib.evaluation.evaluate import TOLERANCE_MM
-from unetlib.metrics import METRICS, Counts, count, surface_figures
+from unetlib.evaluation.summary import TOLERANCE_MM
+from unetlib.metrics import METRICS, Counts, surface_figures
 from unetlib.support.command import BEGINS_ANEW, run_command
 from unetlib.support.jobs import run_jobs
 
@@ -102,7 +102,7 @@ def score(job: tuple[int, Case]) -> list[Pair]:
         spacings = {"": volume.spacing, "thick": THICK} if prediction.any() and truth.any() else {}
         surfaces = {key: surfaces_of(prediction, truth, spacing) for key, spacing in spacings.items()}
         masks = [sparse.csr_matrix(mask) for mask in slices]
-        pairs.append(Pair(name, job[0], count(*slices), values, matrix, masks, surfaces))
+        pairs.append(Pair(name, job[0], oracles.count_slices(*slices), values, matrix, masks, surfaces))
     return pairs
 
 
@@ -263,7 +263,7 @@ def empty_masks(ask: Callable[..., Brats]) -> Iterator[list[Any]]:
         found, flat = ask(p, t, CUBES), [mask.reshape(1, -1) for mask in (p, t)]
         tensors = [torch.from_numpy(mask)[None, None].float() for mask in (p, t)]
         by_default, kept = (DiceMetric(ignore_empty=ignore)(*tensors).item() for ignore in (True, False))
-        by_monai, counts = oracles.by_monai(*flat)[0], count(*flat)
+        by_monai, counts = oracles.by_monai(*flat)[0], oracles.count_slices(*flat)
         sk = {
             word: getattr(sklearn.metrics, f"{word}_score")(flat[1][0], flat[0][0])
             for word in ("f1", "precision", "recall")

@@ -28,7 +28,7 @@ from studies.results import DICE, Result, gain_text, pooled_dice, seconds_of_tra
 from unetlib import Recipe
 from unetlib.show.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
 from unetlib.support.command import run_command
-from unetlib.support.jobs import say
+from unetlib.support.messages import say
 
 LONG = 25  # epochs of the published recipe in the time of the strong one with its share of the pre-training
 ARMS = {

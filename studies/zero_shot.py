@@ -48,9 +48,7 @@ def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> Result:
         return found
     folder, run = copied(data, work / run_name, patients), pretrained(work, FIRST)
     evaluate(run, folder)
-    return record_run(
-        run_name, run / "evaluation" / f"data-{folder.name}", folder, {"part": "test"}, on_phantoms(FIRST)
-    )
+    return record_run(run_name, run.evaluation / f"data-{folder.name}", folder, {"part": "test"}, on_phantoms(FIRST))
 
 
 def curve(data: Path) -> Iterator[tuple[int, Cell]]:

@@ -18,6 +18,7 @@ from unetlib.recipe import Recipe
 from unetlib.runs.training import train
 from unetlib.show.screenshot import find_browser
 from unetlib.support.files import read_json, write_json
+from unetlib.support.messages import show_messages
 
 for variable in ("COURSE_DATA", "COURSE_SHORT"):  # of whoever starts the tests
     os.environ.pop(variable, None)
@@ -40,6 +41,7 @@ STRONG = SMALL.but(  # every part of Recipe.strong, and what was tried beside it
     mirror=True,
     tune=True,
 )
+LATEST, BEST = "latest_checkpoint.pth", "best_model.pth"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # Properties are tried on the same examples each time, so that a failure can be repeated; `make test-long` tries more.
@@ -57,6 +59,12 @@ def some(values: Iterable, often: Iterable) -> list:
 def rounds(number: int) -> list:
     """Return the seeds of a test that draws what it tries: 0 in `make test`, the others in `make test-long`."""
     return some(range(number), [0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def messages():
+    """Print what a command or a notebook would print."""
+    show_messages()
 
 
 @pytest.fixture(scope="session")

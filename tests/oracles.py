@@ -15,6 +15,9 @@ from monai.metrics.utils import create_table_neighbour_code_to_surface_area
 from scipy import ndimage, sparse
 from scipy.spatial import cKDTree
 
+from unetlib import metrics
+from unetlib.metrics import Counts
+
 Spacing = tuple[float, float, float]
 MONAI = {
     "dice": "f1 score",
@@ -25,6 +28,13 @@ MONAI = {
     "specificity": "specificity",
     "f1": "f1 score",
 }
+
+
+def count_slices(prediction: np.ndarray, truth: np.ndarray) -> Counts:
+    """Return our counts of each slice, (N,), of masks (N, ...) of one region."""
+    pair = (mask.reshape(len(mask), 1, -1, 1) for mask in (prediction, truth))
+    counts = metrics.count(*pair)
+    return Counts(*(getattr(counts, name)[:, 0] for name in metrics.COUNTS))
 
 
 def predictions(flair: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

@@ -55,7 +55,8 @@ GROUPS = {
         for run in ("whole", "strong-whole")
     ],
 }
-OTHERWISE = {"seconds", "unetlib", "key", "check", "data"}  # times, and what identifies versions and files
+OTHERWISE = {"seconds", "unetlib", "key", "check", "data", "weights"}  # times, and what identifies versions and files
+DESCRIPTION = slice(148, 228)  # of a NIfTI header: here the hash of the file of the weights
 
 
 @contextmanager
@@ -102,7 +103,9 @@ def values(folder: Path, seen: set[Path]) -> dict[str, Any]:
         elif path.name in ("split.json", "decision.json", "summary.json"):
             found |= flat(name, json.loads(path.read_text()))
         elif path.suffix == ".gz":
-            found[name] = gzip.decompress(path.read_bytes())
+            content = bytearray(gzip.decompress(path.read_bytes()))
+            content[DESCRIPTION] = bytes(80)
+            found[name] = bytes(content)
     return found
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import SMALL, some
+from tests.conftest import BEST, LATEST, SMALL, some
 from unetlib.cli import main
 from unetlib.metrics import bootstrap_interval
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, save_checkpoint
-from unetlib.runs.provenance import read_provenance
+from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
+from unetlib.runs.run import Run
 from unetlib.show import card as module
 from unetlib.show.card import SOURCES, write_card
 from unetlib.support.errors import UnetlibError
@@ -98,7 +98,7 @@ def test_surface_training_and_data_are_those_of_the_run(carded):
     assert f"epoch {best['epoch']}, with a validation Dice" in words(text)
     assert f"of {float(best['val_dice']):.3f}." in words(text)
     assert f"{len(history)} of {len(history)} epochs in " in words(text)
-    about, split = read_provenance(run), read_json(run / "split.json")
+    about, split = Run.of(run).provenance, read_json(run / "split.json")
     for part in ("train", "val", "test"):
         slices = sum(case["slices"] for case in about["cases"].values() if case["part"] == part)
         assert f"| {part} | {len(split[part])} | {len(split[part])} | {slices} |" in text
@@ -272,7 +272,7 @@ def test_whose_data_the_first_weights_have_seen_is_told(copy):
     assert "whose data are not recorded" in words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
     case = {"part": "val", "files": []}
     earlier = {str(n): {**case, "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(4)}
-    write_json(copy / "provenance.json", read_provenance(copy) | {"earlier": earlier})
+    write_json(copy / "provenance.json", Run.of(copy).provenance | {"earlier": earlier})
     text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
     assert "which was trained on 2 patients (E0, E1)" in text
 

@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import LPS, write_patient
+from tests.conftest import BEST, LATEST, LPS, write_patient
 from unetlib.cli import main
-from unetlib.data.prepare import Prepared
+from unetlib.data.prepared import Prepared
+from unetlib.recipe import PREDICT, STAGES, Recipe
 from unetlib.recipe import PREPARE as PREPARE_STAGE
 from unetlib.recipe import TRAIN as TRAIN_STAGE
-from unetlib.recipe import Recipe
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, previous, save_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from unetlib.support.files import read_json, sha256
 
 PREPARE = ["--image-size", "32", "--workers", "1"]
@@ -63,7 +63,7 @@ def test_the_main_job_from_check_to_predict(data, tmp_path, capsys):
     run_cli("train", tmp_path / "p", tmp_path / "r", *TRAIN)
     assert "best validation Dice" in capsys.readouterr().out
     run_cli("evaluate", tmp_path / "r", "--device", "cpu")
-    assert "<- the published figure" in capsys.readouterr().out
+    assert "<- the published number" in capsys.readouterr().out
     image = data / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
     run_cli("predict", tmp_path / "r", image, "--out", tmp_path / "masks", "--device", "cpu", "--probabilities")
     assert len(list((tmp_path / "masks").iterdir())) == 2
@@ -95,7 +95,7 @@ def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_trainin
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys, monkeypatch, number):
-    monkeypatch.setattr("unetlib.runs.training.Trainer.step", lambda trainer: os.kill(os.getpid(), number) or 0.0)
+    monkeypatch.setattr("unetlib.engine.hooks.FiniteLoss.on_gradients", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 1)
@@ -137,10 +137,10 @@ def test_slices_of_one_recipe_and_a_training_of_the_other_give_a_hint_once(
     capsys.readouterr()
     run_cli(*words)
     told = capsys.readouterr().out
-    assert ("If that is not meant" in told) == bool(hint)
+    assert ("If this is not intended" in told) == bool(hint)
     assert hint in told
     run_cli(*words)
-    assert "If that is not meant" not in capsys.readouterr().out, "a run under way has been told"
+    assert "If this is not intended" not in capsys.readouterr().out, "a run under way has been told"
 
 
 def test_the_installed_module_ends_with_a_sentence_and_status_1(tmp_path):
@@ -265,7 +265,7 @@ def test_a_full_disk_while_preparing(data, tmp_path, capsys, monkeypatch):
     ("flags", "words"),
     [
         (["--width", "0"], "width is 0"),
-        (["--width", "100000"], "up to 512"),
+        (["--width", "100000"], "at most 512"),
         (["--loss", "hinge"], "no loss named 'hinge'"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--device", "abacus"], "no device 'abacus'"),
@@ -278,14 +278,12 @@ def test_flags_out_of_range(prepared, tmp_path, capsys, flags, words):
 
 
 def test_every_field_of_the_recipe_is_a_flag(capsys):
-    from unetlib.recipe import Recipe
-
     told = ""
     for command in ("prepare", "train"):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         told += capsys.readouterr().out
-    for stage in ("prepare", "train"):
+    for stage in STAGES:
         for name in Recipe.published.stage(stage):
             assert f"--{name.removeprefix('split_').replace('_', '-')}" in told
 
@@ -319,7 +317,8 @@ def test_train_takes_a_recipe_by_name_and_single_flags_over_it(strong_prepared, 
     run_cli("train", strong_prepared, tmp_path / "r", *TRAIN, *flags, "--max-steps", 1)
     small = {"width": 4, "depth": 2, "epochs": 2, "precision": "fp32"}
     found = read_json(tmp_path / "r" / "recipe.json")["recipe"]
-    assert {name: found[name] for name in base.stage(TRAIN_STAGE)} == {**base.stage(TRAIN_STAGE), **small, **changes}
+    names = base.stage(TRAIN_STAGE) | base.stage(PREDICT)
+    assert {name: found[name] for name in names} == names | small | changes
     assert {name: found[name] for name in base.stage(PREPARE_STAGE)} == Prepared.open(strong_prepared).about["recipe"]
 
 
@@ -343,7 +342,7 @@ def test_train_with_the_strong_recipe_ends_with_a_decision_that_evaluate_and_pre
     run_cli("train", strong_prepared, tmp_path / "r", *strong)
     assert (tmp_path / "r" / "decision.json").read_bytes() == before
     run_cli("evaluate", tmp_path / "r", "--device", "cpu")
-    assert "<- the published figure" in capsys.readouterr().out
+    assert "<- the published number" in capsys.readouterr().out
     image = sorted(tall_cohort.glob("*/*_flair.nii.gz"))[0]
     run_cli("predict", tmp_path / "r", image, "--out", tmp_path / "masks", "--device", "cpu")
     assert len(list((tmp_path / "masks").iterdir())) == 1
@@ -367,7 +366,7 @@ def test_a_flag_of_the_other_command_is_told_where_it_belongs(capsys):
 
 
 def test_a_threshold_beside_its_tuning_is_refused(prepared, tmp_path):
-    with pytest.raises(SystemExit, match="chosen on validation patients"):
+    with pytest.raises(SystemExit, match="chooses it on the validation patients"):
         main(["train", str(prepared), str(tmp_path / "run"), "--tune", "--threshold", "0.9"])
     assert not (tmp_path / "run").exists()
 

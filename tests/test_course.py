@@ -10,9 +10,9 @@ from tests.conftest import SMALL, write_patient
 from unetlib.course import start as course
 from unetlib.data.prepare import prepare
 from unetlib.data.split import Split, make_split
-from unetlib.evaluation.evaluate import read_patients
+from unetlib.evaluation.summary import read_patients
 from unetlib.phantom.cohort import make_cohort
-from unetlib.runs.training import Trainer
+from unetlib.runs.training import open_loop
 from unetlib.support.errors import UnetlibError
 
 
@@ -120,12 +120,12 @@ def test_a_step_is_trained_and_validated_on_the_split_of_the_course(climber, cap
     step = course.climb(opened, "published", recipe, slices=200)
     split = Split.load(opened.prepared / "split.json")
     assert split != make_split(split.patients()), "or the test shows nothing"
-    assert Split.load(step.run / "split.json") == split
-    rows = {row["patient"]: float(row["dice"]) for row in read_patients(step.run / "evaluation" / "val")}
+    assert Split.load(step.run.folder / "split.json") == split
+    rows = {row["patient"]: float(row["dice"]) for row in read_patients(step.run.folder / "evaluation" / "val")}
     assert step.dices == rows
     assert step.dices.keys() == set(split.val)
     assert step.dice == pytest.approx(np.mean(list(rows.values())))
-    assert not (step.run / "evaluation" / "summary.json").exists(), "test patients are not scored"
+    assert not (step.run.folder / "evaluation" / "summary.json").exists(), "test patients are not scored"
     assert f"validation Dice {step.dice:.3f}" in capsys.readouterr().out
 
 
@@ -133,10 +133,7 @@ def test_every_step_shows_the_same_number_of_slices(climber, capsys):
     opened, recipe = climber
     first = course.climb(opened, "first", recipe, slices=64)
     second = course.climb(opened, "all", recipe.but(slices="all", balance=True), 64, first)
-    shown = [
-        step.recipe.epochs * len(Trainer.open(step.data, step.run, step.recipe, "cpu").choose(0))
-        for step in (first, second)
-    ]
+    shown = [step.recipe.epochs * open_loop(step.data, step.run, step.recipe).shown for step in (first, second)]
     assert shown == [64, 72]  # 4 patients: 16 slices with tumour, 8 without
     told = capsys.readouterr().out
     assert "all: balance: False -> True, epochs: 4 -> 3, slices: tumour -> all" in told
@@ -148,10 +145,10 @@ def test_a_step_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(c
     opened, recipe = climber
     first = course.climb(opened, "first", recipe, slices=1)
     assert first.recipe.epochs == 1, "one at least"
-    before = (first.run / "best_model.pth").stat().st_mtime_ns
+    before = (first.run.folder / "best_model.pth").stat().st_mtime_ns
     again = course.climb(opened, "again", recipe, 1, first)
     assert again.run == first.run
-    assert (first.run / "best_model.pth").stat().st_mtime_ns == before
+    assert (first.run.folder / "best_model.pth").stat().st_mtime_ns == before
     assert "again: nothing changed" in capsys.readouterr().out
     assert course.climb(opened, "other", recipe.but(seed=1), 1, first).run != first.run
 

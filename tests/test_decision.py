@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import STRONG
+from tests.conftest import BEST, STRONG
 from unetlib.prediction.decision import (
-    FILE,
     SIZES_ML,
     THRESHOLDS,
     Decision,
@@ -18,7 +17,8 @@ from unetlib.prediction.decision import (
     read_decision,
     write_decision,
 )
-from unetlib.runs.checkpoint import BEST
+from unetlib.runs.checkpoint import save_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_json
 
@@ -126,25 +126,35 @@ def test_of_equal_ones_the_most_usual_is_chosen():
 def run(tmp_path):
     """A folder with weights and the decision for them."""
     (tmp_path / BEST).write_bytes(b"weights")
-    write_decision(tmp_path, Decision(0.3, 1.0), 0.75, 8)
+    write_decision(Run(tmp_path), Decision(0.3, 1.0), 0.75, 8, STRONG.mirror)
     return tmp_path
 
 
 def test_a_decision_is_read_as_it_was_written(run):
-    assert read_decision(run, STRONG) == Decision(0.3, 1.0)
-    content = read_json(run / FILE)
+    assert read_decision(Run(run), STRONG) == Decision(0.3, 1.0)
+    content = read_json(run / "decision.json")
     assert (content["validation_dice"], content["validation_patients"]) == (0.75, 8)
 
 
+def test_a_decision_of_an_older_version_was_made_with_the_mirror_of_its_training(run):
+    save_checkpoint(run / BEST, {"model": {}, "recipe": {"mirror": True}})
+    write_decision(Run(run), Decision(0.3, 1.0), 0.75, 8, mirror=True)
+    content = read_json(run / "decision.json")
+    del content["mirror"]
+    (run / "decision.json").write_text(json.dumps(content))
+    assert read_decision(Run(run), STRONG.but(mirror=True)) == Decision(0.3, 1.0)
+    assert read_decision(Run(run), STRONG.but(mirror=False)) is None
+
+
 def test_a_recipe_that_does_not_tune_has_its_threshold_whatever_lies_there(run):
-    assert read_decision(run, STRONG.but(tune=False, threshold=0.4)) == Decision(0.4, 0.0)
+    assert read_decision(Run(run), STRONG.but(tune=False, threshold=0.4)) == Decision(0.4, 0.0)
 
 
 def test_without_a_file_or_for_other_weights_nothing_has_been_decided(run):
     (run / BEST).write_bytes(b"weights of a later epoch")
-    assert read_decision(run, STRONG) is None
-    (run / FILE).unlink()
-    assert read_decision(run, STRONG) is None
+    assert read_decision(Run(run), STRONG) is None
+    (run / "decision.json").unlink()
+    assert read_decision(Run(run), STRONG) is None
 
 
 @pytest.mark.parametrize(
@@ -155,13 +165,15 @@ def test_without_a_file_or_for_other_weights_nothing_has_been_decided(run):
     ],
 )
 def test_an_edited_decision_is_a_sentence(run, change):
-    (run / FILE).write_text(json.dumps(read_json(run / FILE) | change))
-    with pytest.raises(UnetlibError, match=r"decision\.json.*edited or damaged.*unetlib train"):
-        read_decision(run, STRONG)
+    (run / "decision.json").write_text(json.dumps(read_json(run / "decision.json") | change))
+    with pytest.raises(
+        UnetlibError, match=r"decision\.json: its (threshold|smallest_ml) is .* was expected.*unetlib train"
+    ):
+        read_decision(Run(run), STRONG)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"threshold": NaN}', "{}"])
 def test_a_damaged_decision_is_a_sentence(run, text):
-    (run / FILE).write_text(text)
+    (run / "decision.json").write_text(text)
     with pytest.raises(UnetlibError, match=r"decision\.json"):
-        read_decision(run, STRONG)
+        read_decision(Run(run), STRONG)

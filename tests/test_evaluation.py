@@ -8,16 +8,18 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from tests.conftest import SMALL, write_patient
+from tests.conftest import BEST, LATEST, SMALL, write_patient
 from unetlib import __version__
 from unetlib.data.patients import find_cases, read_case
-from unetlib.data.prepare import Prepared
+from unetlib.data.prepared import Prepared
 from unetlib.data.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.data.split import Split
 from unetlib.evaluation import evaluate as evaluation
-from unetlib.evaluation.evaluate import evaluate, read_patients, results_table
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_patients, results_table
 from unetlib.metrics import METRICS
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint, load_model, save_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json
 
@@ -43,7 +45,7 @@ def brute_force_dice(prediction, truth):
 
 def test_every_aggregation_on_both_grids_equals_a_brute_force_loop(cohort, evaluated):
     run, summary = evaluated
-    model, recipe, _ = load_model(run)
+    model, recipe, _ = Run.of(run).load()
     split = Split.load(run / "split.json")
     masks = {"model": [], "native": []}
     for case in find_cases(cohort).cases:
@@ -52,7 +54,7 @@ def test_every_aggregation_on_both_grids_equals_a_brute_force_loop(cohort, evalu
         volume, truth, _ = read_case(case)
         with torch.no_grad():
             found = model.probabilities(image_to_slices(volume.voxels, recipe))
-        native = slices_to_volume(found, truth.shape) >= 0.5
+        native = slices_to_volume(found, truth.shape)[0] >= 0.5
         small = mask_to_slices(truth, recipe).bool().numpy()[:, 0]
         tumour = truth.any((0, 1))
         masks["model"].append((found[:, 0].numpy() >= 0.5, small, tumour))
@@ -103,16 +105,16 @@ def test_the_table_names_every_figure(evaluated):
     table = results_table(evaluated[1])
     for word in ("model", "native", "tumour", "all", "pooled", "per slice", "per patient", *METRICS):
         assert word in table
-    assert table.count("<- the published figure") == 1
+    assert table.count("<- the published number") == 1
     assert "never for clinical use" in table
 
 
 def test_done_it_is_reused_and_retrained_weights_are_scored_anew(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated[0], tmp_path / "run")
-    score = evaluation._score_case
-    monkeypatch.setattr(evaluation, "_score_case", None)
+    score = evaluation.score
+    monkeypatch.setattr(evaluation, "score", None)
     assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]
-    monkeypatch.setattr(evaluation, "_score_case", score)
+    monkeypatch.setattr(evaluation, "score", score)
     content = torch.load(tmp_path / "run" / BEST, weights_only=True)
     content["model"]["head.bias"] += 100  # now everything is tumour
     torch.save(content, tmp_path / "run" / BEST)
@@ -153,15 +155,15 @@ def test_what_the_weights_are_not_is_told(evaluated, tmp_path):
 def test_stopped_it_goes_on_with_the_cases_that_are_left(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
-    score, scored = evaluation._score_case, []
+    score, scored = evaluation.score, []
 
-    def stop_at_the_second(predictor, case):
-        scored.append(case.id)
+    def stop_at_the_second(*given):
+        scored.append(given[-1]["case"])
         if len(scored) == 2:
             raise KeyboardInterrupt
-        return score(predictor, case)
+        return score(*given)
 
-    monkeypatch.setattr(evaluation, "_score_case", stop_at_the_second)
+    monkeypatch.setattr(evaluation, "score", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "run", device="cpu")
     assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]
@@ -176,7 +178,7 @@ def test_other_parts_and_other_data_go_to_folders_of_their_own(evaluated, cohort
     before = (tmp_path / "run" / "evaluation" / "summary.json").read_bytes()
     val = evaluate(tmp_path / "run", split="val", device="cpu")
     assert val["split"] == "val"
-    assert "flatter" in val["note"]
+    assert "too high" in val["note"]
     for index in (100, 101):
         write_patient(tmp_path / "hospital", index)
     other = evaluate(tmp_path / "run", data=tmp_path / "hospital", device="cpu")
@@ -254,7 +256,7 @@ def test_a_renamed_copy_of_a_training_patient_is_known_with_all_cases_of_the_pat
     assert "Left out: 3 cases of patients whom the run was trained or validated on" in summary["note"]
     everything = evaluate(tmp_path / "run", data=other, split="all", device="cpu")
     assert everything["cases"] == 4
-    assert "trained or validated on 3 of these cases: the figures flatter" in everything["note"]
+    assert "trained or validated on 3 of these cases: the scores are too high" in everything["note"]
 
 
 def test_a_folder_of_known_patients_only_is_refused(evaluated, cohort, tmp_path):
@@ -324,7 +326,10 @@ def test_the_prepared_grid_and_the_evaluated_model_grid_are_the_same(prepared, e
     """Validation in training and evaluation must count the same pixels."""
     data = Prepared.open(prepared)
     rows = [row for row in read_csv(evaluated[0] / "evaluation" / "slices.csv") if row["tumour"] == "1"]
-    assert sum(int(row["model_tp"]) + int(row["model_fn"]) for row in rows) == data.masks[data.indices("test")].sum()
+    assert (
+        sum(int(row["model_tp"]) + int(row["model_fn"]) for row in rows)
+        == data.masks[data.dataset().indices("test")].sum()
+    )
     assert SMALL.threshold == 0.5
 
 
@@ -337,7 +342,7 @@ def test_a_patient_without_a_mask_is_named_where_nobody_is_left(evaluated, cohor
     for split in (None, "all"):
         with pytest.raises(UnetlibError, match=f"{unmasked}: it has no tumour mask") as found:
             evaluate(evaluated[0], tmp_path / "data", split, device="cpu")
-        assert "flatter" not in str(found.value)
+        assert "too high" not in str(found.value)
     shutil.copytree(cohort / known, tmp_path / "data" / known)
     with pytest.raises(UnetlibError, match=rf"validated on \(1 case\).*{unmasked}: it has no tumour mask"):
         evaluate(evaluated[0], tmp_path / "data", device="cpu")

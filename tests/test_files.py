@@ -414,7 +414,7 @@ def test_the_cure_is_that_of_the_fault(old, monkeypatch, code, cure):
 
 def test_where_the_folder_cannot_be_chosen_the_one_that_can_is_offered(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "mkdir", lambda *_, **__: refuse(errno.EROFS)())
-    copy = re.escape(f"It belongs into {tmp_path / 'run'}: copy that folder to a place where you may write")
+    copy = re.escape(f"It belongs in {tmp_path / 'run'}: copy that folder to a place where you may write")
     with pytest.raises(UnetlibError, match=copy), locked(tmp_path / "run" / "evaluation", belongs_to=tmp_path / "run"):
         pass
 

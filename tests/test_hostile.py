@@ -23,15 +23,17 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import LPS, SMALL, write_patient
+from tests.conftest import BEST, LATEST, LPS, SMALL, write_patient
 from unetlib.cli import main
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
-from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.prepare import prepare
+from unetlib.data.prepared import Prepared
 from unetlib.data.sameness import HASHES
 from unetlib.data.split import Split
-from unetlib.evaluation.evaluate import evaluate, results_table
-from unetlib.runs.checkpoint import BEST, LATEST, load_model, read_run
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import results_table
+from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.plots import make_figures
 from unetlib.support.errors import UnetlibError
@@ -222,7 +224,7 @@ def test_weights_with_wrong_types_or_giant_values_are_refused_by_name(run, tmp_p
     folder = clone(run, tmp_path / "run")
     for value in CHANGES.get(where, [None, "x", shared(), -1]):
         torch.save(changed_at(content, where, value), folder / BEST)
-        assert BEST in refused(load_model, folder)
+        assert BEST in refused(Run(folder).load)
 
 
 def test_a_recipe_of_a_network_larger_than_its_weights_takes_no_memory(run, tmp_path):
@@ -230,12 +232,12 @@ def test_a_recipe_of_a_network_larger_than_its_weights_takes_no_memory(run, tmp_
     content = torch.load(run / BEST, weights_only=True)
     content["recipe"] |= {"width": 512, "depth": 8, "image_size": 1024}
     torch.save(content, tmp_path / BEST)
-    assert "another architecture" in refused(load_model, tmp_path)
+    assert "another architecture" in refused(Run(tmp_path).load)
     with torch.device("meta"):
         shapes = {name: one.shape for name, one in UNet(width=512, depth=8).state_dict().items()}
     content["model"] = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}  # four bytes each
     torch.save(content, tmp_path / BEST)
-    assert "plain tensors" in refused(load_model, tmp_path)
+    assert "plain tensors" in refused(Run(tmp_path).load)
 
 
 # Prepared folders and tables
@@ -250,10 +252,10 @@ def own(prepared, tmp_path):
 def use(folder):
     """Open a prepared folder and use all that it says."""
     found = Prepared.open(folder)
-    positions = np.concatenate([found.indices(part) for part in ("train", "val", "test")])
+    positions = np.concatenate([found.dataset().indices(part) for part in ("train", "val", "test")])
     assert sorted(positions) == list(range(len(found.images))), "the parts do not make the whole"
-    found.batch(positions[:2])
-    return str(found), found.identity, found.data
+    found.dataset().batch(positions[:2])
+    return str(found), found.contents, found.data
 
 
 def npy(header, body=b""):
@@ -309,7 +311,9 @@ def test_arrays_in_another_order_are_read_rightly(own, prepared, change):
     for name in ("images.npy", "masks.npy"):
         np.save(own / name, change(np.load(own / name)))
     indices = np.array([3, 0, 7])
-    for found, expected in zip(Prepared.open(own).batch(indices), Prepared.open(prepared).batch(indices), strict=True):
+    for found, expected in zip(
+        Prepared.open(own).dataset().batch(indices), Prepared.open(prepared).dataset().batch(indices), strict=True
+    ):
         assert torch.equal(found, expected)
 
 
@@ -444,7 +448,7 @@ def test_every_value_of_recipe_json_may_be_of_any_type(run, tmp_path):
     for path in places(content):
         for value in STRANGE:
             (tmp_path / "recipe.json").write_text(json.dumps(changed_at(content, path, value)))
-            refusals += survives(read_run, tmp_path)
+            refusals += survives(Run(tmp_path).about)
     assert refusals > 150
 
 
@@ -782,7 +786,7 @@ def bombs(folder, cohort, run):
 MEASURE = r"""
 import json, re, resource, sys
 sys.path.insert(0, sys.argv[1])
-import torch, unetlib.prediction.inference, unetlib.data.check, unetlib.evaluation.evaluate
+import torch, unetlib.prediction.predict, unetlib.data.check, unetlib.evaluation.evaluate
 from unetlib.cli import main
 resource.setrlimit(resource.RLIMIT_AS, (9 << 30, 9 << 30))
 for name, words in json.load(open(sys.argv[2])).items():

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import write_patient
+from tests.conftest import BEST, write_patient
 from tests.test_patients import style
 from unetlib.data.slices import Window, image_to_slices, slices_to_volume
 from unetlib.data.volumes import Source, Volume, read_volume
-from unetlib.prediction import inference
+from unetlib.prediction import predict as predicting
+from unetlib.prediction import predictor as predictors
 from unetlib.prediction.decision import Decision
-from unetlib.prediction.inference import Predictor, predict
-from unetlib.runs.checkpoint import BEST, load_model
+from unetlib.prediction.predict import predict
+from unetlib.prediction.predictor import Predictor
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError
 
 OBLIQUE = nib.affines.from_matvec(
@@ -99,7 +101,7 @@ def test_batching_changes_nothing(trained, image, monkeypatch):
     predictor = Predictor.open(trained, "cpu")
     voxels = read_volume(Source((image,))).voxels
     together = predictor.volume(voxels)
-    monkeypatch.setattr(inference, "BATCH", 1)
+    monkeypatch.setattr(predictors, "BATCH", 1)
     np.testing.assert_allclose(predictor.volume(voxels), together, atol=1e-6)
 
 
@@ -134,7 +136,7 @@ def test_images_of_one_name_are_refused_and_the_others_predicted(trained, image,
     twin, other = save_as(image, tmp_path / "b" / image.name.upper()), save_as(image, tmp_path / "other.nii")
     with pytest.raises(UnetlibError, match=r"^2 of 3 images got no mask") as caught:
         predict(trained, [image, twin, other], tmp_path / "out", device="cpu")
-    assert f"{image} and {twin} have one name" in str(caught.value)
+    assert f"{image} and {twin} have the same name" in str(caught.value)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["other_mask.nii.gz"]
 
 
@@ -165,7 +167,7 @@ def test_given_again_it_makes_only_what_is_missing(trained, image, tmp_path, cap
     assert predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu") == first
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == content
     assert first[2].stat().st_mtime_ns == untouched
-    assert "there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_a_mask_of_other_weights_or_of_another_image_is_not_taken_for_done(trained, run, image, tmp_path):
@@ -285,7 +287,7 @@ def test_an_empty_array_has_no_volume():
 
 def test_with_mirror_neighbours_and_crop_a_volume_is_predicted_as_by_hand(untuned):
     voxels = np.random.default_rng(0).normal(100, 10, (40, 48, 5))
-    model, recipe, _ = load_model(untuned)
+    model, recipe, _ = Run.of(untuned).load()
     assert recipe.mirror
     assert recipe.crop
     small, found = image_to_slices(voxels, recipe), []
@@ -301,8 +303,8 @@ def test_with_mirror_neighbours_and_crop_a_volume_is_predicted_as_by_hand(untune
     torch.testing.assert_close(predictor.all_slices(voxels), by_hand, rtol=1e-4, atol=1e-5)
     window = Window.of(voxels, recipe)
     assert window != Window.whole(voxels.shape)
-    expected = slices_to_volume(by_hand, voxels.shape, window)
-    np.testing.assert_allclose(predictor.volume(voxels), expected, rtol=1e-4, atol=1e-5)
+    expected = slices_to_volume(by_hand, voxels.shape, window)[0]
+    np.testing.assert_allclose(predictor.volume(voxels)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_with_mirror_a_mirrored_slice_is_predicted_as_the_mirror_image(untuned):
@@ -316,22 +318,22 @@ def test_cut_to_the_head_it_does_not_matter_where_in_the_picture_the_head_is(unt
     head = np.zeros((70, 80, 4), np.int16)
     head[10:40, 15:45] = np.random.default_rng(0).integers(80, 120, (30, 30, 4))
     predictor = Predictor.open(untuned, "cpu", decision=Decision(0.5))
-    moved = predictor.volume(np.roll(head, (20, 25), (0, 1)))
-    np.testing.assert_allclose(moved, np.roll(predictor.volume(head), (20, 25), (0, 1)), atol=1e-6)
+    moved = predictor.volume(np.roll(head, (20, 25), (0, 1)))[0]
+    np.testing.assert_allclose(moved, np.roll(predictor.volume(head)[0], (20, 25), (0, 1)), atol=1e-6)
     assert moved.max() > 0
     assert not moved[:25].any()  # there the window does not reach
 
 
 def test_an_image_that_breaks_what_no_message_foresees_does_not_keep_the_others(trained, tmp_path, monkeypatch):
     good, bad = style(tmp_path, "a"), style(tmp_path, "b")
-    real = inference.read_volume
+    real = predicting.read_volume
 
     def read(source):
         if source.paths[0].name.startswith("b"):
             raise ZeroDivisionError("odd")
         return real(source)
 
-    monkeypatch.setattr(inference, "read_volume", read)
+    monkeypatch.setattr(predicting, "read_volume", read)
     images = [folder / f"{id}_flair.nii.gz" for folder, id in ((bad, "b"), (good, "a"))]
     with pytest.raises(UnetlibError, match=r"1 of 2 images got no mask.*b_flair.nii.gz: it cannot be read .ZeroDiv"):
         predict(trained, images, tmp_path / "out", device="cpu")

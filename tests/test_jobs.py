@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import some
 from unetlib.support import jobs
 from unetlib.support.errors import UnetlibError
-from unetlib.support.jobs import cpu_count, progress, run_jobs, say
+from unetlib.support.jobs import cpu_count, progress, run_jobs
+from unetlib.support.messages import say
 
 ROOT = Path(__file__).parents[1]
 ITEMS = list(range(-3, 7))
@@ -163,7 +164,7 @@ def test_results_come_before_the_exception_that_ends_the_work():
 @pytest.mark.parametrize(
     ("function", "told"),
     [
-        (kill_at_1, r"was killed \(signal 9\), as a system does that runs out of memory.* fewer --workers"),
+        (kill_at_1, r"was killed \(signal 9\), probably because the system ran out of memory.* fewer --workers"),
         (crash_at_1, r"ended by signal 11 \(Segmentation fault\) before its work was done.* --workers 1 "),
         (end_with_3_at_1, r"ended with status 3 before its work was done.* --workers 1 "),
         (end_at_1, r"ended with status 0 before its work was done.* --workers 1 "),

@@ -23,8 +23,9 @@ from monai.metrics.utils import get_mask_edges
 from scipy.spatial.distance import cdist
 
 from tests.oracles import MONAI
+from tests.oracles import count_slices as count
 from unetlib import metrics
-from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
+from unetlib.metrics import METRICS, Counts, bootstrap_interval, surface_figures
 from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai:FutureWarning")  # MONAI warns of its own calls
@@ -101,11 +102,21 @@ def test_masks_of_every_type_are_counted_alike(dtype):
     assert all(getattr(found, name).dtype == np.int64 for name in NAMES)
 
 
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 3, 4, 5), (0, 4, 4)])
-def test_masks_of_any_number_of_axes_are_counted(shape):
+@pytest.mark.parametrize("shape", [(3, 1, 4, 5), (2, 3, 4, 5, 6), (0, 1, 4, 4)])
+def test_slices_and_volumes_are_counted_region_by_region(shape):
     prediction, truth = np.ones(shape, bool), np.zeros(shape, bool)
-    each = int(np.prod(shape[1:]))
-    assert parts(count(prediction, truth)) == [[0] * shape[0], [each] * shape[0], [0] * shape[0], [0] * shape[0]]
+    each, none = np.full(shape[:2], np.prod(shape[2:])).tolist(), np.zeros(shape[:2]).tolist()
+    assert parts(metrics.count(prediction, truth)) == [none, each, none, none]
+
+
+def test_regions_are_never_added_up():
+    pair = noisy(shape=(6, 3, 8, 8))
+    found, keys = metrics.count(*pair), np.array(list("abacba"))
+    alone = [count(*(mask[:, region] for mask in pair)) for region in range(3)]
+    for region, one in enumerate(alone):
+        assert [part[region] for part in parts(found.sum())] == parts(one.sum())
+        assert [[row[region] for row in part] for part in parts(found.grouped(keys)[1])] == parts(one.grouped(keys)[1])
+    assert metrics.dice(found.sum()).tolist() == [float(metrics.dice(one.sum())) for one in alone]
 
 
 @given(masks(), st.randoms(use_true_random=False))
@@ -133,10 +144,16 @@ def test_a_mask_of_other_values_than_0_and_1_is_refused_by_name(bad, found):
         count(fine, bad)
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 5), (1, 4, 4), (2, 4), (2, 16)])
+@pytest.mark.parametrize("shape", [(2, 1, 4, 5), (1, 1, 4, 4), (2, 2, 4, 4), (2, 4, 4)])
 def test_masks_of_different_shapes_are_refused(shape):
-    with pytest.raises(UnetlibError, match=re.escape(f"(2, 4, 4) and truth of shape {shape} cannot be compared")):
-        count(np.zeros((2, 4, 4), bool), np.zeros(shape, bool))
+    sentence = f"(2, 1, 4, 4) cannot be compared with a reference of shape {shape}"
+    with pytest.raises(UnetlibError, match=re.escape(sentence)):
+        metrics.count(np.zeros((2, 1, 4, 4), bool), np.zeros(shape, bool))
+
+
+def test_masks_without_an_axis_for_the_regions_are_refused_with_what_adds_one():
+    with pytest.raises(UnetlibError, match=r"slices, regions, height, width.*masks\[:, None\] adds an axis"):
+        metrics.count(np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool))
 
 
 # Figures

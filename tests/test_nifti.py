@@ -17,7 +17,7 @@ from unetlib.data.archive import PLACE, open_data
 from unetlib.data.check import check
 from unetlib.data.patients import find_cases, read_case
 from unetlib.data.volumes import Source, read_shape, read_volume
-from unetlib.prediction.inference import predict
+from unetlib.prediction.predict import predict
 from unetlib.show.viewer import SliceViewer
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import sha256

@@ -12,10 +12,11 @@ from unetlib.cli import main
 from unetlib.course.start import start
 from unetlib.data.check import check
 from unetlib.data.patients import find_cases, read_case
-from unetlib.data.prepare import Prepared, prepare, prepare_shard
+from unetlib.data.prepare import prepare, prepare_shard
+from unetlib.data.prepared import Prepared
 from unetlib.data.volumes import ASSUME, Source, image_to_volume, read_volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.prediction.inference import predict
+from unetlib.prediction.predict import predict
 from unetlib.prediction.tuning import tune
 from unetlib.runs.training import train
 from unetlib.show.card import write_card
@@ -132,7 +133,7 @@ def test_evaluate_takes_the_flag_for_other_data_only(run, mute, word, tmp_path, 
     other = evaluate(run, mute, "all", device="cpu", assume=word)
     own = evaluate(run, split="all", device="cpu")
     assert other["figures"] == own["figures"]
-    with pytest.raises(UnetlibError, match="belongs to --data"):
+    with pytest.raises(UnetlibError, match="can only be assumed with --data"):
         evaluate(run, device="cpu", assume=word)
 
 

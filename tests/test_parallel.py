@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import SMALL, some
+from tests.conftest import BEST, LATEST, SMALL, some
 from unetlib.engine import parallel
 from unetlib.engine.parallel import SharedBatchNorm, share_statistics
-from unetlib.runs.checkpoint import BEST, LATEST, build_model, load_checkpoint
+from unetlib.networks import build_network
+from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.support.files import read_csv
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
@@ -54,7 +55,7 @@ import os, sys, torch
 from lightning_fabric import Fabric
 from unetlib.engine.device import leave_group
 from unetlib.losses import get_loss
-from unetlib.engine.parallel import gather, share, share_statistics
+from unetlib.engine.parallel import gather, own_rows, share_statistics
 from unetlib.unet import UNet
 
 torch.set_default_dtype(torch.float64)  # in which the engine returns what a network gives
@@ -71,7 +72,7 @@ def main():
         net = fabric.setup_module(networks[1])
         alone = get_loss("dice+bce")(networks[0](images), masks)
         alone.backward()
-        both = get_loss("dice+bce")(gather(fabric, net(share(fabric, images)), number), masks)
+        both = get_loss("dice+bce")(gather(fabric, net(own_rows(fabric, images)), number), masks)
         fabric.backward(both)
         torch.testing.assert_close(both, alone, rtol=1e-12, atol=1e-12)
         for (name, a), b in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
@@ -160,7 +161,7 @@ def test_shared_batch_norm_is_batch_norm(alone, dtype, close):
 
 
 def test_sharing_statistics_changes_neither_names_nor_weights():
-    model, before = build_model(SMALL), build_model(SMALL).state_dict()
+    model, before = build_network(SMALL), build_network(SMALL).state_dict()
     share_statistics(model)
     assert any(isinstance(module, SharedBatchNorm) for module in model.modules())
     assert not any(type(module) is nn.BatchNorm2d for module in model.modules())
@@ -178,7 +179,7 @@ class Team:
 @pytest.mark.parametrize("number", [1, 2, 4, 7])
 def test_the_shares_are_the_batch_in_order(size, number):
     batch = torch.arange(number)[:, None]
-    shares = [parallel.share(Team(size, rank), batch) for rank in range(size)]
+    shares = [parallel.own_rows(Team(size, rank), batch) for rank in range(size)]
     assert torch.equal(torch.cat(shares), batch)
     assert np.ptp([len(share) for share in shares]) <= 1
 
@@ -186,7 +187,7 @@ def test_the_shares_are_the_batch_in_order(size, number):
 @pytest.mark.parametrize("size", [2, 3])
 def test_gathered_rows_stand_where_they_were(alone, size):
     batch = torch.randn(5, 2)
-    rows = [parallel.gather(Team(size, rank), parallel.share(Team(size, rank), batch), 5) for rank in range(size)]
+    rows = [parallel.gather(Team(size, rank), parallel.own_rows(Team(size, rank), batch), 5) for rank in range(size)]
     assert torch.equal(torch.stack(rows).sum(0), batch)
 
 

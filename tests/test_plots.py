@@ -11,7 +11,8 @@ from PIL import Image
 from tests.conftest import write_patient
 from unetlib import plots
 from unetlib.data.patients import find_cases, read_case
-from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_patients
 from unetlib.show.plots import common
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, write_json

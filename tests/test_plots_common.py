@@ -12,7 +12,7 @@ from tests.test_plots_exploration import portraits  # noqa: F401 - a fixture
 from unetlib import plots
 from unetlib.data.patients import find_cases
 from unetlib.data.slices import Window
-from unetlib.evaluation.evaluate import AGGREGATIONS, SLICES
+from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
 from unetlib.show.plots import common

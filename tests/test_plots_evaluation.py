@@ -8,9 +8,10 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from unetlib import metrics, plots
-from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_patients
 from unetlib.metrics import Counts
-from unetlib.prediction.inference import Predictor
+from unetlib.prediction.predictor import Predictor
 from unetlib.show.plots import common
 from unetlib.support.files import read_csv, write_csv
 
@@ -32,9 +33,9 @@ def test_the_ranked_patients_carry_the_prediction_of_the_network(evaluated):
     predictor = Predictor.open(run, "cpu")
     dices = {row["patient"]: float(row["dice"]) for row in read_patients(run / "evaluation")}
     for one in plots.best_median_worst(run, "cpu"):
-        expected = predictor.volume(one.volume.voxels) >= predictor.recipe.threshold
+        expected = predictor.volume(one.volume.voxels)[0] >= predictor.recipe.threshold
         np.testing.assert_array_equal(one.prediction, expected)
-        found = metrics.dice(metrics.count(one.prediction[None], one.truth[None]))[0]
+        found = metrics.dice(metrics.count(one.prediction[None, None], one.truth[None, None])).item()
         assert one.dice == pytest.approx(found) == dices[one.case.patient]
 
 
@@ -55,7 +56,7 @@ def test_of_many_patients_the_middle_one_is_shown_and_of_few_nobody_twice(evalua
 def test_the_title_of_a_row_holds_both_dices(evaluated):
     one = plots.best_median_worst(evaluated[0], "cpu")[0]
     z = one.truth.sum((0, 1)).argmax()
-    here = metrics.dice(metrics.count(one.prediction[None, :, :, z], one.truth[None, :, :, z]))[0]
+    here = metrics.dice(metrics.count(one.prediction[None, None, :, :, z], one.truth[None, None, :, :, z])).item()
     dices = [f"Dice {one.dice:.2f} over all slices", f"{here:.2f} in this slice"]
     assert one.overlay().title.split("\n") == [one.rank, one.case.id, *dices]
 

@@ -10,7 +10,8 @@ from tests.conftest import LPS, SCANS, SMALL, STRONG, as_03, as_cases, write_pat
 from unetlib import __version__
 from unetlib.data import prepare as preparing
 from unetlib.data.patients import find_cases, read_case
-from unetlib.data.prepare import Prepared, prepare, prepare_shard
+from unetlib.data.prepare import prepare, prepare_shard
+from unetlib.data.prepared import Prepared
 from unetlib.data.slices import Window, image_to_slices, mask_to_slices, with_neighbours
 from unetlib.data.split import Split
 from unetlib.support.errors import UnetlibError
@@ -40,7 +41,7 @@ def test_only_tumour_slices_are_kept_and_all_of_them(cohort, prepared):
 
 def test_parts_share_no_patient_and_cover_every_slice(prepared):
     data = Prepared.open(prepared)
-    parts = [data.indices(part) for part in ("train", "val", "test")]
+    parts = [data.dataset().indices(part) for part in ("train", "val", "test")]
     assert sorted(np.concatenate(parts)) == list(range(len(data.images)))
     patient = [row["patient"] for row in read_csv(prepared / "slices.csv")]
     train, val, test = ({patient[i] for i in part} for part in parts)
@@ -52,7 +53,7 @@ def test_parts_share_no_patient_and_cover_every_slice(prepared):
 def test_slices_are_memory_mapped_and_batches_are_float32(prepared):
     data = Prepared.open(prepared)
     assert isinstance(data.images, np.memmap)
-    images, masks = data.batch(np.array([3, 0]))
+    images, masks = data.dataset().batch(np.array([3, 0]))
     assert images.dtype == masks.dtype == torch.float32
     np.testing.assert_array_equal(images[1].numpy(), data.images[0])
     np.testing.assert_array_equal(masks[0].numpy(), data.masks[3])
@@ -101,7 +102,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, t
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert len(seen) == 6 + 5  # the five that were done are not read again
     assert (tmp_path / "p" / "images.npy").read_bytes() == (prepared / "images.npy").read_bytes()
-    assert not (tmp_path / "p" / preparing.PARTIAL).exists()
+    assert not (tmp_path / "p" / PARTIAL).exists()
 
 
 def test_an_unfinished_folder_never_mixes_two_recipes(cohort, tmp_path, monkeypatch):
@@ -308,7 +309,7 @@ def test_a_batch_shows_neighbours_of_the_same_case_only(strong_prepared, neighbo
         shown = with_neighbours(torch.from_numpy(data.images[own].astype(np.float32)), neighbours)
         expected |= dict(zip(own, shown, strict=True))
     order = np.random.default_rng(0).permutation(len(data.images))
-    images, masks = data.batch(order, neighbours)
+    images, masks = data.dataset(neighbours).batch(order)
     assert images.dtype == masks.dtype == torch.float32
     assert images.shape == (len(order), 2 * neighbours + 1, 32, 32)
     for index, image, mask in zip(order, images, masks, strict=True):
@@ -320,10 +321,10 @@ def test_bounds_and_tumour_of_every_slice_are_those_of_its_case_and_its_mask(str
     data = Prepared.open(strong_prepared)
     for own in positions(data).values():
         for index in own:
-            assert data.bounds[index].tolist() == [min(own), max(own)]
-    assert len(data.bounds) == len(data.tumour) == len(data.images)
-    assert data.tumour.tolist() == [bool(mask.any()) for mask in data.masks]
-    assert 0 < data.tumour.sum() < len(data.tumour) / 2
+            assert data.dataset().bounds[index].tolist() == [min(own), max(own)]
+    assert len(data.dataset().bounds) == len(data.dataset().tumour) == len(data.images)
+    assert data.dataset().tumour.tolist() == [bool(mask.any()) for mask in data.masks]
+    assert 0 < data.dataset().tumour.sum() < len(data.dataset().tumour) / 2
 
 
 def test_slices_are_cut_to_the_window_of_their_volume(strong_prepared, tall_cohort):
@@ -337,16 +338,6 @@ def test_slices_are_cut_to_the_window_of_their_volume(strong_prepared, tall_coho
         np.testing.assert_array_equal(data.masks[own], mask_to_slices(truth, recipe, window=window))
 
 
-@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: [*rows[1:], rows[0]]])
-def test_a_table_of_slices_that_lacks_rows_or_was_sorted_is_a_sentence(strong_prepared, tmp_path, change):
-    shutil.copytree(strong_prepared, tmp_path / "p")
-    table = tmp_path / "p" / "slices.csv"
-    head, *rows = table.read_text().splitlines()
-    table.write_text("\n".join([head, *change(rows)]) + "\n")
-    with pytest.raises(UnetlibError, match=r"slices\.csv has \d+ rows; \d+ in the order of their index.*--rebuild"):
-        _ = Prepared.open(tmp_path / "p").tumour
-
-
 def without_crop(folder):
     """Write a prepared folder's description as versions did that knew no `crop`."""
     about = json.loads((folder / "prepared.json").read_text())
@@ -357,7 +348,7 @@ def without_crop(folder):
 def test_a_folder_from_before_crop_opens_as_one_without_it_and_is_reused(cohort, prepared, tmp_path, capsys):
     shutil.copytree(prepared, tmp_path / "p")
     without_crop(tmp_path / "p")
-    assert Prepared.open(tmp_path / "p").identity == Prepared.open(prepared).identity
+    assert Prepared.open(tmp_path / "p").contents == Prepared.open(prepared).contents
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert "reused" in capsys.readouterr().out
     with pytest.raises(UnetlibError, match=r"another recipe \(crop: False -> True\)"):
@@ -441,7 +432,7 @@ def test_files_compressed_or_named_anew_are_no_change_and_a_voxel_is(cohort, tmp
     prepare(folder, tmp_path / "p", SMALL, workers=1)
     assert "reused" in capsys.readouterr().out
     again = prepare(folder, tmp_path / "q", SMALL, workers=1)
-    assert again.identity == before.identity
+    assert again.contents == before.contents
     assert again.digest("sha256") != before.digest("sha256")
     mask = folder / "S3" / "S3_seg.nii"
     image = nib.load(mask)
@@ -458,7 +449,7 @@ def test_a_folder_of_version_0_3_opens_is_reused_and_told_as_such(cohort, prepar
     assert f"made by unetlib {__version__}" in str(Prepared.open(prepared))
     old, new = Prepared.open(tmp_path / "p"), Prepared.open(prepared)
     assert (
-        old.identity["data"] == new.digest("sha256") == digest({n: c["sha256"] for n, c in old.about["cases"].items()})
+        old.contents["data"] == new.digest("sha256") == digest({n: c["sha256"] for n, c in old.about["cases"].items()})
     )
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert "reused" in capsys.readouterr().out

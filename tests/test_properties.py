@@ -26,15 +26,17 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from surface_distance import metrics as surface
 
+from tests.oracles import count_slices as count
 from tests.test_metrics import MONAI, NAMES, counts, masks
 from unetlib.augment import apply_symmetries, augment
 from unetlib.data.patients import find_cases
 from unetlib.data.slices import image_to_slices, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS, make_split
 from unetlib.data.volumes import MAX_VALUE, Source, read_volume
-from unetlib.metrics import METRICS, Counts, bootstrap_interval, count, surface_figures
+from unetlib.metrics import METRICS, Counts, bootstrap_interval, surface_figures
 from unetlib.prediction.decision import Decision
-from unetlib.prediction.inference import Predictor, predict
+from unetlib.prediction.predict import predict
+from unetlib.prediction.predictor import Predictor, Trained
 from unetlib.recipe import Recipe
 
 seeds = st.integers(0, 2**32 - 1)
@@ -221,7 +223,7 @@ def test_a_mask_comes_back_as_it_was_except_near_its_border(shape, size, seed, s
     rng = np.random.default_rng(seed)
     corners = rng.random((3, 3, shape[2])) < share  # patches, so that there is an inside
     mask = corners[np.arange(shape[0]) * 3 // shape[0]][:, np.arange(shape[1]) * 3 // shape[1]]
-    back = slices_to_volume(mask_to_slices(mask, small(size)), shape) >= 0.5
+    back = slices_to_volume(mask_to_slices(mask, small(size)), shape)[0] >= 0.5
     assert back.shape == shape
     padding = [((max(shape[:2]) - n) // 2, (max(shape[:2]) - n + 1) // 2) for n in shape[:2]]
     before, after = (np.pad(voxels, [*padding, (0, 0)]) for voxels in (mask, back))
@@ -250,7 +252,7 @@ def test_a_ramp_is_sampled_at_the_centres_of_the_pixels_and_comes_back_in_its_pl
     centres = (np.arange(size) + 0.5) * side / size - 0.5
     inner = np.minimum(centres, side - 1 - centres) >= max(1, side / size)
     np.testing.assert_allclose(line[inner], centres[inner], rtol=0, atol=near)
-    back, edge = slices_to_volume(slices, ramp.shape) * (side - 1), reach(ramp.shape, size)
+    back, edge = slices_to_volume(slices, ramp.shape)[0] * (side - 1), reach(ramp.shape, size)
     inner = (slice(edge, side - edge),) * 2
     np.testing.assert_allclose(back[inner], ramp[inner], rtol=0, atol=near)
 
@@ -313,7 +315,7 @@ def test_min_max_is_its_formula_for_numbers_of_any_type_and_size(normalise, voxe
             over = exact if normalise == "minmax-volume" else exact[:, :, z]
             low, span = over.min(), (over.max() - over.min()) or 1
             expected = ((exact[:, :, z] - low) / span).astype(float)
-            back = slices_to_volume(found, voxels.shape)[:, :, z]
+            back = slices_to_volume(found, voxels.shape)[0, :, :, z]
             np.testing.assert_allclose(back, expected, atol=1e-6)
 
 
@@ -352,9 +354,7 @@ def images(draw):
 def predict_images(size, *images, normalise="minmax-slice", channel=None):
     """The masks that `predict` writes for images, by a network that finds what is bright."""
     recipe = Recipe(image_size=size, depth=1, normalise=normalise)
-    predictor = Predictor(
-        Fabric(accelerator="cpu", precision="32-true"), Threshold(), recipe, {}, Decision(recipe.threshold)
-    )
+    predictor = Trained(Fabric(accelerator="cpu", precision="32-true"), Threshold(), recipe, Decision(recipe.threshold))
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(Predictor, "open", return_value=predictor):
         paths = [Path(folder) / f"{index}.nii" for index in range(len(images))]
         for path, image in zip(paths, images, strict=True):

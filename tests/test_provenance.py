@@ -13,16 +13,19 @@ import torch
 
 from tests.conftest import SMALL
 from unetlib import __version__
-from unetlib.data.prepare import Prepared
+from unetlib.data.prepared import Prepared
 from unetlib.data.sameness import HASHES
 from unetlib.runs import provenance
-from unetlib.runs.provenance import NAME, part_by_sign, read_provenance, signs
+from unetlib.runs.provenance import part_by_sign, signs
+from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.support.files import read_csv, read_json
 
+NAME = "provenance.json"
+
 
 def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, prepared, run):
-    about, split = read_provenance(run), read_json(run / "split.json")
+    about, split = Run.of(run).provenance, read_json(run / "split.json")
     names = [name for case in about["cases"].values() for name, _, _ in case["files"]]
     assert sorted(names) == sorted(path.relative_to(cohort).as_posix() for path in cohort.glob("*/*.nii.gz"))
     assert about["files"] == hashlib.sha256(json.dumps(sorted(names)).encode()).hexdigest()
@@ -30,7 +33,7 @@ def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, pre
         data = b"".join((cohort / name).read_bytes() for name, _, _ in case["files"])
         assert case["sha256"] == hashlib.sha256(data).hexdigest()
         assert case["patient"] in split[case["part"]]
-    assert about["contents"] == Prepared.open(prepared).identity["data"]
+    assert about["contents"] == Prepared.open(prepared).contents["data"]
     rows = [row["case"] for row in read_csv(prepared / "slices.csv")]
     assert {name: case["slices"] for name, case in about["cases"].items()} == Counter(rows)
     assert about["left_out"] == []
@@ -39,7 +42,7 @@ def test_every_file_of_the_data_is_named_with_its_bytes_and_its_part(cohort, pre
 
 
 def test_software_and_machine_are_named(run):
-    (session,) = read_provenance(run)["sessions"]
+    (session,) = Run.of(run).provenance["sessions"]
     assert session["torch"] == torch.__version__.split("+")[0] or session["torch"] == torch.__version__
     assert session["numpy"] == version("numpy")
     assert session["python"] == platform.python_version()
@@ -48,7 +51,7 @@ def test_software_and_machine_are_named(run):
 
 
 def test_the_recipe_is_the_one_trained(run):
-    assert read_provenance(run)["recipe"] == SMALL.as_dict() == read_json(run / "recipe.json")["recipe"]
+    assert Run.of(run).provenance["recipe"] == SMALL.as_dict() == read_json(run / "recipe.json")["recipe"]
 
 
 def test_a_session_is_added_where_something_differs_and_only_there(prepared, run, tmp_path, monkeypatch):
@@ -58,7 +61,7 @@ def test_a_session_is_added_where_something_differs_and_only_there(prepared, run
     assert (tmp_path / "run" / NAME).read_bytes() == before
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
     train(prepared, tmp_path / "run", SMALL, device="cpu")
-    assert [session["python"] for session in read_provenance(tmp_path / "run")["sessions"]][1:] == ["3.99.0"]
+    assert [session["python"] for session in Run.of(tmp_path / "run").provenance["sessions"]][1:] == ["3.99.0"]
 
 
 def test_the_commit_is_that_of_the_library_not_of_the_folder_around_it(tmp_path, monkeypatch):
@@ -81,12 +84,12 @@ def test_the_commit_is_that_of_the_library_not_of_the_folder_around_it(tmp_path,
 
 
 def test_a_run_of_an_older_version_has_none(tmp_path):
-    assert read_provenance(tmp_path) == {}
+    assert Run.of(tmp_path).provenance == {}
 
 
 def test_the_hashes_of_every_case_and_who_named_it_are_those_of_the_prepared_data(prepared, run):
     known = Prepared.open(prepared).about["cases"]
-    for name, case in read_provenance(run)["cases"].items():
+    for name, case in Run.of(run).provenance["cases"].items():
         assert {kind: case[kind] for kind in HASHES} == {kind: known[name][kind] for kind in HASHES}
         assert len({case[kind] for kind in HASHES}) == 3
         assert case["named_by"] == "BraTS 2021"
@@ -95,7 +98,7 @@ def test_the_hashes_of_every_case_and_who_named_it_are_those_of_the_prepared_dat
 def test_versions_are_written_down(prepared, run):
     assert read_json(prepared / "prepared.json")["unetlib"] == __version__
     assert read_json(run / "recipe.json")["unetlib"] == __version__
-    assert read_provenance(run)["prepared_by"] == __version__
+    assert Run.of(run).provenance["prepared_by"] == __version__
 
 
 def test_a_case_is_known_by_its_voxels_its_files_and_a_name_that_nobody_else_has():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unetlib.recipe import PREPARE, TRAIN, Recipe, changed
+from unetlib.recipe import PREPARE, STAGES, Recipe, changed
 from unetlib.support.errors import UnetlibError
 
 NAN, INF = float("nan"), float("inf")
@@ -39,6 +39,7 @@ BAD = {
     "train_fraction": NO_SHARE,
     "split_seed": (*NO_WHOLE, -1, 2**32),
     "neighbours": (*NO_WHOLE, -1, 9),
+    "network": NO_TEXT,
     "width": (*NO_WHOLE, 0, -1, 513),
     "depth": (*NO_WHOLE, 0, -1, 9),
     "balance": NO_YES_OR_NO,
@@ -72,6 +73,7 @@ good = {
     "train_fraction": share,
     "split_seed": st.integers(0, 2**32 - 1),
     "neighbours": st.integers(0, 8),
+    "network": st.text(),
     "width": sizes,
     "depth": st.integers(1, 8),
     "balance": st.booleans(),
@@ -177,10 +179,10 @@ def test_the_stage_prepare_holds_what_decides_the_slices():
 
 
 @given(recipes())
-def test_the_two_stages_are_disjoint_and_make_the_whole(recipe):
-    prepare, train = recipe.stage(PREPARE), recipe.stage(TRAIN)
-    assert not set(prepare) & set(train)
-    assert prepare | train == recipe.as_dict()
+def test_the_stages_are_disjoint_and_make_the_whole(recipe):
+    stages = [recipe.stage(stage) for stage in STAGES]
+    assert sum(map(len, stages)) == len(recipe.as_dict())
+    assert stages[0] | stages[1] | stages[2] == recipe.as_dict()
 
 
 @given(recipes())

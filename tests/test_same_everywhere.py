@@ -67,22 +67,27 @@ def probe(data: Path, out: Path, seed: str, with_phantom: bool) -> dict[str, Any
 
     from tests.conftest import SMALL
     from unetlib.data.prepare import prepare
+    from unetlib.hooks import Hook
     from unetlib.phantom.cohort import make_patient
-    from unetlib.runs.training import Trainer
+    from unetlib.runs.checkpoint import load_checkpoint
+    from unetlib.runs.run import Run
+    from unetlib.runs.training import train
 
     prepared = prepare(data, out / "prepared", SMALL, workers=1)
-    trainer, losses = Trainer.open(prepared, out / "run", SMALL, "cpu"), []
-    while len(losses) < STEPS:
-        losses.append(trainer.step())
-        if trainer.done.step == trainer.steps:
-            trainer.finish_epoch()
+    losses: list[float] = []
+
+    class Losses(Hook):
+        def on_step_end(self, loop, loss):
+            losses.append(loss)
+
+    train(prepared, run := Run.of(out / "run"), SMALL.but(epochs=3), "cpu", max_steps=STEPS, hooks=(Losses(),))
     names = ("split.json", "slices.csv", "images.npy", "masks.npy")
     found = {name: [(out / "prepared" / name).read_bytes()] for name in names}
-    found["what a run is tied to"] = [json.dumps(prepared.identity).encode()]
+    found["what a run is tied to"] = [json.dumps(prepared.contents).encode()]
     if with_phantom:  # it takes as long as all the rest
         patient = make_patient(seed=1, index=2)
         found["phantom"] = [patient.seg.tobytes(), *(patient.images[name].tobytes() for name in sorted(patient.images))]
-    found["weights"] = [value.numpy().tobytes() for value in trainer.model.state_dict().values()]
+    found["weights"] = [value.numpy().tobytes() for value in load_checkpoint(run.latest)["model"].values()]
     hashes = {name: sha256(b"".join(content)).hexdigest() for name, content in found.items()}
     seen = {"threads": torch.get_num_threads(), "folder": [path.name for path in data.iterdir()], "hash": hash("a")}
     return {"hashes": hashes, "losses": losses, "seen": seen}

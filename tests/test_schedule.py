@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 
 from tests.conftest import SMALL
-from unetlib.engine.schedule import learning_rate, move_average
+from unetlib.engine.hooks import move_average
+from unetlib.networks import build_network
 from unetlib.recipe import Recipe
-from unetlib.runs.checkpoint import build_model
+from unetlib.schedule import learning_rate
 
 COSINE = Recipe(schedule="cosine", learning_rate=3e-3)
 
@@ -52,7 +53,7 @@ def test_the_cosine_equals_torchs_own():
 
 def changed_models(number):
     """A network at some steps of a training: weights, statistics and the count of batches move."""
-    model = build_model(SMALL)
+    model = build_network(SMALL)
     for step in range(number):
         model.train()(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(step)))
         with torch.no_grad():
@@ -63,7 +64,7 @@ def changed_models(number):
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 def test_the_average_is_that_of_torchs_averaged_model(share):
-    ours = copy.deepcopy(build_model(SMALL))
+    ours = copy.deepcopy(build_network(SMALL))
     keep = iter([min(share, (step + 1) / (step + 10)) for step in range(100)])
     kept = {}
 
@@ -71,7 +72,7 @@ def test_the_average_is_that_of_torchs_averaged_model(share):
         part = kept.setdefault(int(number), None) or kept.update({int(number): next(keep)}) or kept[int(number)]
         return part * one + (1 - part) * other
 
-    theirs = AveragedModel(build_model(SMALL), avg_fn=average, use_buffers=True)
+    theirs = AveragedModel(build_network(SMALL), avg_fn=average, use_buffers=True)
     theirs.n_averaged += 1  # at 0 it would take the first weights as they are
     for step, model in changed_models(12):
         move_average(ours, model, share, step)
@@ -84,10 +85,10 @@ def test_the_average_is_that_of_torchs_averaged_model(share):
 
 
 def test_the_average_equals_a_weighted_sum_of_all_weights():
-    ours, share, number = copy.deepcopy(build_model(SMALL)), 0.9, 150
+    ours, share, number = copy.deepcopy(build_network(SMALL)), 0.9, 150
     name = "head.bias"
     history, values = [ours.state_dict()[name].double()], torch.linspace(-1, 1, number).double()
-    model = build_model(SMALL)
+    model = build_network(SMALL)
     for step in range(number):
         model.state_dict()[name].fill_(values[step])
         history.append(model.state_dict()[name].double())
@@ -101,7 +102,7 @@ def test_the_average_equals_a_weighted_sum_of_all_weights():
 
 
 def test_the_network_itself_is_left_alone():
-    model, average = build_model(SMALL), build_model(SMALL.but(seed=1))
+    model, average = build_network(SMALL), build_network(SMALL.but(seed=1))
     before = copy.deepcopy(model.state_dict())
     move_average(average, model, 0.5, 7)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

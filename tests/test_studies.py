@@ -12,14 +12,15 @@ import pytest
 from studies import ablation, cells, protocol, results, zero_shot
 from studies.cells import Cell, copy_training, make_folds, scores_of
 from studies.results import DICE, SCORES, gain, pooled_dice
-from tests.conftest import SMALL, STRONG
+from tests.conftest import BEST, LATEST, SMALL, STRONG
 from tests.test_training import same
 from unetlib.data.patients import find_cases, read_case
 from unetlib.data.split import Split
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.prediction.inference import Predictor
+from unetlib.prediction.predictor import Predictor
 from unetlib.recipe import Recipe
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, sha256, write_csv
@@ -101,7 +102,7 @@ def test_the_walks_of_the_ablation_end_at_the_two_strong_recipes(seventy):
 
 def test_the_first_strong_recipe_is_the_one_that_was_scored_first():
     row = results.read("first-fold-0").iloc[0]
-    theirs = {name: row[f"recipe.{name}"] for name in cells.FIRST.as_dict()} | {"precision": "auto"}
+    theirs = {name: row.get(f"recipe.{name}", "unet") for name in cells.FIRST.as_dict()} | {"precision": "auto"}
     assert theirs == {name: str(value) for name, value in cells.FIRST.as_dict().items()}
 
 
@@ -246,7 +247,7 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
 
 def test_a_copied_training_goes_on_as_a_longer_one(prepared, run, tmp_path):
     longer = SMALL.but(epochs=3)
-    copy_training(run, tmp_path / "copy", longer)
+    copy_training(Run(run), Run(tmp_path / "copy"), longer)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
     train(prepared, tmp_path / "copy", longer, device="cpu")
     train(prepared, tmp_path / "whole", longer, device="cpu")
@@ -256,7 +257,7 @@ def test_a_copied_training_goes_on_as_a_longer_one(prepared, run, tmp_path):
 
 def test_a_copied_training_differs_in_the_way_to_predict_alone(strong_prepared, untuned, tmp_path):
     plain = STRONG.but(epochs=4, mirror=False, tune=False)
-    copy_training(untuned, tmp_path / "copy", plain)
+    copy_training(Run(untuned), Run(tmp_path / "copy"), plain)
     before = (tmp_path / "copy" / LATEST).read_bytes()
     assert train(strong_prepared, tmp_path / "copy", plain, device="cpu").epoch == 4
     assert (tmp_path / "copy" / LATEST).read_bytes() == before  # nothing was trained
@@ -286,7 +287,7 @@ def test_a_cell_is_measured_once_and_then_read(cell, tall_cohort, tmp_path, monk
         "loss": "dice+bce",
         "mirror": "True",
     }
-    decision = read_json(cell.run(work) / "decision.json")
+    decision = read_json(cell.run(work).decision_file)
     for name in ("threshold", "smallest_ml", "validation_dice"):
         assert float(first[f"decision.{name}"]) == decision[name]
     # On the validation patients the chosen decision has just the mean that it was chosen for.
@@ -302,11 +303,14 @@ def test_a_cell_is_measured_once_and_then_read(cell, tall_cohort, tmp_path, monk
 
 def test_a_cell_that_predicts_otherwise_is_not_trained_again(cell, tall_cohort, tmp_path, monkeypatch):
     other = Cell("plain", cell.recipe.but(mirror=False, tune=False), cell.split, "val", cell)
-    steps, step = [], cells.train
-    monkeypatch.setattr(cells, "train", lambda *args, **more: steps.append(args[1].name) or step(*args, **more))
-    run = other.fit(tall_cohort, tmp_path / "work")
+    steps, step = [], cells.run_recipe
+    spy = lambda *args, **more: steps.append(args[2].folder.name) or step(*args, **more)  # noqa: E731
+    monkeypatch.setattr(cells, "run_recipe", spy)
+    run = other.fit(tall_cohort, tmp_path / "work").folder
     assert steps == ["small", "plain"]
-    one, two = (load_checkpoint(cell.run(tmp_path / "work").with_name(name) / LATEST) for name in ("small", "plain"))
+    one, two = (
+        load_checkpoint(cell.run(tmp_path / "work").folder.with_name(name) / LATEST) for name in ("small", "plain")
+    )
     assert same({**one, "recipe": 0}, {**two, "recipe": 0})
     assert one["progress"]["seconds"] == two["progress"]["seconds"]
     assert not (run / "decision.json").exists()
@@ -315,13 +319,13 @@ def test_a_cell_that_predicts_otherwise_is_not_trained_again(cell, tall_cohort, 
 
 def test_a_cell_begins_with_the_phantoms_weights_when_it_says_so(cell, tall_cohort, tmp_path, monkeypatch):
     first = cell.fit(tall_cohort, tmp_path / "work")
-    assert not read_json(first / "recipe.json").get("start_from")
+    assert not read_json(first.recipe_file).get("start_from")
     monkeypatch.setattr(cells, "pretrained", lambda work, recipe: first)
     begun = replace(cell, name="begun", phantoms=True)
     plain = cell.recipe.but(mirror=False, tune=False)  # it predicts otherwise, and is not trained again
     for one in (begun, replace(begun, name="plain", recipe=plain, trained_as=begun)):
-        run = one.fit(tall_cohort, tmp_path / "work")
-        assert read_json(run / "recipe.json")["start_from"] == sha256(first / BEST)
+        run = one.fit(tall_cohort, tmp_path / "work").folder
+        assert read_json(run / "recipe.json")["start_from"] == sha256(first.best)
 
 
 def test_the_scores_of_a_patient_equal_a_loop_over_the_slices(trained, cohort, tmp_path):
@@ -332,7 +336,7 @@ def test_the_scores_of_a_patient_equal_a_loop_over_the_slices(trained, cohort, t
     assert set(found) == {case.patient for case in cases}
     for case in cases:
         volume, truth, _ = read_case(case)
-        mask, row = predictor.volume(volume.voxels) >= 0.5, found[case.patient]
+        mask, row = predictor.volume(volume.voxels)[0] >= 0.5, found[case.patient]
         dices, false = [], 0
         for z in range(truth.shape[2]):
             p, t = mask[:, :, z], truth[:, :, z]

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from tests.conftest import SMALL, some
+from tests.conftest import LATEST, SMALL, some
 from tests.test_training import assert_same_runs, same
 from unetlib import cli
 from unetlib.engine import threads
@@ -24,10 +24,12 @@ from unetlib.engine.threads import (
     typical_times,
     use_idle_processors,
 )
-from unetlib.prediction.inference import Predictor
-from unetlib.runs.checkpoint import LATEST, build_model, load_checkpoint
-from unetlib.runs.provenance import read_provenance
-from unetlib.runs.training import Trainer, train
+from unetlib.hooks import Hook
+from unetlib.networks import build_network
+from unetlib.prediction.predictor import Predictor
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
+from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv
 
@@ -77,7 +79,7 @@ def test_where_two_threads_hardly_differ_from_one_the_idle_processors_decide(mac
     """Beside two busy programs, what two threads measure varies by a factor of five."""
     machine.times, machine.idle = {1: 1.0, 2: 0.95}, idle
     fabric = start_engine("cpu", "fp32")
-    assert Threads.settle(tmp_path, fabric, build_model(SMALL), SHAPE, None, None).number == picked
+    assert Threads.settle(tmp_path, fabric, build_network(SMALL), SHAPE, None, None).number == picked
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_the_rounds_end_on_a_fast_machine_too():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_trial_touches_neither_network_nor_statistics_nor_generators_nor_the_number(machine, precision):
-    fabric, model, state = start_engine("cpu", precision), build_model(SMALL), torch.get_rng_state()
+    fabric, model, state = start_engine("cpu", precision), build_network(SMALL), torch.get_rng_state()
     before, number = copy.deepcopy(model.state_dict()), torch.get_num_threads()
     times = trial_times(fabric, model, SHAPE, [1, 2])
     assert list(times) == [1, 2]
@@ -152,7 +154,7 @@ def test_a_trial_touches_neither_network_nor_statistics_nor_generators_nor_the_n
 @pytest.mark.parametrize("late", [1, 12, 50])
 def test_a_trial_step_ends_at_its_limit_on_the_way_forth_and_back(monkeypatch, late):
     """The clock jumps at the given look: at once, within the forward pass and within the backward pass."""
-    trial, looks = threads._Trial(start_engine("cpu", "fp32"), build_model(SMALL), SHAPE), []
+    trial, looks = threads._Trial(start_engine("cpu", "fp32"), build_network(SMALL), SHAPE), []
 
     def clock():
         looks.append(1)
@@ -169,7 +171,7 @@ def test_training_measures_tells_keeps_and_notes_the_number(prepared, tmp_path, 
     train(prepared, tmp_path / "run", SMALL, "cpu")
     assert "Measured 28 slices/s with 1 thread, 5 slices/s with 2 threads. Training uses 1." in capsys.readouterr().out
     assert machine.measured == kept(tmp_path / "run") == torch.get_num_threads() == 1
-    assert [one["threads"] for one in read_provenance(tmp_path / "run")["sessions"]] == [1]
+    assert [one["threads"] for one in Run.of(tmp_path / "run").provenance["sessions"]] == [1]
 
 
 def test_alone_the_number_is_pytorchs_own(prepared, tmp_path, machine):
@@ -288,9 +290,10 @@ def test_on_another_device_and_under_torchrun_nothing_is_measured(tmp_path, mach
         device, world_size = torch.device("cpu"), 2
 
     for fabric in (Elsewhere, Shared):
-        settled = Threads.settle(tmp_path, fabric, build_model(SMALL), SHAPE, None, None)
+        settled = Threads.settle(tmp_path, fabric, build_network(SMALL), SHAPE, None, None)
         assert settled.number is None
-        assert settled.timed(lambda: "a step") == "a step"
+        settled.on_step_start(None)
+        settled.on_step_end(None, 0.0)
     assert machine.measured == 0
 
 
@@ -302,7 +305,7 @@ class Watched:
         monkeypatch.setattr(threads, "idle_processors", self.look)
         self.threads = Threads(number, run, self.measure, machine.idle, lambda: self.now, note=self.note)
 
-    def note(self, run, number):
+    def note(self, number):
         self.noted.append(number)
 
     def look(self):
@@ -315,10 +318,9 @@ class Watched:
 
     def steps(self, seconds, number):
         for _ in range(number):
-            self.threads.timed(lambda: self.pass_time(seconds))
-
-    def pass_time(self, seconds):
-        self.now += seconds
+            self.threads.on_step_start(None)
+            self.now += seconds
+            self.threads.on_step_end(None, 0.0)
 
 
 @pytest.fixture
@@ -390,16 +392,14 @@ def test_a_measurement_that_changes_nothing_is_not_told(watched, machine, capsys
 def test_a_changed_number_is_kept_in_the_next_checkpoint_and_noted(prepared, tmp_path, machine, monkeypatch, capsys):
     monkeypatch.setattr(threads, "WINDOW", 0.0)  # a look after every step
 
-    def busy_from_the_sixth(trainer):
-        if trainer.done.step == 5:
-            machine.times, machine.idle = BUSY, 1
-        return step(trainer)
+    class BusyFromTheSixth(Hook):
+        def on_step_end(self, loop, loss):
+            if loop.state.step == 5:
+                machine.times, machine.idle = BUSY, 1
 
-    step = Trainer.step
-    monkeypatch.setattr(Trainer, "step", busy_from_the_sixth)
-    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=6)
+    train(prepared, tmp_path / "run", SMALL, "cpu", max_steps=6, hooks=(BusyFromTheSixth(),))
     assert kept(tmp_path / "run") == 1
-    assert [one["threads"] for one in read_provenance(tmp_path / "run")["sessions"]] == [2, 1]
+    assert [one["threads"] for one in Run.of(tmp_path / "run").provenance["sessions"]] == [2, 1]
     assert "goes on with 1; the last digits may now differ." in capsys.readouterr().out
 
 
@@ -407,20 +407,21 @@ CHANGING = """
 import json, sys, torch
 from pathlib import Path
 from tests.conftest import SMALL
-from unetlib.data.prepare import Prepared
-from unetlib.runs.training import Trainer
+from unetlib.data.prepared import Prepared
+from unetlib.runs.run import Run
+from unetlib.runs.training import open_loop
 before, number = json.loads(sys.argv[3])
-trainer = Trainer.open(Prepared.open(Path(sys.argv[1])), Path(sys.argv[2]), SMALL, "cpu")
-weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+loop = open_loop(Prepared.open(Path(sys.argv[1])), Run.of(sys.argv[2]), SMALL)
+weights = {name: value.clone() for name, value in loop.network.state_dict().items()}
 for other in before:
     torch.set_num_threads(other)
-    trainer.validate()
-    trainer.net.train()(torch.rand(4, 1, 32, 32)).sum().backward()
-trainer.model.load_state_dict(weights)
+    loop.validate()
+    loop.network.train()(torch.rand(4, 1, 32, 32)).sum().backward()
+loop.network.load_state_dict(weights)
 torch.set_num_threads(number)
-for _ in range(3):
-    trainer.step()
-print(b"".join(value.numpy().tobytes() for value in trainer.model.state_dict().values()).hex())
+for step in range(3):
+    loop.step(loop.order()[4 * step : 4 * step + 4])
+print(b"".join(value.numpy().tobytes() for value in loop.network.state_dict().values()).hex())
 """
 
 
@@ -489,7 +490,7 @@ def test_a_predictor_uses_the_number_that_is_given(run, machine, monkeypatch, as
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     predictor = Predictor.open(run, "cpu", threads=asked)
-    predictor.net.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    predictor.network.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     predictor.slices(torch.rand(3, 1, 32, 32))
     assert seen == [used]
 
@@ -501,7 +502,7 @@ def test_the_flag_reaches_training_tuning_evaluation_and_prediction(prepared, co
         asked.append(number)
         return prediction_threads(fabric, number)
 
-    monkeypatch.setattr("unetlib.prediction.inference.prediction_threads", spy)
+    monkeypatch.setattr("unetlib.prediction.predictor.prediction_threads", spy)
     run, image = tmp_path / "run", next(cohort.glob("*/*_flair.nii.gz"))
     flags = ["--device", "cpu", "--threads", "1"]
     small = ["--width", "4", "--depth", "2", "--epochs", "1", "--tune"]

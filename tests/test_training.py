@@ -12,18 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SCANS, SMALL, STRONG, as_03, as_03_run, as_cases, write_patient
-from unetlib import __version__
+from tests.conftest import BEST, LATEST, SCANS, SMALL, STRONG, as_03, as_03_run, as_cases, write_patient
+from unetlib import __version__, loop
 from unetlib.augment import augment, change_intensity, warp
-from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.prepare import prepare
+from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
-from unetlib.engine.schedule import learning_rate, move_average
+from unetlib.engine.hooks import move_average
 from unetlib.evaluation.evaluate import evaluate
+from unetlib.hooks import Hook
+from unetlib.loop import Loop
 from unetlib.metrics import count, dice
+from unetlib.networks import build_network
 from unetlib.recipe import Recipe
-from unetlib.runs import training
-from unetlib.runs.checkpoint import BEST, LATEST, build_model, load_checkpoint, previous
-from unetlib.runs.training import Trainer, recipe_of, train
+from unetlib.runs import hooks
+from unetlib.runs.checkpoint import load_checkpoint, previous
+from unetlib.runs.run import Run
+from unetlib.runs.training import train
+from unetlib.schedule import learning_rate
 from unetlib.support.chance import balanced, shuffled
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, sha256
@@ -61,7 +67,7 @@ def test_stops_between_two_checkpoints_leave_the_predecessor_that_no_stop_leaves
 @pytest.mark.parametrize("before_the_end", [0, 1])
 def test_a_stop_near_the_end_leaves_that_predecessor_too(prepared, tmp_path, before_the_end):
     """Its checkpoint would be the last but one."""
-    steps = SMALL.epochs * -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
+    steps = SMALL.epochs * -(-len(Prepared.open(prepared).dataset().indices("train")) // SMALL.batch_size)
     train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4, max_steps=steps - before_the_end)
     train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=4)
     train(prepared, tmp_path / "whole", SMALL, "cpu", checkpoint_every=4)
@@ -77,12 +83,12 @@ def test_a_run_leaves_what_is_promised(run):
 
 def test_the_loop_equals_the_recipe_written_out_in_plain_torch(prepared, run):
     """An independent loop: autograd, torch's own Adam, clipping and BCELoss after the sigmoid."""
-    data, model = Prepared.open(prepared), build_model(SMALL)
+    data, model = Prepared.open(prepared), build_network(SMALL)
     adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     for epoch in range(2):
-        order, losses = shuffled(data.indices("train"), 0, epoch), []
+        order, losses = shuffled(data.dataset().indices("train"), 0, epoch), []
         for step in range(math.ceil(len(order) / 4)):
-            images, masks = data.batch(order[4 * step : 4 * step + 4])
+            images, masks = data.dataset().batch(order[4 * step : 4 * step + 4])
             images, masks = augment(images, masks, 0, epoch, step)
             loss = torch.nn.BCELoss()(torch.sigmoid(model(images)), masks)
             adam.zero_grad()
@@ -96,27 +102,19 @@ def test_the_loop_equals_the_recipe_written_out_in_plain_torch(prepared, run):
         torch.testing.assert_close(trained[name], value, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("balance", [False, True])
-def test_a_trainer_that_is_handed_other_slices_counts_its_steps_anew(strong_prepared, tmp_path, balance):
-    data = Prepared.open(strong_prepared)
-    trainer = Trainer.open(data, tmp_path / "run", STRONG.but(balance=balance), "cpu")
-    before, trainer.training = trainer.steps, trainer.training[:9]
-    assert trainer.steps == math.ceil(len(trainer.choose(0)) / STRONG.batch_size) < before
-
-
 def test_validation_dice_is_the_pooled_dice_of_the_validation_slices(prepared, run):
-    data, model = Prepared.open(prepared), build_model(SMALL)
+    data, model = Prepared.open(prepared), build_network(SMALL)
     model.load_state_dict(load_checkpoint(run / LATEST)["model"])
-    images, masks = data.batch(data.indices("val"))
+    images, masks = data.dataset().batch(data.dataset().indices("val"))
     with torch.no_grad():
         prediction = model.eval().probabilities(images) >= 0.5
     expected = dice(count(prediction.numpy(), masks.bool().numpy()).sum())
-    assert float(read_csv(run / "history.csv")[-1]["val_dice"]) == pytest.approx(float(expected), abs=1e-6)
+    assert float(read_csv(run / "history.csv")[-1]["val_dice"]) == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_the_best_model_is_that_of_the_highest_validation_dice(prepared, tmp_path, monkeypatch):
     dices = iter([0.2, 0.7, 0.5])
-    monkeypatch.setattr(Trainer, "validate", lambda _: (0.0, next(dices)))
+    monkeypatch.setattr(Loop, "validate", lambda _: {"val_loss": 0.0, "val_dice": next(dices)})
     train(prepared, tmp_path / "run", SMALL.but(epochs=3), device="cpu")
     best = load_checkpoint(tmp_path / "run" / BEST)
     assert (best["epoch"], best["val_dice"]) == (2, 0.7)
@@ -168,13 +166,13 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
     suicide = (
-        "import os, signal, sys; from unetlib import cli; from unetlib.runs import training\n"
-        "save = training.save_checkpoint\n"
+        "import os, signal, sys; from unetlib import cli; from unetlib.runs import hooks\n"
+        "save = hooks.save_checkpoint\n"
         "def then_die(path, content, keep):\n"
         "    save(path, content, keep)\n"
         "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "training.save_checkpoint = then_die\n"
+        "hooks.save_checkpoint = then_die\n"
         "cli.main(sys.argv[1:])"
     )
     killed = subprocess.run([sys.executable, "-c", suicide, *command[3:], "--checkpoint-every", "2"], check=False)
@@ -188,7 +186,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared, run, tmp_path, monkeypatch, number):
-    step, taken = training.augment, []
+    step, taken = loop.change, []
 
     def interrupted(*args):
         taken.append(1)
@@ -196,7 +194,7 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared,
             os.kill(os.getpid(), number)  # in the middle of a step
         return step(*args)
 
-    monkeypatch.setattr(training, "augment", interrupted)
+    monkeypatch.setattr(loop, "change", interrupted)
     with pytest.raises(KeyboardInterrupt, match="Stopped at epoch 1, step 3"):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
     monkeypatch.undo()
@@ -205,11 +203,11 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared,
 
 
 def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, run, tmp_path, monkeypatch):
-    write = training.write_csv
-    monkeypatch.setattr(training, "write_csv", None)
+    write = hooks.write_csv
+    monkeypatch.setattr(hooks, "write_csv", None)
     with pytest.raises(TypeError):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
-    monkeypatch.setattr(training, "write_csv", write)
+    monkeypatch.setattr(hooks, "write_csv", write)
     train(prepared, tmp_path / "run", SMALL, device="cpu")
     assert_same_runs(run, tmp_path / "run")
 
@@ -312,7 +310,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(prepared, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_longer_finite_is_a_sentence(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "get_loss", lambda _: lambda logits, masks: logits.mean() * math.nan)
+    monkeypatch.setattr(loop, "get_loss", lambda _: lambda logits, masks: logits.mean() * math.nan)
     with pytest.raises(UnetlibError, match="the loss is nan"):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
     assert not (tmp_path / "run" / LATEST).exists()
@@ -333,9 +331,8 @@ def test_the_gradient_is_clipped(prepared, tmp_path, monkeypatch):
     assert max(norms) <= 0.01 + 1e-6
 
 
-def test_the_recipe_of_a_run_is_found_and_of_none_is_the_published_one(run, tmp_path):
-    assert recipe_of(run) == SMALL
-    assert recipe_of(tmp_path) == Recipe.published
+def test_the_recipe_of_a_run_is_found(run):
+    assert Run.of(run).recipe == SMALL
 
 
 def test_an_unknown_device_is_a_sentence(prepared, tmp_path):
@@ -364,16 +361,16 @@ def test_the_loop_with_all_its_parts_equals_the_recipe_written_out_in_plain_torc
     """An independent loop: torch's own Adam and clipping, BCE and Dice written out, an average by hand."""
     recipe, run = STRONG.but(learning_rate=1e-3), tmp_path / "run"  # small steps: rounding must not grow
     train(strong_prepared, run, recipe, device="cpu")
-    data, model = Prepared.open(strong_prepared), build_model(STRONG)
+    data, model = Prepared.open(strong_prepared), build_network(STRONG)
     average, adam = copy.deepcopy(model), torch.optim.Adam(model.parameters(), lr=1.0)
-    indices = data.indices("train")
-    order = balanced(indices, data.tumour[indices], 0, 0)
+    indices = data.dataset().indices("train")
+    order = balanced(indices, data.dataset().tumour[indices], 0, 0)
     assert len(order) < len(indices)
     steps, number = math.ceil(len(order) / 4), 0
     for epoch in range(2):
-        order, losses = shuffled(balanced(indices, data.tumour[indices], 0, epoch), 0, epoch), []
+        order, losses = shuffled(balanced(indices, data.dataset().tumour[indices], 0, epoch), 0, epoch), []
         for step in range(steps):
-            images, masks = data.batch(order[4 * step : 4 * step + 4], 1)
+            images, masks = data.dataset(1).batch(order[4 * step : 4 * step + 4])
             assert images.shape[1] == 3
             images, masks = augment(images, masks, 0, epoch, step, upright=True)
             images, masks = warp(images, masks, 0, epoch, step)
@@ -401,12 +398,12 @@ def test_the_best_model_holds_the_averaged_weights_and_their_validation_dice(str
     best, latest = load_checkpoint(run / BEST), load_checkpoint(run / LATEST)
     assert same(best["model"], latest["average"])
     assert not same(best["model"], latest["model"])
-    data, model = Prepared.open(strong_prepared), build_model(STRONG)
+    data, model = Prepared.open(strong_prepared), build_network(STRONG)
     model.load_state_dict(best["model"])
-    images, masks = data.batch(data.indices("val"), 1)
+    images, masks = data.dataset(1).batch(data.dataset().indices("val"))
     with torch.no_grad():
         found = torch.sigmoid(model.eval()(images)) >= 0.5
-    expected = float(dice(count(found.numpy(), masks.bool().numpy()).sum()))
+    expected = dice(count(found.numpy(), masks.bool().numpy()).sum()).item()
     assert best["val_dice"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -426,7 +423,7 @@ def test_a_cosine_refuses_another_end(strong_prepared, strong):
         train(strong_prepared, strong, STRONG.but(epochs=3), device="cpu")
 
 
-@pytest.mark.parametrize("change", [{"neighbours": 0}, {"warp": False}, {"average": 0.5}, {"mirror": False}])
+@pytest.mark.parametrize("change", [{"neighbours": 0}, {"warp": False}, {"average": 0.5}, {"network": "other"}])
 def test_a_run_refuses_to_go_on_with_other_parts(strong_prepared, strong, change):
     with pytest.raises(UnetlibError, match=rf"another recipe \({next(iter(change))}: "):
         train(strong_prepared, strong, STRONG.but(**change), device="cpu")
@@ -449,9 +446,9 @@ def test_what_needs_all_slices_refuses_a_folder_that_lacks_some(prepared, tmp_pa
 
 def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, tmp_path):
     shutil.copytree(strong_prepared, tmp_path / "p")
-    rows = read_csv(tmp_path / "p" / "slices.csv")
-    table = [",".join(rows[0]), *(",".join([*list(row.values())[:-1], "0"]) for row in rows)]
-    (tmp_path / "p" / "slices.csv").write_text("\n".join(table) + "\n")
+    masks = np.lib.format.open_memmap(tmp_path / "p" / "masks.npy", mode="r+")
+    masks[:] = 0
+    masks.flush()
     with pytest.raises(UnetlibError, match="no slice with tumour"):
         train(tmp_path / "p", tmp_path / "run", STRONG, device="cpu")
 
@@ -472,7 +469,7 @@ def test_a_run_from_before_the_strong_recipe_goes_on_as_if_nothing_had_changed(p
     about["prepared"].pop("crop")
     about.pop("start_from")
     (tmp_path / "old" / "recipe.json").write_text(json.dumps(about))
-    assert recipe_of(tmp_path / "old") == SMALL
+    assert Run.of(tmp_path / "old").recipe == SMALL
     train(prepared, tmp_path / "old", SMALL.but(epochs=3), device="cpu")
     train(prepared, tmp_path / "new", SMALL.but(epochs=3), device="cpu")
     one, other = (load_checkpoint(tmp_path / folder / LATEST) for folder in ("old", "new"))
@@ -554,7 +551,7 @@ def test_a_run_of_version_0_3_goes_on_with_its_data_prepared_by_either_version(p
 def test_a_run_that_does_not_say_whom_it_has_seen_is_no_start(prepared, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "other")
     (tmp_path / "other" / "provenance.json").unlink()
-    with pytest.raises(UnetlibError, match="does not say whom it was trained on"):
+    with pytest.raises(UnetlibError, match="does not say which patients it was trained on"):
         train(prepared, tmp_path / "run", SMALL, device="cpu", start_from=tmp_path / "other")
 
 
@@ -562,21 +559,18 @@ def test_first_weights_are_not_lost_when_it_is_killed_before_the_first_checkpoin
     train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, start_from=trained)
     for path in (tmp_path / "run").glob("*.pth"):
         path.unlink()
-    with pytest.raises(UnetlibError, match="begun from the weights of another run"):
+    with pytest.raises(UnetlibError, match="started from the weights of another run"):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
     assert train(prepared, tmp_path / "run", SMALL, device="cpu", start_from=trained).epoch == 2
 
 
-def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp_path, monkeypatch):
-    first, step = [], Trainer.step
+def test_a_run_can_start_from_the_best_weights_of_another(prepared, trained, tmp_path):
+    class Spy(Hook):
+        def on_step_start(self, loop):
+            first.append(copy.deepcopy((loop.network.module.state_dict(), loop.validated.module.state_dict())))
 
-    def spy(trainer):
-        first.append(copy.deepcopy((trainer.model.state_dict(), trainer.average.state_dict())))
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "step", spy)
-    recipe = SMALL.but(average=0.9)
-    train(prepared, tmp_path / "run", recipe, device="cpu", max_steps=1, start_from=trained)
+    first, recipe = [], SMALL.but(average=0.9)
+    train(prepared, tmp_path / "run", recipe, device="cpu", max_steps=1, start_from=trained, hooks=(Spy(),))
     other = load_checkpoint(trained / BEST)["model"]
     assert same(dict(first[0][0]), other)
     assert same(dict(first[0][1]), other)
@@ -608,7 +602,7 @@ def test_first_weights_of_another_architecture_are_a_sentence(prepared, trained,
         ("gone", "does not exist"),
         ("empty", "is not a run folder"),
         ("a file", "is not a run folder"),
-        ("no best model", "is a run without best weights yet"),
+        ("no best model", "has no best weights yet"),
     ],
 )
 def test_first_weights_that_are_not_there_are_noticed_by_a_run_under_way_too(
@@ -627,7 +621,7 @@ def test_first_weights_that_are_not_there_are_noticed_by_a_run_under_way_too(
         other.touch()
     with pytest.raises(UnetlibError, match=f"{other} {told}") as caught:
         train(prepared, tmp_path / "r", SMALL, device="cpu", start_from=other)
-    assert (f"leave --start-from out: {tmp_path / 'r'} has begun" in str(caught.value)) == begun
+    assert (f"leave --start-from out: {tmp_path / 'r'} has started" in str(caught.value)) == begun
     if begun:
         assert train(prepared, tmp_path / "r", SMALL, device="cpu").epoch == 2
 
@@ -639,6 +633,6 @@ def test_steps_below_1_are_a_sentence(prepared, tmp_path, steps):
 
 
 def test_with_max_steps_it_returns_how_far_the_run_is(prepared, tmp_path):
-    steps = -(-len(Prepared.open(prepared).indices("train")) // SMALL.batch_size)
+    steps = -(-len(Prepared.open(prepared).dataset().indices("train")) // SMALL.batch_size)
     found = [train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=5) for _ in range(2)]
     assert [(one.epoch, one.step) for one in found] == [divmod(5, steps), divmod(10, steps)]

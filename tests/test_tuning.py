@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from tests.conftest import BEST
 from unetlib.data.patients import find_cases, read_case
 from unetlib.data.split import Split
 from unetlib.data.volumes import Source
-from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_patients
 from unetlib.prediction import tuning
-from unetlib.prediction.decision import FILE, SIZES_ML, THRESHOLDS, Decision
-from unetlib.prediction.inference import Predictor, predict
+from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
+from unetlib.prediction.predict import predict
+from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.tuning import tune
-from unetlib.runs.checkpoint import BEST
 from unetlib.show.plots import best_median_worst
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import PARTIAL, read_json, sha256
@@ -47,14 +49,14 @@ def cases_of(cohort, run, part):
 
 def decide(run, **changes):
     """Put another decision in the place of a run's own."""
-    (run / FILE).write_text(json.dumps(read_json(run / FILE) | changes))
+    (run / "decision.json").write_text(json.dumps(read_json(run / "decision.json") | changes))
 
 
 def test_the_decision_has_the_highest_mean_dice_of_all_on_the_validation_patients(tuned, tall_cohort):
     predictor, dices = Predictor.open(tuned, "cpu", decision=Decision(0.5)), {}
     for case in cases_of(tall_cohort, tuned, "val"):
         volume, truth, _ = read_case(case)
-        found = predictor.volume(volume.voxels)
+        found = predictor.volume(volume.voxels)[0]
         for threshold in THRESHOLDS:
             for smallest in SIZES_ML:
                 mask = Decision(threshold, smallest).mask(found, volume.spacing)
@@ -62,7 +64,7 @@ def test_the_decision_has_the_highest_mean_dice_of_all_on_the_validation_patient
                 dices.setdefault(Decision(threshold, smallest), []).append(one)
     means = {decision: np.mean(ones) for decision, ones in dices.items()}
     assert max(means.values()) - min(means.values()) > 0.1  # there is something to choose
-    content = read_json(tuned / FILE)
+    content = read_json(tuned / "decision.json")
     chosen = Decision(content["threshold"], content["smallest_ml"])
     assert means[chosen] == pytest.approx(max(means.values()), abs=1e-9)
     assert content["validation_dice"] == pytest.approx(means[chosen], abs=1e-9)
@@ -81,12 +83,12 @@ def test_done_it_is_reused_and_for_other_weights_chosen_anew(tuned, untuned, tmp
     shutil.copytree(tuned, tmp_path / "run")
     read = tuning.read_case
     monkeypatch.setattr(tuning, "read_case", None)  # calling it would fail
-    before = read_json(tuned / FILE)
+    before = read_json(tuned / "decision.json")
     assert tune(tmp_path / "run", "cpu") == Decision(before["threshold"], before["smallest_ml"])
     decide(tmp_path / "run", weights="of another epoch", **OTHER)
     monkeypatch.setattr(tuning, "read_case", read)
     tune(tmp_path / "run", "cpu")
-    assert (tmp_path / "run" / FILE).read_bytes() == (tuned / FILE).read_bytes()
+    assert (tmp_path / "run" / "decision.json").read_bytes() == (tuned / "decision.json").read_bytes()
 
 
 def test_stopped_it_goes_on_with_the_patients_that_are_left(tuned, run, monkeypatch):
@@ -101,15 +103,15 @@ def test_stopped_it_goes_on_with_the_patients_that_are_left(tuned, run, monkeypa
     monkeypatch.setattr(tuning, "dice_table", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         tune(run, "cpu")
-    assert not (run / FILE).exists()
+    assert not (run / "decision.json").exists()
     tune(run, "cpu")
-    assert (run / FILE).read_bytes() == (tuned / FILE).read_bytes()
+    assert (run / "decision.json").read_bytes() == (tuned / "decision.json").read_bytes()
     assert len(calls) == len(Split.load(run / "split.json").val) + 1
     assert not (run / PARTIAL).exists()
 
 
 def test_a_kill_between_the_decision_and_the_cleaning_up_leaves_nothing_behind(tuned, run, monkeypatch):
-    monkeypatch.setattr(tuning.shutil, "rmtree", None)
+    monkeypatch.setattr(tuning.Parts, "remove", None)
     with pytest.raises(TypeError):
         tune(run, "cpu")
     monkeypatch.undo()
@@ -126,14 +128,14 @@ def test_a_missing_validation_patient_is_a_sentence(run, tall_cohort, tmp_path):
     (run / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
     with pytest.raises(UnetlibError, match=rf"lacks the validation patients {gone}.*Put them back"):
         tune(run, "cpu")
-    assert not (run / FILE).exists()
+    assert not (run / "decision.json").exists()
 
 
 def test_a_run_that_does_not_tune_keeps_its_threshold_and_reads_nobody(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "run")
     monkeypatch.setattr(tuning, "read_case", None)
     assert tune(tmp_path / "run", "cpu") == Decision(0.5, 0.0)
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / "decision.json").exists()
 
 
 def test_before_the_decision_nothing_can_be_evaluated_or_predicted(run, tall_cohort, tmp_path):
@@ -148,7 +150,7 @@ def test_before_the_decision_nothing_can_be_evaluated_or_predicted(run, tall_coh
 def test_evaluation_and_figures_judge_the_masks_of_the_decision(tuned, tall_cohort, tmp_path, change):
     run = shutil.copytree(tuned, tmp_path / "run")
     decide(run, **change)
-    content, predictor = read_json(run / FILE), Predictor.open(run, "cpu")
+    content, predictor = read_json(run / "decision.json"), Predictor.open(run, "cpu")
     decision = Decision(content["threshold"], content["smallest_ml"])
     evaluate(run, device="cpu")
     dices = {row["patient"]: float(row["dice"]) for row in read_patients(run / "evaluation")}
@@ -158,7 +160,7 @@ def test_evaluation_and_figures_judge_the_masks_of_the_decision(tuned, tall_coho
     assert len(cases) == len(dices)
     for case in cases:
         volume, truth, _ = read_case(case)
-        mask = decision.mask(predictor.volume(volume.voxels), volume.spacing)
+        mask = decision.mask(predictor.volume(volume.voxels)[0], volume.spacing)
         assert dices[case.patient] == pytest.approx(f1_score(truth.ravel(), mask.ravel(), zero_division=0), abs=1e-9)
         if case.id in masks:
             np.testing.assert_array_equal(masks[case.id], mask)
@@ -202,7 +204,7 @@ def test_a_validation_file_that_has_changed_since_is_a_sentence(run, tall_cohort
     nib.save(nib.Nifti1Image(emptier, image.affine), case.seg.paths[0])
     with pytest.raises(UnetlibError, match=rf"the files of 1 case \({case.id}\) have changed"):
         tune(run, "cpu")
-    assert not (run / FILE).exists()
+    assert not (run / "decision.json").exists()
 
 
 def test_a_case_that_could_not_be_prepared_is_not_tuned_on(tuned, run, tall_cohort, tmp_path, monkeypatch):
@@ -212,4 +214,4 @@ def test_a_case_that_could_not_be_prepared_is_not_tuned_on(tuned, run, tall_coho
     later = replace(first, id="later", images={"flair": Source((tmp_path / "damaged.nii.gz",))})
     monkeypatch.setattr(tuning, "own_cohort", lambda _: replace(cohort, cases=[*cohort.cases, later]))
     tune(run, "cpu")
-    assert read_json(run / FILE) == read_json(tuned / FILE)
+    assert read_json(run / "decision.json") == read_json(tuned / "decision.json")

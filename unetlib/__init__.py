@@ -8,43 +8,53 @@ From a folder of patients to a scored run, and to masks of new scans:
 
     recipe = Recipe.published.but(width=16)
     prepare("BraTS2021", "work/prepared", recipe)  # volumes to slices, split by patient
-    train("work/prepared", "work/run", recipe)     # goes on by itself when it was stopped
+    train("work/prepared", "work/run", recipe)     # resumes if it was stopped
     evaluate("work/run")                           # scores of the test patients, in work/run/evaluation
     predict("work/run", ["patient_flair.nii.gz"], "masks")
 
-`make_cohort` makes a synthetic cohort for those who have no data, `check` says what a folder holds, `find_cases` and
-`read_case` give its patients, and `SliceViewer` shows them in a notebook. `UNet` and the modules `losses`, `metrics`
-and `plots` are what the course teaches. Whatever goes wrong is an `UnetlibError` with a sentence.
+If you have no data, `make_cohort` makes a synthetic cohort. `check` reports what a folder holds, `find_cases` and
+`read_case` return its patients, and `SliceViewer` shows them in a notebook. `Run` is the folder of a run. `segment`
+turns one volume into a mask. The course teaches `Loop`, `UNet` and the modules `losses`, `metrics` and `plots`.
+`register_network` adds your own network. Errors are raised as `UnetlibError`, with a message that says what to do.
 """
 
 from unetlib.support.version import __version__
 
-TYPE_CHECKING = False  # as in `typing`, which would take milliseconds in which a Ctrl-C is a traceback
+TYPE_CHECKING = False  # importing `typing` would take milliseconds in which Ctrl-C gives a traceback
 if TYPE_CHECKING:
     from unetlib import losses, metrics
     from unetlib.course.start import start
     from unetlib.data.check import check
     from unetlib.data.patients import find_cases, read_case
-    from unetlib.data.prepare import Prepared, prepare
+    from unetlib.data.prepare import prepare
+    from unetlib.data.prepared import Prepared
     from unetlib.evaluation.evaluate import evaluate
+    from unetlib.loop import Loop
+    from unetlib.networks import build_network, register_network
     from unetlib.phantom.cohort import make_cohort
-    from unetlib.prediction.inference import Predictor, predict
+    from unetlib.prediction.predict import predict
+    from unetlib.prediction.predictor import Predictor
+    from unetlib.prediction.segment import segment
     from unetlib.prediction.tuning import tune
     from unetlib.recipe import Recipe
+    from unetlib.runs.run import Run
     from unetlib.runs.training import train
     from unetlib.show import plots
     from unetlib.show.viewer import SliceViewer
     from unetlib.support.errors import UnetlibError
     from unetlib.unet import UNet
 
-# Each name and the module that it comes from, or is; loaded when asked for, as the command line does without most.
+# The module of each name. Names are loaded on first use, since the command line needs few of them.
 _HOME = {
-    "Predictor": "prediction.inference",
-    "Prepared": "data.prepare",
+    "Loop": "loop",
+    "Predictor": "prediction.predictor",
+    "Prepared": "data.prepared",
     "Recipe": "recipe",
+    "Run": "runs.run",
     "SliceViewer": "show.viewer",
     "UNet": "unet",
     "UnetlibError": "support.errors",
+    "build_network": "networks",
     "check": "data.check",
     "evaluate": "evaluation.evaluate",
     "find_cases": "data.patients",
@@ -52,22 +62,27 @@ _HOME = {
     "make_cohort": "phantom.cohort",
     "metrics": "metrics",
     "plots": "show.plots",
-    "predict": "prediction.inference",
+    "predict": "prediction.predict",
     "prepare": "data.prepare",
     "read_case": "data.patients",
+    "register_network": "networks",
+    "segment": "prediction.segment",
     "start": "course.start",
     "train": "runs.training",
     "tune": "prediction.tuning",
 }
 _MODULES = {"losses", "metrics", "plots"}
 __all__ = [
+    "Loop",
     "Predictor",
     "Prepared",
     "Recipe",
+    "Run",
     "SliceViewer",
     "UNet",
     "UnetlibError",
     "__version__",
+    "build_network",
     "check",
     "evaluate",
     "find_cases",
@@ -78,6 +93,8 @@ __all__ = [
     "predict",
     "prepare",
     "read_case",
+    "register_network",
+    "segment",
     "start",
     "train",
     "tune",
@@ -85,7 +102,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for."""
+    """Load a name on first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'unetlib' has no attribute {name!r}")
     from importlib import import_module

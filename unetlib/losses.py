@@ -1,4 +1,7 @@
-"""Losses on logits, each a scalar; sums of them by name, such as `dice+bce`."""
+"""Scalar losses on logits, and their sums by name, such as `dice+bce`.
+
+`logits` and `masks` (0 or 1) are (N, K, H, W), with one channel for each of K regions.
+"""
 
 from collections.abc import Callable
 
@@ -12,31 +15,28 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def bce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return the mean binary cross-entropy over all pixels.
+    """Return the mean binary cross-entropy over all pixels and regions.
 
-    `logits` and `masks` (0 or 1): (N, 1, H, W). The same as `BCELoss` of the sigmoid, computed on
-    logits so that it neither overflows nor loses its gradient far from 0.
+    It equals `BCELoss` of the sigmoid, but computed on logits it neither overflows nor loses its gradient far from 0.
     """
     return F.binary_cross_entropy_with_logits(logits, masks)
 
 
 def dice(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return 1 minus the soft Dice, pooled over all pixels of the batch.
+    """Return 1 minus the soft Dice, pooled over the pixels of the batch; the mean over several regions.
 
-    `logits` and `masks` (0 or 1): (N, 1, H, W). The 1 added above and below the line makes the
-    loss 0, not 0/0, for an empty mask that is predicted empty.
+    The 1 in numerator and denominator makes the loss 0, not 0/0, for an empty mask that is predicted empty.
 
     Source: Milletari, Navab, Ahmadi, "V-Net", 3DV 2016, section 3, here without squares.
     """
-    probabilities = torch.sigmoid(logits)
-    overlap = (probabilities * masks).sum()
-    return 1 - (2 * overlap + 1) / (probabilities.sum() + masks.sum() + 1)
+    pairs = zip(torch.sigmoid(logits).split(1, dim=1), masks.split(1, dim=1), strict=True)
+    return torch.stack([1 - (2 * (p * mask).sum() + 1) / (p.sum() + mask.sum() + 1) for p, mask in pairs]).mean()
 
 
 def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the mean focal loss: cross-entropy weighted by `(1 - p)**gamma`, `p` the probability of the truth.
+    """Return the mean focal loss over all pixels and regions: cross-entropy weighted by `(1 - p)**gamma`.
 
-    `logits` and `masks` (0 or 1): (N, 1, H, W). With `gamma` 0 it is `bce`.
+    `p` is the predicted probability of the true class. With `gamma` 0 the loss equals `bce`.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.
     """

@@ -1,12 +1,12 @@
-"""Every figure is a function of four counts: true and false positives and negatives.
+"""Metrics as functions of four counts: true and false positives and negatives.
 
-Three ways to bring many slices to one figure are in use, and they differ. They are always named:
+There are three common ways to summarise many slices in one number. They differ, so each is always named:
 
-- pooled: add the counts of all slices, then compute once (the published figure; Dice equals F1);
+- pooled: add the counts of all slices, then compute once (as published; Dice equals F1);
 - per slice: compute for each slice, then take the mean;
 - per patient: add the counts of each patient's slices (volumetric), compute, then take the mean.
 
-The rule for 0/0: a figure whose denominator is 0 is 1 where there is no error at all (FP = FN = 0,
+The rule for 0/0: a metric whose denominator is 0 is 1 where there is no error at all (FP = FN = 0,
 such as an empty mask predicted empty) and 0 otherwise.
 """
 
@@ -18,10 +18,15 @@ import numpy as np
 
 from unetlib.support.errors import UnetlibError
 
+COUNTS = ("tp", "fp", "fn", "tn")
+
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of pixels, as int64 arrays of one shape (one entry a slice, a patient, or a scalar)."""
+    """Numbers of pixels in four int64 arrays of one shape (..., K): entries (slices or patients) and K regions.
+
+    Counts are summed over entries, never over regions.
+    """
 
     tp: np.ndarray
     fp: np.ndarray
@@ -29,38 +34,39 @@ class Counts:
     tn: np.ndarray
 
     def sum(self) -> "Counts":
-        """Return the counts added up over all entries."""
-        return Counts(*(np.asarray(part.sum()) for part in (self.tp, self.fp, self.fn, self.tn)))
+        """Return the counts (K,) of each region, added up over all entries (N, K)."""
+        return Counts(*(getattr(self, name).sum(0) for name in COUNTS))
 
     def grouped(self, keys: np.ndarray) -> tuple[np.ndarray, "Counts"]:
-        """Return the distinct keys, sorted, and the counts added up over the entries of each key."""
+        """Return the distinct keys, sorted, and the counts (keys, K), added up over the entries (N, K) of each key."""
         names, group = np.unique(keys, return_inverse=True)
-        parts = []
-        for part in (self.tp, self.fp, self.fn, self.tn):
-            total = np.zeros(len(names), dtype=np.int64)
-            np.add.at(total, group, part)
-            parts.append(total)
-        return names, Counts(*parts)
+        totals = [np.zeros((len(names), *self.tp.shape[1:]), np.int64) for _ in COUNTS]
+        for total, name in zip(totals, COUNTS, strict=True):
+            np.add.at(total, group, getattr(self, name))
+        return names, Counts(*totals)
 
     @classmethod
     def concatenate(cls, many: "Sequence[Counts]") -> "Counts":
-        """Return the entries of several counts behind one another."""
-        return cls(*(np.concatenate([getattr(one, name) for one in many]) for name in ("tp", "fp", "fn", "tn")))
+        """Return the entries of several counts, one after another."""
+        return cls(*(np.concatenate([getattr(one, name) for one in many]) for name in COUNTS))
 
 
 def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
-    """Count the pixels of each slice: masks (N, ...) of 0 and 1 give four int64 arrays (N,).
+    """Count the pixels of each slice and region: masks (N, K, H, W) of 0 and 1 give four int64 arrays (N, K).
 
-    Raises `UnetlibError` when the shapes differ or a mask holds other values than 0 and 1.
+    Volumes (N, K, X, Y, Z) work in the same way. Raises `UnetlibError` when the shapes differ, the axis of the
+    regions is missing, or a mask holds other values than 0 and 1.
     """
-    if prediction.shape != truth.shape:
+    if prediction.shape != truth.shape or truth.ndim < 4:
         raise UnetlibError(
-            f"prediction of shape {prediction.shape} and truth of shape {truth.shape} cannot be compared."
+            f"a prediction of shape {prediction.shape} cannot be compared with a reference of shape {truth.shape}; "
+            "two of one shape (slices, regions, height, width) were expected. masks[:, None] adds an axis for one "
+            "region."
         )
     p, t = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
-    axes = tuple(range(1, p.ndim))
+    axes = tuple(range(2, p.ndim))
     tp, positive, true = ((p & t).sum(axes), p.sum(axes), t.sum(axes))
-    pixels = np.prod(p.shape[1:], dtype=np.int64)
+    pixels = np.prod(p.shape[2:], dtype=np.int64)
     return Counts(*(np.asarray(x, np.int64) for x in (tp, positive - tp, true - tp, pixels - positive - true + tp)))
 
 
@@ -74,13 +80,13 @@ def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray, c: Counts, undefined: float | None) -> np.ndarray:
-    """Divide; 0/0 becomes `undefined`, or what the rule of this module says."""
+    """Divide; 0/0 becomes `undefined`, or follows the rule at the top of this module."""
     rule = np.where((c.fp == 0) & (c.fn == 0), 1.0, 0.0)
     return np.where(denominator == 0, rule if undefined is None else undefined, numerator / np.maximum(denominator, 1))
 
 
-# Each takes counts of any shape and gives figures of that shape. 0/0 follows the rule at the top of
-# this page, unless `undefined` names another value (NaN to find the entries that the rule touched).
+# Each metric takes counts of any shape and returns numbers of that shape. 0/0 follows the rule at the top of this
+# module, unless `undefined` gives another value (NaN to find the entries that the rule affects).
 
 
 def dice(c: Counts, undefined: float | None = None) -> np.ndarray:
@@ -94,22 +100,22 @@ def iou(c: Counts, undefined: float | None = None) -> np.ndarray:
 
 
 def accuracy(c: Counts, undefined: float | None = None) -> np.ndarray:
-    """Return (TP + TN) / all pixels, in 0..1. High for any network where tumour is rare: read it with care."""
+    """Return (TP + TN) / all pixels, in 0..1. Where tumour is rare, it is high for any network."""
     return _ratio(c.tp + c.tn, c.tp + c.fp + c.fn + c.tn, c, undefined)
 
 
 def precision(c: Counts, undefined: float | None = None) -> np.ndarray:
-    """Return TP / (TP + FP), the share of the prediction that is tumour, in 0..1."""
+    """Return TP / (TP + FP), the fraction of the prediction that is tumour, in 0..1."""
     return _ratio(c.tp, c.tp + c.fp, c, undefined)
 
 
 def recall(c: Counts, undefined: float | None = None) -> np.ndarray:
-    """Return TP / (TP + FN), the share of the tumour that is found (sensitivity), in 0..1."""
+    """Return TP / (TP + FN), the fraction of the tumour that is found (sensitivity), in 0..1."""
     return _ratio(c.tp, c.tp + c.fn, c, undefined)
 
 
 def specificity(c: Counts, undefined: float | None = None) -> np.ndarray:
-    """Return TN / (TN + FP), the share of the healthy pixels that is left alone, in 0..1."""
+    """Return TN / (TN + FP), the fraction of the healthy pixels that is left unmarked, in 0..1."""
     return _ratio(c.tn, c.tn + c.fp, c, undefined)
 
 
@@ -138,10 +144,10 @@ METRICS: dict[str, Metric] = {
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float] | None:
-    """Return the 95 % percentile bootstrap interval of the mean of `values` (one a patient).
+    """Return the 95 % percentile bootstrap interval of the mean of `values` (one per patient).
 
-    `None` for fewer than two values, which say nothing of the spread. The draws are by position: the
-    same values in another order give an interval that differs by the chance of the draws.
+    `None` for fewer than two values, which have no spread. Values are drawn by position, so the same values in another
+    order give a slightly different interval.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
     if len(values) < 2:
@@ -157,13 +163,13 @@ def surface_figures(
     """Return HD95 and the surface Dice at `tolerance`, both in millimetres, of two boolean volumes (X, Y, Z).
 
     HD95 is the larger of the two directed 95th percentiles of the surface distances; `inf` when one
-    mask is empty, 0 when both are (the surface Dice is then 0 and 1). `spacing`: mm a voxel. Where
-    exactly 95 % of a surface ends at one distance, rounding decides between it and the next.
+    mask is empty, 0 when both are (the surface Dice is then 0 and 1). `spacing`: mm per voxel. If
+    exactly 95 % of a surface lies within one distance, rounding decides between it and the next.
 
     Source: Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021,
     whose implementation computes them; each surface element counts with its area.
     """
-    from surface_distance import metrics as surface  # brings scipy: 0.3 s of the start of every training
+    from surface_distance import metrics as surface  # here, since scipy adds 0.3 s to every start
 
     if not prediction.any() or not truth.any():
         return (0.0, 1.0) if prediction.any() == truth.any() else (float("inf"), 0.0)

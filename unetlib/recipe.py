@@ -1,122 +1,106 @@
 """Every choice that changes a result, in one frozen dataclass with the published values as defaults."""
 
+import operator
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
 from unetlib.support.errors import UnetlibError, brief
 
-PREPARE, TRAIN = "prepare", "train"
-LARGEST = {  # beyond these a value is a slip of the hand, and would end in a failed allocation
-    "image_size": 1024,
-    "width": 512,
-    "depth": 8,
-    "learning_rate": 100,
-    "batch_size": 1024,
-    "epochs": 100_000,
-    "clip_norm": 1e9,
-}
+PREPARE, TRAIN, PREDICT = STAGES = "prepare", "train", "predict"
+LIMITS = {"least": operator.ge, "above": operator.gt, "below": operator.lt, "most": operator.le}
+WORDS = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
 
 
-def _choice(default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    """Declare a field: its published value, the command that it belongs to, and what it means."""
-    return field(default=default, metadata={"stage": stage, "help": text, "choices": choices})
+def _choice(default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None, **limits: float) -> Any:
+    """Declare a field: its published value, its stage, what it means, and its `choices` or `LIMITS`."""
+    return field(default=default, metadata={"stage": stage, "help": text, "choices": choices, "limits": limits})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The published recipe, and room to leave it one field at a time.
+    """The choices of a recipe; the defaults are those of the published one.
 
-    Fields of the stage `prepare` decide what the prepared slices hold; fields of the stage `train`
-    decide how the network is trained on them. Raises `UnetlibError` for a value out of range.
+    The fields of the stage `prepare` set the content of the prepared slices, those of `train` the network and its
+    training, and those of `predict` how probabilities become masks; these may be changed on a finished run. The upper
+    limits only catch typing errors. Raises `UnetlibError` for a value out of range.
     """
 
     published: ClassVar["Recipe"]
     strong: ClassVar["Recipe"]
 
-    image_size: int = _choice(96, PREPARE, "side of the square slices in pixels")
+    image_size: int = _choice(96, PREPARE, "side of the square slices in pixels", above=0, most=1024)
     slices: str = _choice("tumour", PREPARE, "which axial slices to keep", ("tumour", "brain", "all"))
     normalise: str = _choice(
         "minmax-slice",
         PREPARE,
-        "to 0..1, by the least and greatest value of each slice or each volume, or by the median of the head",
+        "to 0..1, by the minimum and maximum of each slice or each volume, or by the median of the head",
         ("minmax-slice", "minmax-volume", "median-volume"),
     )
-    crop: bool = _choice(False, PREPARE, "show the square around the head, not the whole slice")
+    crop: bool = _choice(False, PREPARE, "use the square around the head, not the whole slice")
     train_fraction: float = _choice(
-        0.70, PREPARE, "share of patients to train on; the rest is halved into val and test"
+        0.70, PREPARE, "fraction of patients to train on; the rest is halved into val and test", above=0, below=1
     )
-    split_seed: int = _choice(0, PREPARE, "seed of the patient-level split")
+    split_seed: int = _choice(0, PREPARE, "seed of the patient-level split", least=0, below=2**32)
 
-    neighbours: int = _choice(0, TRAIN, "slices above and below a slice that are shown with it, as channels")
-    width: int = _choice(32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)")
-    depth: int = _choice(4, TRAIN, "how often the picture is halved")
-    balance: bool = _choice(False, TRAIN, "an epoch shows as many slices without tumour as with it, others each time")
+    neighbours: int = _choice(0, TRAIN, "slices above and below each slice to add as channels", least=0, most=8)
+    network: str = _choice("unet", TRAIN, "name of the network: unet, or one that you registered")
+    width: int = _choice(
+        32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)", above=0, most=512
+    )
+    depth: int = _choice(4, TRAIN, "how many times the image is halved", above=0, most=8)
+    balance: bool = _choice(False, TRAIN, "use as many slices without tumour as with it, drawn anew in each epoch")
     loss: str = _choice("bce", TRAIN, "loss, or a sum of losses: bce, dice, focal, dice+bce, ...")
-    learning_rate: float = _choice(1e-3, TRAIN, "step size of Adam")
+    learning_rate: float = _choice(1e-3, TRAIN, "step size of Adam", above=0, most=100)
     schedule: str = _choice(
         "constant",
         TRAIN,
-        "of the learning rate; cosine rises over the first twentieth of all steps and then falls to 0",
+        "of the learning rate; cosine rises over the first twentieth of all steps, then falls to 0",
         ("constant", "cosine"),
     )
-    average: float = _choice(0.0, TRAIN, "share that an average of the weights keeps at each step; 0 averages nothing")
-    batch_size: int = _choice(4, TRAIN, "slices a step")
-    epochs: int = _choice(10, TRAIN, "passes over the training slices")
-    clip_norm: float = _choice(1.0, TRAIN, "largest norm of the gradient")
-    augment: bool = _choice(True, TRAIN, "flips and 90-degree rotations, alike on image and mask")
-    upright: bool = _choice(False, TRAIN, "of those only the flip that changes left and right: the nose stays up")
-    warp: bool = _choice(False, TRAIN, "turn, scale, shift and bend, alike on image and mask")
+    average: float = _choice(
+        0.0, TRAIN, "decay of the running average of the weights at each step; 0: no average", least=0, below=1
+    )
+    batch_size: int = _choice(4, TRAIN, "slices per step", above=0, most=1024)
+    epochs: int = _choice(10, TRAIN, "passes over the training slices", above=0, most=100_000)
+    clip_norm: float = _choice(1.0, TRAIN, "largest norm of the gradient", above=0, most=10**9)
+    augment: bool = _choice(True, TRAIN, "flips and 90-degree rotations, the same on image and mask")
+    upright: bool = _choice(False, TRAIN, "of these, only the flip that swaps left and right: the nose stays up")
+    warp: bool = _choice(False, TRAIN, "rotate, scale, shift and bend, the same on image and mask")
     intensity: bool = _choice(False, TRAIN, "change gamma, brightness, noise and the bias field of the images")
     precision: str = _choice(
-        "auto", TRAIN, "bf16 is faster where the hardware has it; auto takes it there", ("auto", "fp32", "bf16")
+        "auto", TRAIN, "bf16 is faster where the hardware supports it; auto then uses it", ("auto", "fp32", "bf16")
     )
-    seed: int = _choice(0, TRAIN, "seed of the weights, the order of slices and the augmentation")
-    threshold: float = _choice(0.5, TRAIN, "probability from which a pixel counts as tumour")
-    mirror: bool = _choice(False, TRAIN, "predict a slice and its mirror image, and average the two")
+    seed: int = _choice(0, TRAIN, "seed of the weights, the order of slices and the augmentation", least=0, below=2**32)
+
+    threshold: float = _choice(0.5, PREDICT, "probability from which a pixel counts as tumour", above=0, below=1)
+    mirror: bool = _choice(False, PREDICT, "predict a slice and its mirror image, and average the two")
     tune: bool = _choice(
-        False, TRAIN, "choose threshold and smallest component kept on the validation patients, after training"
+        False, PREDICT, "choose threshold and smallest component to keep, on the validation patients after training"
     )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            value = getattr(self, spec.name)
-            choices = spec.metadata["choices"]
-            if not isinstance(value, TYPES[spec.name]) or (isinstance(value, bool) and TYPES[spec.name] != (bool,)):
-                expected = TYPES[spec.name][-1].__name__
+            if expected := _unlike(getattr(self, spec.name), spec):
                 raise UnetlibError(
-                    f"recipe: {spec.name} is {brief(value)}; {expected} was expected ({spec.metadata['help']})."
+                    f"recipe: {spec.name} is {brief(getattr(self, spec.name))}; {expected} was expected "
+                    f"({spec.metadata['help']})."
                 )
-            if choices and value not in choices:
-                raise UnetlibError(f"recipe: {spec.name} is {brief(value)}; one of {', '.join(choices)} was expected.")
-            if spec.name in LARGEST and not 0 < value <= LARGEST[spec.name]:
-                raise UnetlibError(
-                    f"recipe: {spec.name} is {brief(value)}; a number above 0, up to {LARGEST[spec.name]}, was "
-                    "expected."
-                )
-            if spec.name in ("train_fraction", "threshold") and not 0 < value < 1:
-                raise UnetlibError(f"recipe: {spec.name} is {value}; a number between 0 and 1 was expected.")
-            if spec.name in ("seed", "split_seed") and not 0 <= value < 2**32:
-                raise UnetlibError(f"recipe: {spec.name} is {brief(value)}; a whole number below 2**32 was expected.")
-        if not 0 <= self.neighbours <= 8:
-            raise UnetlibError(
-                f"recipe: neighbours is {brief(self.neighbours)}; a whole number from 0 to 8 was expected."
-            )
-        if not 0 <= self.average < 1:
-            raise UnetlibError(f"recipe: average is {self.average}; a number from 0 to below 1 was expected.")
         for name in ("neighbours", "balance"):
             if getattr(self, name) and self.slices != "all":
                 raise UnetlibError(
                     f"recipe: {name} is {getattr(self, name)}, but only the slices with {self.slices} are kept; all "
                     "were expected (unetlib prepare --slices all; for the strong recipe --recipe strong)."
                 )
-        if self.image_size <= 2**self.depth:  # batch norm needs more than one pixel at the bottom
+        if (
+            self.network == "unet" and self.image_size <= 2**self.depth
+        ):  # batch norm needs more than one pixel at the bottom
             raise UnetlibError(
                 f"recipe: {self.depth} halvings leave nothing of slices of {self.image_size} pixels; "
                 f"an image_size above {2**self.depth} or a smaller depth was expected."
             )
 
     def stage(self, stage: str) -> dict[str, Any]:
-        """Return the fields of one stage, `"prepare"` or `"train"`, as a dictionary."""
+        """Return the fields of one stage, `"prepare"`, `"train"` or `"predict"`, as a dictionary."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["stage"] == stage}
 
     def but(self, **changes: Any) -> "Recipe":
@@ -128,6 +112,18 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain Python values, as written to `recipe.json`."""
         return asdict(self)
+
+
+def _unlike(value: Any, spec: Any) -> str:
+    """Return what was expected instead of a field's value; empty if the value is valid."""
+    kinds, choices, limits = TYPES[spec.name], spec.metadata["choices"], spec.metadata["limits"]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
+        return kinds[-1].__name__
+    if choices and value not in choices:
+        return f"one of {', '.join(choices)}"
+    if not all(LIMITS[name](value, limit) for name, limit in limits.items()):
+        return "a number " + " and ".join(f"{WORDS[name]} {limit:,}" for name, limit in limits.items())
+    return ""
 
 
 TYPES = {
@@ -157,9 +153,9 @@ PRESETS = {"published": Recipe.published, "strong": Recipe.strong}
 
 
 def mixed_presets(recipe: Recipe) -> str:
-    """Return a hint where most of what makes a preset is in the slices but not in the training, or the other way round.
+    """Return a hint if the slices mostly follow a preset but the training does not, or the other way round.
 
-    The hint is empty where both are alike. Who mixes them on purpose may ignore it.
+    The hint is empty if both agree. It may be ignored if the mixture is intended.
     """
     for name, preset in PRESETS.items():
         follows = {stage: _follows(recipe, preset, stage) for stage in (PREPARE, TRAIN)}
@@ -167,21 +163,21 @@ def mixed_presets(recipe: Recipe) -> str:
             one, other = sorted(follows, key=follows.__getitem__, reverse=True)
             done = {PREPARE: "the slices were prepared", TRAIN: "the training is set up"}
             return (
-                f"{done[one]} by the {name} recipe and {done[other]} by another one. If that is not meant, give "
-                f"`unetlib {other}` the flag --recipe {name}, too (in Python Recipe.{name}), and a new folder."
+                f"{done[one]} by the {name} recipe and {done[other]} by another one. If this is not intended, give "
+                f"`unetlib {other}` the flag --recipe {name} (in Python Recipe.{name}) and a new folder."
             )
     return ""
 
 
 def _follows(recipe: Recipe, preset: Recipe, stage: str) -> bool:
-    """Tell whether a recipe has more than half of the values that set a preset apart from the published recipe."""
+    """Tell whether a recipe has more than half of the values in which a preset differs from the published recipe."""
     published, own = Recipe.published.stage(stage), recipe.stage(stage)
     apart = {name: value for name, value in preset.stage(stage).items() if value != published[name]}
     return 2 * sum(own[name] == value for name, value in apart.items()) > len(apart)
 
 
 def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Return the fields of a stage as an older version wrote them, and the published value of those it did not know.
+    """Return a stage's fields as an older version wrote them, with published values for those that it did not know.
 
     Raises `ValueError` for fields that do not belong to the stage.
     """
@@ -197,7 +193,7 @@ def flag(name: str) -> str:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Name the keys whose values differ, as `width: 32 -> 16`; empty when nothing does."""
+    """Name the keys whose values differ, as `width: 32 -> 16`; empty if none do."""
     keys = sorted(before.keys() | after.keys())
     return ", ".join(
         f"{key}: {_text(before.get(key))} -> {_text(after.get(key))}"

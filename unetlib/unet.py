@@ -14,7 +14,7 @@ class DoubleConv(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers += [
-                nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm has the bias
+                nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),  # batch norm adds the bias
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
             ]
@@ -24,14 +24,14 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
     """A U-Net with max-pooling down, bilinear upsampling up and concatenated skips.
 
-    `width` channels on the first level, doubled on each of `depth` levels down. Any height and
-    width are accepted: pooling rounds up, upsampling goes to the size of the skip.
+    It has `width` channels on the first level, doubled on each of `depth` levels down. Any height and
+    width are accepted: pooling rounds up, and upsampling restores the size of the skip.
 
     Raises `UnetlibError` when width, depth or a channel count is below 1.
 
     Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
     Segmentation", MICCAI 2015, figure 1 (width 64, depth 4); here with padded convolutions, batch
-    norm (Ioffe and Szegedy 2015) and bilinear upsampling in place of the up-convolution.
+    norm (Ioffe and Szegedy 2015) and bilinear upsampling instead of the up-convolution.
     """
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: int = 32, depth: int = 4) -> None:
@@ -51,7 +51,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (N, out_channels, H, W) of pictures `x` (N, in_channels, H, W)."""
+        """Return the logits (N, out_channels, H, W) of images `x` (N, in_channels, H, W)."""
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, kernel_size=2, ceil_mode=True))
@@ -68,12 +68,12 @@ class UNet(nn.Module):
         return torch.sigmoid(self(x))
 
     def parameter_count(self) -> int:
-        """Return how many numbers training adjusts."""
+        """Return the number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @torch.no_grad()
     def level_shapes(self, height: int = 96, width: int = 96) -> list[tuple[str, tuple[int, ...]]]:
-        """Return the (channels, height, width) that leave every level for one picture of that size."""
+        """Return the output shape (channels, height, width) of every level for one image of that size."""
         shapes: list[tuple[str, tuple[int, ...]]] = []
         stages = [*(f"down {i}" for i in range(len(self.down))), *(f"up {i}" for i in reversed(range(len(self.up))))]
         blocks: list[nn.Module] = [*self.down, *self.up, self.head]

@@ -11,7 +11,8 @@ from datetime import date
 from pathlib import Path
 
 from tests.faults.matrix import COMMANDS, FAILURES, KILLS, SIGNALS, Matrix, Trial
-from unetlib.support.jobs import cpu_count, progress, say
+from unetlib.support.jobs import cpu_count, progress
+from unetlib.support.messages import say
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 KINDS = (  # title, what happens, when, and the share of the points

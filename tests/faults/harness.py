@@ -71,7 +71,7 @@ class _Spy:
         self._count(ANY_CALL)
         if event in ("c_call", "c_return") and _touches_files(arg):
             self._count(f"{'before' if event == 'c_call' else 'after'} {arg.__name__}")
-        elif event == "return" and frame.f_code.co_qualname == "Trainer.step":
+        elif event == "return" and frame.f_code.co_qualname == "Loop.step":
             self.steps.value += 1
 
     def _count(self, where: str) -> None:

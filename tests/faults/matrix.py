@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SMALL, write_patient
+from tests.conftest import LATEST, SMALL, write_patient
 from tests.faults.harness import ANY_CALL, WITHIN_WRITE, Fault, Outcome, content, run, same
-from unetlib.runs.checkpoint import LATEST, load_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint
 
 EVERY = 3  # steps from one checkpoint to the next
 PREPARE = ["--image-size", SMALL.image_size]

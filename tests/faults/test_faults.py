@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from jupyter_client.manager import start_new_kernel
 
-from tests.conftest import SMALL, rounds, some
+from tests.conftest import BEST, LATEST, SMALL, rounds, some
 from tests.faults.harness import HOLD, Fault, Running, content, run, same
 from tests.faults.matrix import COMMANDS, EVERY, FAILURES, KILLS, SIGNALS, Matrix
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.runs.checkpoint import BEST, LATEST, load_checkpoint
+from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")

@@ -17,7 +17,8 @@ from unetlib.course.start import REPOSITORY, is_short
 from unetlib.data.volumes import ASSUME
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic, takes_paths
-from unetlib.support.jobs import progress, say
+from unetlib.support.jobs import progress
+from unetlib.support.messages import say
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 QUIET = (

@@ -1,9 +1,7 @@
 """The course: what every chapter starts with."""
 
 import os
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,23 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from unetlib.data.patients import Case, Cohort, find_cases
-from unetlib.data.prepare import Prepared, prepare
+from unetlib.data.prepare import prepare
+from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
 from unetlib.data.volumes import read_volume
+from unetlib.dataset import epoch_order
 from unetlib.engine.threads import use_idle_processors
-from unetlib.evaluation.evaluate import evaluate, read_patients
+from unetlib.evaluation.summary import read_patients
 from unetlib.phantom.cohort import make_cohort
-from unetlib.prediction.tuning import tune
+from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, Recipe, changed
-from unetlib.runs.training import train
+from unetlib.runs.run import Run
 from unetlib.show.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
 from unetlib.show.screenshot import viewer_picture
 from unetlib.show.viewer import SliceViewer
-from unetlib.support.chance import balanced_number
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, takes_paths
+from unetlib.support.messages import quiet, show_messages
 from unetlib.support.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,9 +95,9 @@ class Course:
         return self.work / "prepared"
 
     @property
-    def run(self) -> Path:
-        """Folder of the training run."""
-        return self.work / "run"
+    def run(self) -> Run:
+        """The training run of chapter 3."""
+        return Run(self.work / "run")
 
     @property
     def note(self) -> str:
@@ -116,6 +116,7 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
 
     Raises `UnetlibError` when the folder does not exist or holds no usable patient.
     """
+    show_messages()
     _set_up_notebook()
     work, length = (Path(work) / "short", SHORT) if is_short() else (Path(work), FULL)
     named = data or os.environ.get("COURSE_DATA")
@@ -141,7 +142,7 @@ class Step:
     name: str
     recipe: Recipe
     data: Prepared
-    run: Path
+    run: Run
     dices: dict[str, float]
 
     @property
@@ -165,16 +166,13 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step |
     prepared = folder / f"prepared-{digest(recipe.stage(PREPARE))[:8]}"
     if (course.prepared / "split.json").exists() and not (prepared / "split.json").exists():
         Split.load(course.prepared / "split.json").save(prepared / "split.json")
-    with redirect_stdout(StringIO()):  # what chapters 3 and 4 have shown
+    with quiet():  # what chapters 3 and 4 have shown
         data = prepare(course.data, prepared, recipe)
-        indices = data.indices("train")
-        shown = balanced_number(data.tumour[indices]) if recipe.balance else len(indices)  # slices in an epoch
+        shown = len(epoch_order(data.dataset(), recipe.balance, recipe.seed, epoch=0))
         recipe = recipe.but(epochs=max(1, round(slices / max(1, shown))))
-        run = folder / f"run-{digest(recipe.as_dict())[:8]}"
-        seconds = train(prepared, run, recipe).seconds
-        tune(run)
-        evaluate(run, split="val")
-    rows = read_patients(run / "evaluation" / "val")
+        run = Run(folder / f"run-{digest(recipe.as_dict())[:8]}")
+        seconds = run_recipe(recipe, prepared, run, part="val").state.seconds
+    rows = read_patients(run.evaluation / "val")
     step, what, gain = Step(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows}), name, ""
     if before:
         what = f"{name}: {changed(before.recipe.as_dict(), recipe.as_dict()) or 'nothing changed'}"
@@ -250,9 +248,7 @@ def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
     """
     folder = out or REPOSITORY / "figures"
     course = start(work=REPOSITORY / "notebooks" / "work")
-    prepare(course.data, course.prepared)
-    train(course.prepared, course.run, course.recipe, device)
-    evaluate(course.run, device=device)
+    run_recipe(course.recipe, course.prepared, course.run, course.data, part="test", device=device)
     paths = make_figures(course.run, folder, device)
     save(case_figure(course.cohort.cases[:3]), folder / "cohort.png")
     shown = best_median_worst(course.run, device)[1]

@@ -4,7 +4,7 @@ A volume (X, Y, Z) in LPS order becomes Z axial slices, rows from front to back 
 the patient's right to left. On the way to the model's grid each slice is
 
 1. normalised to 0..1 on its own grid (a constant slice becomes 0);
-2. seen through a square window, 0 outside the slice, so that nothing is squeezed;
+2. cut or padded with 0 to a square window, so that nothing is distorted;
 3. resampled by bilinear interpolation with a low-pass filter (antialiasing).
 
 The mask goes through steps 2 and 3 as numbers 0 and 1, then counts as tumour from 0.5 on. This
@@ -22,14 +22,14 @@ from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
 
 ALL = slice(None)
-MEDIANS = 3  # a tumour is some 1 to 2 medians of the head bright on FLAIR; 3 of them become 1, and more is cut off
+MEDIANS = 3  # on FLAIR, a tumour is about 1 to 2 medians of the head bright; 3 medians become 1, and more is clipped
 
 
 @dataclass(frozen=True)
 class Window:
-    """The square of every slice that the network sees: its side and the place of its corner, in pixels of the slice.
+    """The square of every slice that the network sees: its side and the position of its corner, in pixels.
 
-    It may reach beyond the slice, which is 0 there.
+    It may extend beyond the slice; the values there are 0.
     """
 
     left: int
@@ -38,11 +38,13 @@ class Window:
 
     @classmethod
     def of(cls, voxels: np.ndarray, recipe: Recipe) -> "Window":
-        """Return the window of a volume (X, Y, Z): the smallest centred square that holds the slices.
+        """Return the window of a volume (X, Y, Z), or of the first sequence of (C, X, Y, Z).
 
-        With `recipe.crop` it holds the head instead: the columns and rows of which at least 1 % are
-        foreground (see `foreground`), and a margin of 4 % on every side.
+        It is the smallest centred square that contains the slices. With `recipe.crop` it contains the head instead:
+        the columns and rows with at least 1 % foreground (see `foreground`), and a margin of 4 % on every side.
         """
+        if voxels.ndim == 4:
+            voxels = voxels[0]
         if not recipe.crop:
             return cls.whole(voxels.shape)
         bright = foreground(voxels)
@@ -69,15 +71,23 @@ class Window:
 
 
 def foreground(voxels: np.ndarray) -> np.ndarray:
-    """Tell of each voxel whether it is brighter than the mean of its volume: head, and not the air around it."""
+    """Return whether each voxel is brighter than the mean of its volume: head, not air."""
     return voxels > voxels.mean()
 
 
 def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
-    """Return slices of a volume (X, Y, Z) of any real dtype as float32 (N, 1, S, S) in 0..1, S = `recipe.image_size`.
+    """Return slices of a volume as float32 (N, C, S, S) in 0..1, S = `recipe.image_size`.
 
-    `z`: the positions of the N slices wanted; by default all Z.
+    `voxels`: (X, Y, Z), or (C, X, Y, Z) of C sequences, each normalised by itself, of any real dtype. `z`: the
+    positions of the N slices wanted; by default all Z.
     """
+    sequences = voxels if voxels.ndim == 4 else voxels[None]
+    seen = torch.stack([_see(_normalised(one, recipe, z), Window.of(voxels, recipe)) for one in sequences], dim=1)
+    return _resize(seen, recipe.image_size)
+
+
+def _normalised(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice) -> Tensor:
+    """(X, Y, Z) to (N, Y, X) in 0..1."""
     if recipe.normalise == "minmax-slice":
         slices, over = _planes(voxels, z), (1, 2)
         low, high = slices.amin(over, keepdim=True), slices.amax(over, keepdim=True)
@@ -85,57 +95,58 @@ def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = 
         slices = _planes(voxels)
         low, high = slices.min(), slices.max()
         if recipe.normalise == "median-volume":
-            # Fat, vessels and spikes set the maximum of a volume; the median of the head they do not move.
+            # Fat, vessels and spikes determine the maximum of a volume, but hardly change the median of the head.
             bright = slices[slices > slices.mean()]
             high = low + MEDIANS * (bright.median() - low) if len(bright) else high
         slices = slices[z]
-    span = torch.where(high > low, high - low, 1.0)
-    return _resize(_see(slices.sub_(low).div_(span), Window.of(voxels, recipe)), recipe.image_size)
+    return slices.sub_(low).div_(torch.where(high > low, high - low, 1.0))
 
 
 def mask_to_slices(
     mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, window: Window | None = None
 ) -> Tensor:
-    """Return slices `z` of a boolean mask (X, Y, Z) as uint8 (N, 1, S, S) of 0 and 1, S = `recipe.image_size`.
+    """Return slices `z` of a boolean mask as uint8 (N, K, S, S) of 0 and 1, S = `recipe.image_size`.
 
-    `window`: that of the mask's image, which a recipe with `crop` needs; raises `UnetlibError` without it.
+    `mask`: (X, Y, Z), or (K, X, Y, Z) of K regions. `window`: that of the mask's image, which a recipe with `crop`
+    needs; raises `UnetlibError` without it.
     """
     if window is None and recipe.crop:
         raise UnetlibError(
             "a recipe with crop needs the window of the image: mask_to_slices(..., window=Window.of(...))."
         )
-    seen = _see(_planes(mask, z), window or Window.whole(mask.shape))
-    return (_resize(seen, recipe.image_size) >= 0.5).to(torch.uint8)
+    regions = mask if mask.ndim == 4 else mask[None]
+    seen = [_see(_planes(one, z), window or Window.whole(one.shape)) for one in regions]
+    return (_resize(torch.stack(seen, dim=1), recipe.image_size) >= 0.5).to(torch.uint8)
 
 
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | None = None) -> np.ndarray:
-    """Return slices (Z, 1, S, S) as a float32 volume of `shape` (X, Y, Z): the way back of `image_to_slices`.
+    """Return slices (Z, K, S, S) as a float32 volume (K, X, Y, Z), the inverse of `image_to_slices`.
 
-    Bilinear interpolation to the window (by default that of a recipe without `crop`), then what lies
-    beyond the slice is cut off, and 0 is put where the window did not reach.
+    `shape`: (X, Y, Z). Slices are interpolated bilinearly to the window (by default that of a recipe without `crop`),
+    then cut to the native slice, with 0 outside the window.
     """
     x, y, _ = shape
     window = window or Window.whole(shape)
-    square = _resize(slices[:, 0].float(), window.side)[:, 0]
+    square = _resize(slices.float(), window.side)
     back = F.pad(square, [-margin for margin in window.margins(y, x)])
-    return back.permute(2, 1, 0).contiguous().numpy()
+    return back.permute(1, 3, 2, 0).contiguous().numpy()
 
 
 def with_neighbours(slices: Tensor, neighbours: int) -> Tensor:
-    """Return every slice of a volume (Z, 1, S, S) between its neighbours, (Z, 2 `neighbours` + 1, S, S).
+    """Return every slice of a volume (Z, C, S, S) with its neighbours as channels, (Z, (2 `neighbours` + 1) C, S, S).
 
-    The first and the last slice stand in for those beyond.
+    Beyond the ends, the first or the last slice is repeated.
     """
     near = torch.arange(len(slices))[:, None] + torch.arange(-neighbours, neighbours + 1)
-    return slices[:, 0][near.clamp(0, len(slices) - 1)]
+    return slices[near.clamp(0, len(slices) - 1)].flatten(1, 2)
 
 
 def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
-    """Slices `z` of (X, Y, Z) as float32 (N, Y, X), from 0 where single precision could blur neighbouring values."""
+    """Slices `z` of (X, Y, Z) as float32 (N, Y, X), shifted to 0 if single precision could merge nearby values."""
     slices = voxels.transpose(2, 1, 0)[z]
     if slices.size and not np.can_cast(voxels.dtype, np.float32):
         slices = slices - np.float64(slices.min())
-    # A copy: where an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
+    # A copy: if an axis has one voxel, `ascontiguousarray` keeps a negative stride, which torch refuses.
     return torch.from_numpy(np.array(slices, dtype=np.float32, order="C"))
 
 
@@ -145,13 +156,13 @@ def _see(slices: Tensor, window: Window) -> Tensor:
 
 
 def _resize(slices: Tensor, side: int) -> Tensor:
-    """(Z, H, H) to (Z, 1, side, side)."""
-    resized = F.interpolate(slices[:, None], size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    """(N, C, H, H) to (N, C, side, side)."""
+    resized = F.interpolate(slices, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1)
 
 
 def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarray:
-    """Return the z of the slices to keep, for a volume and its boolean mask, both (X, Y, Z).
+    """Return the z indices of the slices to keep, for a volume and its boolean mask, both (X, Y, Z).
 
     `tumour`: at least one voxel of the mask. `brain`: at least 2 % of the voxels brighter than the
     mean of the volume. `all`: every slice.

@@ -1,4 +1,4 @@
-"""Divide patients into train, val and test, once, in a file."""
+"""Divide patients into train, val and test, and store the split in a file."""
 
 import hashlib
 from collections import Counter
@@ -9,6 +9,7 @@ from pathlib import Path
 from unetlib.data.naming import TABLE
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, read_json, takes_paths, write_json
+from unetlib.support.records import NAMES, TEXT, require
 
 PARTS = ("train", "val", "test")
 
@@ -27,12 +28,12 @@ class Split:
     def __post_init__(self) -> None:
         for part in PARTS:
             if not getattr(self, part):
-                raise UnetlibError(f"the split has no {part} patient; every part needs one at least.")
+                raise UnetlibError(f"the split has no {part} patient; every part needs at least one.")
         times = Counter([*self.train, *self.val, *self.test])
         if twice := sorted(patient for patient, number in times.items() if number > 1):
             raise UnetlibError(
                 f"the split holds {', '.join(twice)} more than once: training and test would share patients, and the "
-                "test figures would mean nothing. Make the split again."
+                "test scores would mean nothing. Make the split again."
             )
 
     @property
@@ -58,16 +59,15 @@ class Split:
     def load(cls, path: Path) -> "Split":
         """Read a split file; raises `UnetlibError` when it is damaged, edited or not disjoint."""
         content = read_json(path)
-        lists = [content.get(part) for part in PARTS]
-        if not all(isinstance(ids, list) and all(isinstance(one, str) for one in ids) for ids in lists):
-            raise UnetlibError(f"{path}: a list of patient ids under each of train, val and test was expected.")
+        ids = NAMES._replace(expected="a list of patient ids")
+        require(content, path, "Restore it.", **dict.fromkeys(PARTS, ids), hash=TEXT)
         try:
-            split = cls(*(tuple(ids) for ids in lists if ids is not None))
+            split = cls(*(tuple(content[part]) for part in PARTS))
         except UnetlibError as error:
             raise UnetlibError(f"{path}: {error}") from error
-        if content.get("hash") != split.hash:
+        if content["hash"] != split.hash:
             raise UnetlibError(
-                f"{path}: its ids do not fit its hash, so it was edited or damaged. Restore it; for a split of "
+                f"{path}: its ids do not match its hash, so it was edited or damaged. Restore it; for a split of "
                 "your own, prepare into a new folder with another seed."
             )
         return split
@@ -76,8 +76,8 @@ class Split:
 def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0.70) -> Split:
     """Return a random patient-level split: `train_fraction` of the patients, the rest halved into val and test.
 
-    A patient's place in the random order is the SHA-256 of seed and id, so the split depends on
-    nothing else: not on the order of the folder, the system or the version of a generator.
+    Patients are sorted by the SHA-256 of seed and id, so the split depends on nothing else, such as
+    the order of the folder, the system or the version of a generator.
     Raises `UnetlibError` for fewer than three patients.
     """
     ids = sorted(set(patients))

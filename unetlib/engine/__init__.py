@@ -1,4 +1,4 @@
-"""Where and how a network computes: device, precision, threads, processes, learning rate.
+"""Where and how a network computes: device, precision, threads, processes.
 
-It takes a recipe and a network. It gives the same steps on every machine.
+Takes a recipe and a network; gives the same steps on every machine.
 """

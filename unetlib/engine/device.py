@@ -1,4 +1,4 @@
-"""The engine carries the device, the precision and several processes: Lightning Fabric."""
+"""Device, precision and processes, handled by Lightning Fabric."""
 
 import atexit
 import gc
@@ -16,7 +16,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device of that name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
 
-    Raises `UnetlibError` when there is no such device here.
+    Raises `UnetlibError` when there is no such device on this machine.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -38,7 +38,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return `fp32` or `bf16`: for `auto`, bf16 where the hardware computes in it."""
+    """Return `fp32` or `bf16`: `auto` gives bf16 where the hardware supports it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -49,10 +49,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1) -> Fabric:
-    """Return the engine on that device, in `fp32`, `bf16` or what `auto` resolves to.
+    """Return the engine on that device, in `fp32`, `bf16` or the precision that `auto` resolves to.
 
     In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision). `processes`: how
-    many torchrun has started; they find one another here.
+    many torchrun has started; they connect to each other here.
     """
     chosen = pick_device(device)
     devices = [chosen.index or 0] if chosen.type == "cuda" else 1
@@ -73,12 +73,12 @@ def start_engine(device: str = "auto", precision: str = "auto", processes: int =
 
 
 def leave_group() -> None:
-    """End the group of processes, and its threads, while Python still runs: met later, they abort the process."""
-    gc.collect()  # a network that waits for its deletion keeps the group alive
+    """End the process group and its threads while Python still runs; later they would abort the process."""
+    gc.collect()  # a network that is not deleted yet keeps the group alive
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def process_count() -> int:
-    """Return how many processes torchrun has started, this one among them; 1 without it."""
+    """Return how many processes torchrun has started, including this one; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))

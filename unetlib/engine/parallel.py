@@ -1,8 +1,8 @@
 """Several processes that train as one: the same batches, the same statistics, the same steps.
 
-`torchrun` starts them. Every process runs the network on its share of each batch; what a single process would compute
+`torchrun` starts them. Every process runs the network on its own rows of each batch. What one process would compute
 from the whole batch is summed over all of them: the statistics of batch norm, the loss, the gradients, the counts of
-validation. So they give the result of one process but for rounding, and a run may go on with another number of them.
+validation. The result is that of one process, apart from rounding, and another number of processes may resume a run.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes; so is its gradient."""
+    """The sum of a tensor over all processes; its gradient is summed, too."""
 
     @staticmethod
     def forward(context: object, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _SharedNorm(torch.autograd.Function):
-    """Batch norm by given statistics, their gradient included; PyTorch's own kernels: 1.4 x faster on 2 processes."""
+    """Batch norm with given statistics and their gradient; PyTorch's own kernels are 1.4 x faster on 2 processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, *statistics: Any) -> Tensor:
@@ -56,13 +56,13 @@ class _SharedNorm(torch.autograd.Function):
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm with the statistics of the whole batch, of which every process has a share, (N, C, H, W).
+    """Batch norm of (N, C, H, W) with the statistics of the whole batch, of which every process holds some rows.
 
     PyTorch's own `SyncBatchNorm` needs a GPU. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` normalised; in training over all processes, in evaluation by the running statistics."""
+        """Return `x` normalised: in training over all processes, in evaluation by the running statistics."""
         if not self.training:
             return super().forward(x)
         mean, variance, number = self._statistics(x.detach())
@@ -75,7 +75,10 @@ class SharedBatchNorm(nn.BatchNorm2d):
         """Return mean, variance (biased) and number of the values of every channel, over all processes, in float64."""
         sums = x.new_zeros(3, x.shape[1], dtype=torch.float64)
         if len(x):
-            weights = self.weight.detach(), self.bias.detach()  # without them, those of bf16 would be in bf16
+            weights = (
+                self.weight.detach(),
+                self.bias.detach(),
+            )  # otherwise the statistics of bf16 input would be in bf16
             _, mean, scale = torch.native_batch_norm(x, *weights, None, None, True, 0.0, self.eps)
             mean, square = mean.double(), scale.double() ** -2 - self.eps + mean.double().square()
             sums = torch.stack([mean, square, torch.ones_like(mean)]) * (x.numel() // x.shape[1])
@@ -85,21 +88,21 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Let every batch norm of a network use the statistics of the whole batch; weights and names stay."""
+    """Let every batch norm of a network use the statistics of the whole batch; weights and names do not change."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm
 
 
-def share(fabric: Fabric, batch: Tensor) -> Tensor:
-    """Return the rows of a batch (N, ...) that this process computes; all of them where it is alone."""
+def own_rows(fabric: Fabric, batch: Tensor) -> Tensor:
+    """Return the rows of a batch (N, ...) that this process computes; all rows if it is the only one."""
     return batch.tensor_split(fabric.world_size)[fabric.global_rank]
 
 
 def gather(fabric: Fabric, rows: Tensor, number: int) -> Tensor:
-    """Return the `number` rows of all processes in the order of the batch, from the share of each.
+    """Return the `number` rows of a whole batch, in order, from the `rows` of each process.
 
-    The gradient of a loss of them, taken by every process and averaged, is that of one process.
+    The gradient of a loss on them, averaged over the processes, equals that of one process.
     """
     if fabric.world_size == 1:
         return rows
@@ -108,5 +111,5 @@ def gather(fabric: Fabric, rows: Tensor, number: int) -> Tensor:
 
 
 def any_of(fabric: Fabric, flag: bool) -> bool:
-    """Tell whether a flag is set in any process, the same in all of them."""
+    """Tell whether a flag is set in any process; all of them get the same answer."""
     return flag if fabric.world_size == 1 else bool(_Sum.apply(torch.tensor(int(flag), device=fabric.device)))

@@ -1,4 +1,4 @@
-"""What a run is worth.
+"""Evaluation of a run.
 
-It takes a run, and patients whom it has not seen. It gives the scores of each slice and patient, and one table.
+Takes a run, and patients whom it has not seen; gives the scores of each slice and patient, and one table.
 """

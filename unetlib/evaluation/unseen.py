@@ -1,4 +1,4 @@
-"""Whom a run may be judged on: its own test patients as they were, or others whom it has not learned from."""
+"""Which patients a run may be tested on: its own test patients, unchanged, or others that it has not learned from."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,25 +9,54 @@ from unetlib.data.patients import SHARE, Case, Cohort, find_cases
 from unetlib.data.sameness import copy_of, hash_voxels
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
-from unetlib.runs.checkpoint import read_run
-from unetlib.runs.provenance import as_recorded, find_own, part_by_sign, read_provenance, require_unchanged, signs
+from unetlib.runs.provenance import as_recorded, find_own, learned, part_by_sign, require_unchanged, signs
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import digest, read_json, sha256, write_json
 from unetlib.support.jobs import run_jobs
 
 
-def choose_own(run: Path, part: str | None) -> tuple[Cohort, list[Case], list[str]]:
-    """Return the cohort of a run's own data, the cases of one part (or `"all"`), and sentences on them.
+def choose(
+    runs: list[Run], data: Path | None, part: str | None, folder: Path, assume: str | None = None
+) -> tuple[Cohort, list[Case], list[str]]:
+    """Return the cohort, those of its cases that all runs may be tested on, and notes on them.
 
-    Raises `UnetlibError` when a case is gone, or its image or mask has changed.
+    `data`, `part` and `assume` as in `evaluate`; the hashes of other data's images are stored in `folder`. Raises
+    `UnetlibError` when a case is missing or has changed, no case is left, or a run has learned from another's patients.
     """
-    root = Path(read_run(run)["data"])
-    if not root.exists():
-        raise UnetlibError(
-            f"{root}, where the patients were, does not exist any more. If they moved, change `data` in the "
-            "run's recipe.json; to score others, name their folder with --data."
-        )
-    found, split, known = find_own(run), Split.load(run / "split.json"), read_provenance(run).get("cases", {})
+    if data is None:
+        cohort, chosen, notes = choose_own(runs[0], part)
+        if part in (None, "test"):
+            _refuse_known(runs, chosen)
+        return cohort, chosen, notes
+    found = [choose_others(data, run, part, folder, assume) for run in runs]
+    cohort, chosen, notes = found[0]
+    for _, others, more in found[1:]:
+        chosen = [case for case in chosen if case in others]
+        notes = list(dict.fromkeys(notes + more))
+    if not chosen:
+        raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
+    return cohort, chosen, notes
+
+
+def _refuse_known(runs: list[Run], chosen: list[Case]) -> None:
+    """Raise `UnetlibError` when a further run has learned from a case that is to be scored."""
+    cases = runs[0].provenance.get("cases", {})
+    for other in runs[1:]:
+        seen = part_by_sign(learned(other).values())
+        if known := [case.id for case in chosen if case.id in cases and signs(cases[case.id], case.id) & seen.keys()]:
+            raise UnetlibError(
+                f"{other} was trained or validated on {counted(len(known), 'case')} that {runs[0]} is tested on "
+                f"({first_of(known, 5)}): the scores would be too high. Average runs of one split."
+            )
+
+
+def choose_own(run: Run, part: str | None) -> tuple[Cohort, list[Case], list[str]]:
+    """Return the cohort of a run's own data, the cases of one part (or `"all"`), and notes on them.
+
+    Raises `UnetlibError` when a case is missing, or its image or mask has changed.
+    """
+    found, split, known = find_own(run), run.split, run.provenance.get("cases", {})
     cohort = as_recorded(found, run)
     wanted = PARTS if part == "all" else (part or "test",)
     parts = {
@@ -36,38 +65,39 @@ def choose_own(run: Path, part: str | None) -> tuple[Cohort, list[Case], list[st
     chosen = [case for case in cohort.cases if parts[case.id] in wanted]
     _require_all(split.patients(*wanted), {id for id in known if known[id]["part"] in wanted}, chosen, cohort)
     require_unchanged(known, chosen, cohort)
-    notes = [_flatters(chosen, parts), told_divided(found, known)]
+    notes = [_warning(chosen, parts), divided_note(found, known)]
     if not known:
         notes.append("The run has no provenance.json: whether its patients' files have changed was not checked.")
     return cohort, chosen, notes
 
 
-def _flatters(chosen: list[Case], parts: dict[str, str | None]) -> str:
+def _warning(chosen: list[Case], parts: dict[str, str | None]) -> str:
     known = sum(parts[case.id] in ("train", "val") for case in chosen)
-    return f"The run was trained or validated on {known} of these cases: the figures flatter." if known else ""
+    return f"The run was trained or validated on {known} of these cases: the scores are too high." if known else ""
 
 
-def told_divided(found: Cohort, known: dict[str, dict[str, Any]]) -> str:
-    """Say which persons have scans in two parts of a run, empty for none: an older version knew fewer names.
+def divided_note(found: Cohort, known: dict[str, dict[str, Any]]) -> str:
+    """Return a note on patients with scans in two parts of a run; empty if there are none.
 
-    `found` are the cases of its data as they are named today, `known` those that it has recorded.
+    Older versions knew fewer naming schemes. `found`: the cases of the run's data as they are named today; `known`: its
+    recorded cases.
     """
     parts = {id: case["part"] for id, case in known.items()}
     if not (names := divided(parts, {case.id: case.patient for case in found.cases})):
         return ""
     return (
         f"The run was split under other names: scans of {counted(len(names), 'patient')} ({first_of(names, 5)}) are "
-        "in two of its parts, so the figures flatter. Prepare and train again."
+        "in two of its parts, so the scores are too high. Prepare and train again."
     )
 
 
 def choose_others(
-    root: Path, run: Path, part: str | None, folder: Path, assume: str | None = None
+    root: Path, run: Run, part: str | None, folder: Path, assume: str | None = None
 ) -> tuple[Cohort, list[Case], list[str]]:
-    """Return the cohort of another folder, the cases of it to score, and sentences on them.
+    """Return the cohort of another folder, its cases to score, and notes on them.
 
-    Without `part` these are the cases of all patients whom the run has not learned from, each scan once. `folder` is
-    where the hashes of the images are kept, `assume` as in `find_cases`. Raises `UnetlibError` when nobody is left.
+    Without `part` these are the cases of all patients from whom the run has not learned, each scan once. The hashes of
+    the images are stored in `folder`; `assume` as in `find_cases`. Raises `UnetlibError` when no case is left.
     """
     cohort = find_cases(root, assume=assume)
     hashes = _hashes(cohort, run, folder)
@@ -79,18 +109,18 @@ def choose_others(
                 f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part!r} of the split."
                 f"{_reasons(cohort)} Name another folder with --data or another part with --split."
             )
-        return cohort, chosen, [_flatters(chosen, parts)]
+        return cohort, chosen, [_warning(chosen, parts)]
     chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
     seen = len(cohort.cases) - len(chosen)
     if not chosen:
         raise UnetlibError(
-            f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}), and to "
-            f"score them would flatter.{_reasons(cohort)} Name another folder with --data, or ask for these with "
+            f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}): their "
+            f"scores would be too high.{_reasons(cohort)} Name another folder with --data, or ask for these with "
             "--split all."
             if seen
-            else f"{root} holds nobody who can be scored.{_reasons(cohort)}"
+            else f"{root} holds no patient who can be scored.{_reasons(cohort)}"
         )
-    told = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on."
+    note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on."
     first = {hashes[case.id].get("image", case.id): case for case in reversed(chosen)}
     copies = {
         case.id: copy_of(other.id)
@@ -98,16 +128,16 @@ def choose_others(
         if (other := first[hashes[case.id].get("image", case.id)]) is not case
     }
     cohort = replace(cohort, left_out={**cohort.left_out, **copies})
-    return cohort, [case for case in chosen if case.id not in copies], [told] if seen else []
+    return cohort, [case for case in chosen if case.id not in copies], [note] if seen else []
 
 
-def _parts(cohort: Cohort, run: Path, hashes: dict[str, dict[str, str]]) -> dict[str, str | None]:
-    """Return the part of a run that each case of other data belongs to, `None` for who is in no part.
+def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, str]]) -> dict[str, str | None]:
+    """Return the part of a run that each case of other data belongs to, or `None`.
 
-    A patient is known by the name under which the run was split or would be today, and by a scan that has the voxels
-    of one of the run's, or of those before it; then all scans of the patient are.
+    Patients are recognised by their name, at the time of the split or today, and by a scan with the voxels of one of
+    the run's cases or of earlier runs'. All scans of a recognised patient belong to that part.
     """
-    provenance, split = read_provenance(run), Split.load(run / "split.json")
+    provenance, split = run.provenance, run.split if run.split_file.exists() else None
     own = [{**case, "case": id} for id, case in provenance.get("cases", {}).items()]
     by_sign, by_name = part_by_sign([*provenance.get("earlier", {}).values(), *own]), _by_name(own, split)
     parts: dict[str, str] = {}  # of a patient
@@ -119,22 +149,22 @@ def _parts(cohort: Cohort, run: Path, hashes: dict[str, dict[str, str]]) -> dict
     return {case.id: parts.get(case.patient) for case in cohort.cases}
 
 
-def _by_name(own: list[dict[str, Any]], split: Split) -> dict[str, str]:
-    """Return the part of each patient's name, that of the split and that of today; of several the first part."""
+def _by_name(own: list[dict[str, Any]], split: Split | None) -> dict[str, str]:
+    """Return the part of each patient's name, in the split and today; train goes before val, and val before test."""
     parts: dict[str, str] = {}
     for part in reversed(PARTS):
-        names = set(getattr(split, part))
+        names = split.patients(part) if split else set()
         names |= {patient_of(case["case"]) for case in own if case["part"] == part and case.get("named_by") != TABLE}
         parts |= {key(name): part for name in (names if own else names | set(map(patient_of, names)))}
     return parts
 
 
-def _hashes(cohort: Cohort, run: Path, folder: Path) -> dict[str, dict[str, str]]:
-    """Return of each case of other data the hashes that the run's own cases are known by."""
-    provenance = read_provenance(run)
+def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, str]]:
+    """Return, for each case of other data, the hashes to compare with the run's own cases."""
+    provenance = run.provenance
     records = [*provenance.get("earlier", {}).values(), *provenance.get("cases", {}).values()]
     images = _images(cohort, folder / "images.json") if any("image" in case for case in records) else {}
-    # Version 0.3 knew files alone: only one of the same size is worth reading.
+    # Version 0.3 hashed files only: only files of the same size are worth reading.
     sizes = {tuple(file[1] for file in case["files"]) for case in records if "image" not in case}
     found = {}
     for case in cohort.cases:
@@ -145,7 +175,7 @@ def _hashes(cohort: Cohort, run: Path, folder: Path) -> dict[str, dict[str, str]
 
 
 def _images(cohort: Cohort, path: Path) -> dict[str, str]:
-    """Return the hash of each case's image, empty where it cannot be read; `path` keeps them for the next time."""
+    """Return the hash of each case's image, empty if it cannot be read; `path` stores them for next time."""
     try:
         before = read_json(path)
     except UnetlibError:
@@ -170,7 +200,7 @@ def _hash_image(case: Case) -> str:
 
 
 def _require_all(planned: set[str], known: set[str], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when patients or cases of the run's own split are gone: the figures would be of fewer."""
+    """Raise `UnetlibError` when patients or cases of the run's own split are missing."""
     if missing := sorted(planned - {case.patient for case in chosen}):
         raise UnetlibError(
             f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
@@ -185,5 +215,5 @@ def _require_all(planned: set[str], known: set[str], chosen: list[Case], cohort:
 
 
 def _reasons(cohort: Cohort) -> str:
-    """Say who cannot be used, and why."""
+    """Return which cases cannot be used, and why."""
     return "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())

@@ -1,4 +1,4 @@
 """From the weights of a run to a mask.
 
-It takes a run and volumes. It gives probabilities, masks on the grid of each volume, and the decision between the two.
+Takes a run and volumes; gives probabilities, and masks on the grid of each volume.
 """

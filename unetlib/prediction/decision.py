@@ -1,37 +1,38 @@
-"""From the probability of every voxel to a mask: a threshold, and the smallest component that is kept.
+"""From the probability of every voxel to a mask: a threshold, and the smallest component to keep.
 
-Both are the recipe's, or chosen after training on the validation patients, never on those of the test.
+Both come from the recipe, or are chosen after training on the validation patients, never on test patients.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 from unetlib import metrics
 from unetlib.recipe import Recipe
-from unetlib.runs.checkpoint import BEST
-from unetlib.support.errors import UnetlibError
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
 from unetlib.support.files import read_json, sha256, write_json
+from unetlib.support.records import TEXT, one_of, require
 
-FILE = "decision.json"
 THRESHOLDS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
 SIZES_ML = (0.0, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How a probability becomes a mask: tumour from `threshold` on, in pieces of `smallest_ml` or more.
+    """How probabilities become a mask: tumour from `threshold` on, in components of at least `smallest_ml`.
 
-    The largest piece stays whatever its size: a number chosen on large tumours must not erase all of a small one.
+    The largest component is always kept, so that a limit chosen on large tumours cannot erase a small one.
     """
 
     threshold: float
     smallest_ml: float = 0.0
 
     def mask(self, probabilities: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-        """Return the boolean mask of a volume of probabilities (X, Y, Z); `spacing`: mm a voxel."""
+        """Return the boolean mask of a volume of probabilities, (X, Y, Z) or (K, X, Y, Z); `spacing`: mm per voxel."""
+        if probabilities.ndim == 4:
+            return np.stack([self.mask(region, spacing) for region in probabilities])
         found = probabilities >= self.threshold
         if not self.smallest_ml:
             return found
@@ -40,7 +41,7 @@ class Decision:
 
 
 def dice_table(probabilities: np.ndarray, truth: np.ndarray, spacing: tuple[float, float, float]) -> list[list[float]]:
-    """Return the Dice of a volume for every threshold (rows) and every smallest component (columns) that is tried."""
+    """Return the Dice of a volume for every threshold (rows) and smallest component (columns) that are tried."""
     table = []
     for threshold in THRESHOLDS:
         labels, sizes = _components(probabilities >= threshold, spacing)
@@ -57,9 +58,9 @@ def dice_table(probabilities: np.ndarray, truth: np.ndarray, spacing: tuple[floa
 
 
 def choose(tables: list[list[list[float]]]) -> Decision:
-    """Return the decision with the highest mean Dice over the patients' tables; of equal ones the most usual.
+    """Return the decision with the highest mean Dice over the patients' tables.
 
-    Usual is a threshold near 0.5 and then a small component.
+    Ties go to the threshold nearest to 0.5, then to the smallest component.
     """
     mean = np.mean(tables, axis=0)
     ranked = sorted(
@@ -71,39 +72,39 @@ def choose(tables: list[list[list[float]]]) -> Decision:
 
 
 def _components(found: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of each voxel's component (joined by faces; 0 is none) and the components' millilitres."""
+    """Return each voxel's component number (joined by faces; 0: none) and the components' volumes in millilitres."""
     labels, _ = ndimage.label(found)
     sizes = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
-    sizes[0] = -1  # what was not found is never kept
+    sizes[0] = -1  # the background is never kept
     return labels, sizes
 
 
 def _kept(sizes: np.ndarray, smallest_ml: float) -> np.ndarray:
-    """Tell which components stay: those of `smallest_ml` or more, and the largest (of equal ones all)."""
+    """Tell which components are kept: those of at least `smallest_ml`, and the largest (all, if several are)."""
     return (sizes >= 0) & (sizes >= min(smallest_ml, sizes.max()))
 
 
-def write_decision(run: Path, decision: Decision, mean_dice: float, patients: int) -> None:
-    """Keep the decision of a run beside the weights that it was made for."""
-    about = {"weights": sha256(run / BEST), "validation_dice": mean_dice, "validation_patients": patients}
-    write_json(run / FILE, asdict(decision) | about)
+def write_decision(run: Run, decision: Decision, mean_dice: float, patients: int, mirror: bool) -> None:
+    """Write the decision of a run, with the hash of its weights and whether prediction uses a `mirror`."""
+    about = {"weights": sha256(run.best), "validation_dice": mean_dice, "validation_patients": patients}
+    about["mirror"] = mirror
+    write_json(run.decision_file, asdict(decision) | about)
 
 
-def read_decision(run: Path, recipe: Recipe) -> Decision | None:
-    """Return the decision of a run: the recipe's threshold, or what was chosen for its weights; `None` before that.
+def read_decision(run: Run, recipe: Recipe) -> Decision | None:
+    """Return the decision of a run: the recipe's threshold, or the one tuned for its weights (`None` if not tuned yet).
 
     Raises `UnetlibError` when its file is damaged or was edited.
     """
     if not recipe.tune:
         return Decision(recipe.threshold)
-    path = run / FILE
+    path = run.decision_file
     if not path.exists():
         return None
-    content = read_json(path)
-    threshold, smallest = content.get("threshold"), content.get("smallest_ml")
-    if threshold not in THRESHOLDS or smallest not in SIZES_ML:
-        raise UnetlibError(
-            f"{path}: a threshold of {THRESHOLDS} and a smallest component of {SIZES_ML} were expected; it was edited "
-            f"or damaged. Delete it, and choose anew with: unetlib train PREPARED {run}"
-        )
-    return Decision(threshold, smallest) if content.get("weights") == sha256(run / BEST) else None
+    content, advice = read_json(path), f"Delete it, then choose again with: unetlib train PREPARED {run}"
+    require(content, path, advice, threshold=one_of(*THRESHOLDS), smallest_ml=one_of(*SIZES_ML), weights=TEXT)
+    if content["weights"] != sha256(run.best):
+        return None
+    if "mirror" not in content:  # before 0.5 it was that of the training
+        content["mirror"] = load_checkpoint(run.best)["recipe"].get("mirror", False)
+    return Decision(content["threshold"], content["smallest_ml"]) if content["mirror"] == recipe.mirror else None

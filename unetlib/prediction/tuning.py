@@ -1,69 +1,63 @@
-"""Choose how probabilities become masks, on the validation patients of a run."""
+"""Tune how probabilities become masks, on the validation patients of a run."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from unetlib.data.patients import read_case
-from unetlib.data.split import Split
 from unetlib.prediction.decision import Decision, choose, dice_table, read_decision, write_decision
-from unetlib.prediction.inference import Predictor
-from unetlib.recipe import Recipe
-from unetlib.runs.checkpoint import BEST, read_run
-from unetlib.runs.provenance import own_cohort, read_provenance, require_unchanged
+from unetlib.prediction.predictor import Predictor
+from unetlib.runs.provenance import own_cohort, require_unchanged
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import PARTIAL, digest, locked, read_json, refuse_link, sha256, takes_paths, write_json
-from unetlib.support.jobs import progress, say
+from unetlib.support.files import locked, read_json, sha256, write_json
+from unetlib.support.jobs import progress
+from unetlib.support.messages import say
+from unetlib.support.parts import Parts
 
 
-@takes_paths
-def tune(run: Path, device: str = "auto", threads: int | None = None) -> Decision:
-    """Choose threshold and smallest component for `best_model.pth` of a run, and keep them in `decision.json`.
+def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision:
+    """Choose threshold and smallest component for `best_model.pth` of a run, and write them to `decision.json`.
 
-    The pair with the highest mean Dice over the validation patients (all slices, native grid) wins; a test patient
-    is never read. A run whose recipe does not `tune` keeps its threshold. Stopped, it goes on where it was; done,
-    it is reused. `threads` is how many a CPU computes with; without it, one for each idle processor. Raises
+    The pair with the highest mean Dice over the validation patients (all slices, native grid) is chosen; test
+    patients are never read. If the recipe does not `tune`, the run keeps its threshold. A stopped call is resumed, a
+    finished one reused. `threads` is the number of CPU threads, by default one for each idle processor. Raises
     `UnetlibError` when the run or its validation patients cannot be read.
     """
-    recipe = Recipe(**read_run(run)["recipe"])
+    run = Run.of(run)
+    recipe = run.recipe
     if (known := read_decision(run, recipe)) is not None:
-        if (run / PARTIAL).is_dir():  # where a kill came before the last line below
-            with locked(run):
-                shutil.rmtree(run / PARTIAL, ignore_errors=True)
+        if (parts := Parts(run.folder)).left:  # left by a kill before the last line below
+            with locked(run.folder):
+                parts.remove()
         return known
     predictor = Predictor.open(run, device, decision=Decision(recipe.threshold), threads=threads)
-    patients = set(Split.load(run / "split.json").val)
-    cohort, prepared = own_cohort(run), read_provenance(run).get("cases", {})
+    patients = run.split.patients("val")
+    cohort, prepared = own_cohort(run), run.provenance.get("cases", {})
     cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
     require_unchanged(prepared, cases, cohort)
     if missing := sorted(patients - {case.patient for case in cases}):
         raise UnetlibError(
-            f"{cohort.root} lacks the validation patients {', '.join(missing)}, on whom threshold and smallest "
-            f"component are chosen. Put them back; if the data moved, change `data` in {run / 'recipe.json'}."
+            f"{cohort.root} lacks the validation patients {', '.join(missing)}, on which threshold and smallest "
+            f"component are chosen. Put them back; if the data were moved, change `data` in {run.recipe_file}."
         )
-    with locked(run):
-        weights = sha256(run / BEST)
-        refuse_link(run / PARTIAL)
-        parts = {
-            case.id: run / PARTIAL / f"{case.id}-{digest([weights, case.stamp(cohort.root)])[:16]}.json"
-            for case in cases
-        }
-        todo = [case for case in cases if not parts[case.id].exists()]
+    with locked(run.folder):
+        weights, parts = sha256(run.best), Parts.open(run.folder)
+        paths = {case.id: parts.path(case.id, weights, case.stamp(cohort.root), recipe.mirror) for case in cases}
+        todo = [case for case in cases if not paths[case.id].exists()]
         with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
             for case in todo:
                 volume, truth, _ = read_case(case)
-                table = dice_table(predictor.volume(volume.voxels), truth, volume.spacing)
-                write_json(parts[case.id], {"dice": table})
+                table = dice_table(predictor.volume(volume.voxels)[0], truth, volume.spacing)
+                write_json(paths[case.id], {"dice": table})
                 bar.update()
         by_patient: dict[str, list[list[list[float]]]] = {}
         for case in cases:  # a patient with two time points counts once
-            by_patient.setdefault(case.patient, []).append(read_json(parts[case.id])["dice"])
+            by_patient.setdefault(case.patient, []).append(read_json(paths[case.id])["dice"])
         tables = [np.mean(own, axis=0).tolist() for own in by_patient.values()]
-        decision = choose(tables)
-        mean = float(np.max(np.mean(tables, axis=0)))
-        write_decision(run, decision, mean, len(patients))
-        shutil.rmtree(run / PARTIAL)
+        decision, mean = choose(tables), float(np.max(np.mean(tables, axis=0)))
+        write_decision(run, decision, mean, len(patients), recipe.mirror)
+        parts.remove()
     say(
         f"{run}: threshold {decision.threshold:g} and components from {decision.smallest_ml:g} ml on, chosen on "
         f"{counted(len(patients), 'validation patient')}: mean Dice {mean:.4f} (per patient, all slices, native grid)."

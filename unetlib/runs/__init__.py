@@ -1,4 +1,4 @@
-"""The folder of a run: training that can be stopped, its checkpoints, and where it comes from.
+"""The folder of a run: resumable training, checkpoints, and provenance.
 
-It takes prepared slices and a recipe. It gives weights, a history and a record.
+Takes prepared slices and a recipe; gives weights, a history and a record of their origin.
 """

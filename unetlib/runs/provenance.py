@@ -1,4 +1,4 @@
-"""Where a run comes from: its data, split and recipe, and the software and machines that it was trained with."""
+"""Provenance of a run: its data, split and recipe, and the software and machines that trained it."""
 
 import os
 import platform
@@ -13,35 +13,44 @@ import torch
 
 from unetlib.data.naming import world_name
 from unetlib.data.patients import Case, Cohort, find_cases
-from unetlib.data.prepare import Prepared
+from unetlib.data.prepared import Prepared
 from unetlib.data.sameness import HASHES, is_unchanged
-from unetlib.data.split import PARTS, Split
-from unetlib.runs.checkpoint import read_run
+from unetlib.data.split import PARTS
+from unetlib.recipe import Recipe
+from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import digest, read_json, takes_paths, write_json
+from unetlib.support.files import digest, write_json
 from unetlib.support.version import __version__
 
-NAME = "provenance.json"
 PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
 
 
 def write_provenance(
-    run: Path,
-    data: Prepared,
-    recipe: dict[str, Any],
+    run: Run,
+    data: Prepared | None,
+    recipe: Recipe,
     device: torch.device,
-    start_from: Path | None = None,
+    start_from: Run | None = None,
     threads: int | None = None,
 ) -> None:
-    """Write `provenance.json` of a run: what it is trained on, and a list of sessions, with one entry more
-    when this session's software, machine, device or number of threads differ from those of the last.
+    """Write `provenance.json` of a run: what it is trained on, and a list of sessions. A new session is added
+    when its software, machine, device or number of threads differ from those of the last.
 
-    `files` and `contents` are SHA-256 of the list of file names and of all images and masks; every case has its
+    `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its
     files as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels,
-    `content` of those and the mask's), its part and number of prepared slices. `left_out` names the cases that could
-    not be used. `earlier` are the cases that the run `start_from`, whose weights this one began with, and those
-    before it have learned from. `prepared_by` is the version of the library that prepared the data.
+    `content` of the voxels of image and mask), its part and its number of prepared slices. `left_out` names the cases
+    that could not be used. `earlier` holds the cases that the run `start_from` and those before it have learned from.
+    `prepared_by` is the version of the library that prepared the data. `data` is `None` for the user's own data set.
     """
+    about, before = _described(data) if data else {}, run.provenance
+    about["recipe"] = recipe.as_dict()
+    about["earlier"] = learned(start_from) if start_from else before.get("earlier", {})
+    sessions, now = before.get("sessions", []), _session(recipe, device) | ({"threads": threads} if threads else {})
+    write_json(run.provenance_file, {**about, "sessions": sessions if sessions[-1:] == [now] else [*sessions, now]})
+
+
+def _described(data: Prepared) -> dict[str, Any]:
+    """Return the provenance of prepared slices."""
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     cases = {
         name: {
@@ -52,52 +61,48 @@ def write_provenance(
         }
         for name, case in data.about["cases"].items()
     }
-    about = {
+    return {
         "data": str(data.data),
         "prepared_by": data.version,
         "files": digest(sorted(file[0] for case in cases.values() for file in case["files"])),
-        "contents": data.identity["data"],
+        "contents": data.contents["data"],
         "split": data.split.hash,
-        "recipe": recipe,
         "cases": cases,
         "left_out": sorted(data.about["left_out"]),
-        "earlier": learned(start_from) if start_from else read_provenance(run).get("earlier", {}),
     }
-    sessions = read_provenance(run).get("sessions", [])
-    now = _session(recipe, device) | ({"threads": threads} if threads else {})
-    if sessions[-1:] != [now]:
-        sessions = [*sessions, now]
-    write_json(run / NAME, {**about, "sessions": sessions})
 
 
-def note_threads(run: Path, threads: int) -> None:
-    """Add a session to `provenance.json` that differs from the last one in its number of threads."""
-    about = read_provenance(run)
-    write_json(run / NAME, {**about, "sessions": [*about["sessions"], {**about["sessions"][-1], "threads": threads}]})
+def note_threads(run: Run, threads: int) -> None:
+    """Add a session to `provenance.json`: the last one with another number of threads."""
+    about = run.provenance
+    session = {**about["sessions"][-1], "threads": threads}
+    write_json(run.provenance_file, {**about, "sessions": [*about["sessions"], session]})
 
 
-@takes_paths
-def read_provenance(run: Path) -> dict[str, Any]:
-    """Return the content of a run's `provenance.json`, empty where a version before 0.3 has written none."""
-    return read_json(run / NAME) if (run / NAME).exists() else {}
+def find_own(run: Run) -> Cohort:
+    """Return the cohort that a run was prepared from, to be read as it was read then, with the names of today.
+
+    Raises `UnetlibError` when it is not there.
+    """
+    about = run.about()
+    if not about["data"]:
+        raise UnetlibError(f"{run} was trained on your own data set. Name a folder of patients with --data.")
+    if not (root := Path(about["data"])).exists():
+        raise UnetlibError(
+            f"{root}, where the patients were, no longer exists. If they were moved, change `data` in "
+            f"{run.recipe_file}; to score others, name their folder with --data."
+        )
+    return find_cases(root, assume=about.get("assume"))
 
 
-@takes_paths
-def find_own(run: Path) -> Cohort:
-    """Return the cohort that a run was prepared from, to be read as it was read then, with the names of today."""
-    about = read_run(run)
-    return find_cases(Path(about["data"]), assume=about.get("assume"))
-
-
-def own_cohort(run: Path) -> Cohort:
-    """Return the cohort that a run was prepared from, with the patients' names that the run was split with."""
+def own_cohort(run: Run) -> Cohort:
+    """Return the cohort that a run was prepared from, with the patient names of its split."""
     return as_recorded(find_own(run), run)
 
 
-@takes_paths
-def learned(run: Path) -> dict[str, dict[str, Any]]:
-    """Return the cases that a run, or one whose weights it began with, has trained or validated on, by a hash."""
-    known = read_provenance(run)
+def learned(run: Run) -> dict[str, dict[str, Any]]:
+    """Return, by hash, the cases that a run, or an earlier one that it started from, was trained or validated on."""
+    known = run.provenance
     own = {
         case.get("image", case["sha256"]): {**case, "case": name}
         for name, case in known.get("cases", {}).items()
@@ -107,39 +112,39 @@ def learned(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def signs(case: dict[str, Any], name: str = "") -> set[str]:
-    """Return by what a recorded case is known in any folder: hashes of scan and files, and a name that is unique.
+    """Return what identifies a recorded case in any folder: hashes of scan and files, and globally unique names.
 
-    Two cases with a sign in common are of one person. `name` is the id of the case, where the record lacks it.
+    Two cases with a sign in common are of one person. `name` is the id of the case if the record lacks it.
     """
     hashes = {case[kind] for kind in ("image", "sha256") if kind in case}
     return hashes | set(filter(None, map(world_name, (case["patient"], name or case.get("case", "")))))
 
 
 def part_by_sign(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Return the part of each sign of recorded cases; of several the first, since to be trained on weighs most."""
+    """Return the part of each sign of recorded cases; train goes before val, and val before test."""
     last_first = sorted(cases, key=lambda case: -PARTS.index(case["part"]))
     return {sign: case["part"] for case in last_first for sign in signs(case)}
 
 
-def as_recorded(cohort: Cohort, run: Path) -> Cohort:
-    """Return the cases of a run's own data with the patients' names that the run was split with.
+def as_recorded(cohort: Cohort, run: Run) -> Cohort:
+    """Return the cases of a run's own data with the patient names of its split.
 
-    An older version may have named them in another way, or `patients.csv` may have come later.
+    An older version may have named patients differently, or `patients.csv` may have been added later.
     """
-    known, split = read_provenance(run).get("cases", {}), Split.load(run / "split.json").patients()
+    known, split = run.provenance.get("cases", {}), run.split.patients()
 
     def patient(case: Case) -> str:
         if case.id in known:
             return str(known[case.id]["patient"])
-        return case.id if case.id in split else case.patient  # before 0.3 nothing was recorded but the split
+        return case.id if case.id in split else case.patient  # before 0.3 only the split was recorded
 
     return replace(cohort, cases=tuple(replace(case, patient=patient(case)) for case in cohort.cases))
 
 
 def require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when images or masks of a run's own patients are others now.
+    """Raise `UnetlibError` when images or masks of a run's own patients have changed.
 
-    The figures would be of other data. Files that were renamed or compressed anew are the same, voxel by voxel.
+    Voxels are compared, so files may be renamed or compressed again.
     """
     changed = [
         case.id
@@ -153,7 +158,7 @@ def require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], coho
         )
 
 
-def _session(recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _session(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     return {
         "unetlib": __version__,
         "commit": _commit(),
@@ -164,13 +169,13 @@ def _session(recipe: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": recipe["precision"],
-        "seed": recipe["seed"],
+        "precision": recipe.precision,
+        "seed": recipe.seed,
     }
 
 
 def _commit() -> str | None:
-    """Return the commit that the library runs from, with `-dirty` where files differ from it, if there is one."""
+    """Return the commit of the running library, with `-dirty` if files differ from it; `None` without a repository."""
     repository = Path(__file__).parents[2]
     if not (repository / ".git").exists():
         return None
@@ -182,7 +187,7 @@ def _commit() -> str | None:
 
 
 def processor() -> str:
-    """Return the name of the processor, as the system tells it."""
+    """Return the name of the processor as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

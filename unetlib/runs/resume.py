@@ -1,219 +1,193 @@
-"""Start a run, or go on with it: what its latest checkpoint must hold, and what may not have changed since."""
+"""Start or resume a run: what its latest checkpoint must hold, and what must not have changed since."""
 
-import copy
-import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
+import numpy as np
 from torch import nn
 
-from unetlib.data.prepare import Prepared
+from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
-from unetlib.engine.parallel import share_statistics
-from unetlib.engine.threads import Threads
-from unetlib.recipe import PREPARE, Recipe, changed
-from unetlib.runs.checkpoint import (
-    BEST,
-    LATEST,
-    build_model,
-    load_checkpoint,
-    load_model,
-    load_optimizer,
-    load_weights,
-    read_recipe,
-    read_run,
-    require_weights,
-    restore,
-)
-from unetlib.runs.provenance import learned, note_threads, part_by_sign, read_provenance, signs, write_provenance
-from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
-from unetlib.support.files import read_json, require_empty, sha256, write_csv, write_json
-from unetlib.support.jobs import first_process, say
+from unetlib.dataset import Trainable
+from unetlib.loop import State
+from unetlib.recipe import PREDICT, PREPARE, Recipe, changed
+from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
+from unetlib.runs.provenance import learned, part_by_sign, signs
+from unetlib.runs.run import Run, read_recipe
+from unetlib.support.errors import UnetlibError, counted, first_of, made_by
+from unetlib.support.files import digest, require_empty, sha256, write_csv
+from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
-SAME = ("width", "depth", "neighbours", "image_size", "normalise", "crop")  # what first weights depend on
+SAME = ("network", "width", "depth", "neighbours", "image_size", "normalise", "crop")  # what weights depend on
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
+RESTORE = "Restore it from a copy, or delete it to start over."
 
 
-@dataclass
-class Progress:
-    """How far a run is. `epoch` and `step` are those to do next, counted from 0."""
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0  # over the slices of this epoch so far
-    best_dice: float = -1.0
-    seconds: float = 0.0  # of training, over all calls
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Raise `ValueError` for what no training leaves behind."""
-        whole, numbers = (self.epoch, self.step), [self.loss_sum, self.best_dice, self.seconds]
-        rows = [[row[name] for name in HISTORY_COLUMNS] for row in self.history]
-        if any(type(one) is not int or one < 0 for one in whole) or len(rows) != self.epoch:
-            raise ValueError("epoch and step")
-        if not all(type(one) in (int, float) and math.isfinite(one) for row in [numbers, *rows] for one in row):
-            raise ValueError("a figure")
-        if not -1 <= self.best_dice <= 1 or self.seconds < 0:
-            raise ValueError("best_dice or seconds")
+def _is_history(rows: Any) -> bool:
+    return LIST.fits(rows) and all(
+        RECORD.fits(row) and all(NUMBER.fits(row.get(name)) for name in HISTORY_COLUMNS) for row in rows
+    )
 
 
-def start_or_resume(
-    fabric: Fabric, data: Prepared, run: Path, recipe: Recipe, start_from: Path | None, asked: int | None = None
-) -> tuple[nn.Module, nn.Module | None, torch.optim.Optimizer, Progress, str | None, Threads]:
-    """Return network, average, optimizer and progress, fresh or resumed, the hash of the first weights, the threads.
+PROGRESS = {  # what a checkpoint must hold of a `State`
+    "epoch": COUNT,
+    "step": COUNT,
+    "loss_sum": NUMBER,
+    "best_dice": Kind(lambda value: NUMBER.fits(value) and -1 <= value <= 1, "a number from -1 to 1"),
+    "seconds": Kind(lambda value: NUMBER.fits(value) and value >= 0, "a number of at least 0"),
+    "history": Kind(_is_history, f"a list of rows of {', '.join(HISTORY_COLUMNS)}"),
+}
 
-    `asked`: the number of threads, where it was given.
+
+def write_history(run: Run, history: list[dict[str, float]]) -> None:
+    """Write `history.csv`; what hooks have added to the rows stays in the checkpoint alone."""
+    write_csv(run.history_file, ({name: row[name] for name in HISTORY_COLUMNS} for row in history), HISTORY_COLUMNS)
+
+
+def latest_checkpoint(run: Run) -> dict[str, Any] | None:
+    """Return the latest checkpoint of a run, its predecessor if it is damaged, or `None` if there is none.
+
+    Raises `UnetlibError` when the folder is not a run folder.
     """
-    path, first = run / LATEST, first_weights(start_from, run)
-    for file in (path, run / BEST):  # without a latest checkpoint a run begins anew
-        if path.exists() and first_process():
+    if not run.latest.exists():
+        if not run.exists:
+            require_empty(run.folder, "a run folder")
+        return None
+    return load_checkpoint(run.latest)
+
+
+def restore_checkpoints(run: Run) -> None:
+    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over."""
+    for file in (run.latest, run.best):
+        if run.latest.exists():
             restore(file)
-    fabric.barrier()
-    content = load_checkpoint(path) if path.exists() else None
-    if content is None and first_process() and not (run / "recipe.json").exists():
-        require_empty(run, "a run folder")
-    if content is None and (run / "recipe.json").exists() and read_run(run).get("start_from") not in (None, first):
+
+
+def contents_of(data: Prepared | Trainable) -> dict[str, str]:
+    """Return what a run is tied to: the contents of prepared slices, or a hash of some samples of another data set."""
+    if isinstance(data, Prepared):
+        return data.contents
+    samples = [[*map(int, data.indices(part))] for part in ("train", "val")]
+    arrays = [array for some in samples for array in data.batch(np.array(some[:4]))]
+    return {"data": digest([samples, *(array.double().sum((1, 2, 3)).tolist() for array in arrays)])}
+
+
+def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -> str | None:
+    """Return the hash of the best weights of `other`, from which a run starts; `None` without `other`.
+
+    Raises `UnetlibError` when these weights are missing, or when a run without checkpoint was started from others.
+    """
+    first = sha256(other.best) if other and other.best.is_file() else None
+    if other and first is None:
+        there = other.folder.exists()
+        what = "has no best weights yet" if other.exists else "is not a run folder"
+        advice = f"leave --start-from out: {run} has started and no longer needs it"
         raise UnetlibError(
-            f"{run} was begun from the weights of another run, and has no checkpoint yet. Name that run again with "
+            f"--start-from {other} {what if there else 'does not exist'} ({other.best.name} was expected there). "
+            + (f"Restore it, or {advice}." if content else "Name the folder of a finished training.")
+        )
+    if content is None and run.exists and run.about().get("start_from") not in (None, first):
+        raise UnetlibError(
+            f"{run} was started from the weights of another run and has no checkpoint yet. Name that run again with "
             "--start-from, or choose a new run folder."
         )
-    if content is not None:
-        _refuse_changes(content, data, run, recipe, first)
-        require_weights(recipe, content, path)
-        first = content.get("start_from")
-    model = build_model(recipe).to(fabric.device)
-    if content is None and start_from is not None:
-        begin_with(model, start_from, recipe, data)
-    average = copy.deepcopy(model) if recipe.average else None
-    if fabric.world_size > 1:
-        share_statistics(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    done = Progress()
-    if content is not None:
-        load_weights(model, content, path)
-        load_optimizer(optimizer, content, path)
-        if average is not None:
-            load_weights(average, {"model": content.get("average")}, path)
-        done = _progress(content["progress"], path)
-        where = f"epoch {done.epoch + 1}, step {done.step}"
-        say(f"{run}: resumed at {where}." if done.epoch < recipe.epochs else f"{run}: finished already.")
-    kept = content.get("threads") if content is not None else None
-    kept = kept if type(kept) is int and kept > 0 else None  # 0.3 keeps none
-    if done.epoch < recipe.epochs:
-        shape = (recipe.batch_size, 2 * recipe.neighbours + 1, recipe.image_size, recipe.image_size)
-        threads = Threads.settle(run, fabric, model, shape, asked, kept, note_threads)
-    else:
-        threads = Threads(kept)
-    if not first_process():
-        return model, average, optimizer, done, first, threads
-    if done.history:  # a kill may have come between the checkpoint and this file
-        write_csv(run / "history.csv", done.history, HISTORY_COLUMNS)
-    about = {"recipe": recipe.as_dict(), "prepared": data.identity, "start_from": first, "data": str(data.data)}
-    if data.assume:
-        about["assume"] = data.assume
-    write_json(run / "recipe.json", {"unetlib": _begun_by(run), **about})
-    data.split.save(run / "split.json")
-    write_provenance(
-        run, data, recipe.as_dict(), fabric.device, start_from if content is None else None, threads.number
-    )
-    return model, average, optimizer, done, first, threads
+    return first
 
 
-def first_weights(other: Path | None, run: Path) -> str | None:
-    """Return the hash of the best weights of another run, `None` without one; raises `UnetlibError` without weights."""
-    if other is None:
-        return None
-    if (other / BEST).is_file():
-        return sha256(other / BEST)
-    what = "is a run without best weights yet" if (other / "recipe.json").exists() else "is not a run folder"
-    advice = f"leave --start-from out: {run} has begun, and needs it no more"
-    raise UnetlibError(
-        f"--start-from {other} {what if other.exists() else 'does not exist'} ({BEST} was expected there). "
-        + (f"Restore it, or {advice}." if (run / LATEST).exists() else "Name the folder of a finished training.")
-    )
-
-
-def _begun_by(run: Path) -> str:
-    """Return the version of the library that began a run: this one where there is no recipe yet, or a damaged one."""
+def begun_by(run: Run) -> str:
+    """Return the version of the library that started a run: this one if its recipe is missing or damaged."""
     try:
-        return made_by(read_json(run / "recipe.json")) if (run / "recipe.json").exists() else __version__
+        return made_by(run.about()) if run.exists else __version__
     except UnetlibError:
         return __version__
 
 
-def begin_with(model: nn.Module, other: Path, recipe: Recipe, data: Prepared) -> None:
-    """Put the best weights of another run into a fresh network.
+def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | Trainable) -> None:
+    """Load the best weights of another run into a fresh network.
 
-    Raises `UnetlibError` when that run has another network or other slices, or has seen whom this one tests with.
+    Raises `UnetlibError` when that run has another network or other slices, or was trained on validation or test
+    patients of this one.
     """
-    _, theirs, content = load_model(other)
+    _, theirs, content = other.load()
     before, now = theirs.as_dict(), recipe.as_dict()
     if differences := changed({name: before[name] for name in SAME}, {name: now[name] for name in SAME}):
         raise UnetlibError(
-            f"{other} has another network or other slices ({differences}), so its weights cannot be the first ones "
-            "here. Start from a run with the same, or set these flags to its values."
+            f"{other} has another network or other slices ({differences}), so its weights do not fit. Start from a run "
+            "with the same values, or set these flags to its values."
         )
-    _refuse_leak(other, data)
-    load_weights(model, content, other / BEST)
+    if isinstance(data, Prepared):
+        _refuse_leak(other, data)
+    load_weights(network, content, other.best)
 
 
-def _refuse_leak(other: Path, data: Prepared) -> None:
-    """Raise `UnetlibError` when another run has learned from a case that this one keeps to validate or to test."""
-    if not read_provenance(other):
+def _refuse_leak(other: Run, data: Prepared) -> None:
+    """Raise `UnetlibError` when another run has learned from a case that this one validates or tests on."""
+    if not other.provenance:
         raise UnetlibError(
-            f"{other} does not say whom it was trained on (it has no provenance.json): validation and test could be "
-            "among them. Start from a run that says so."
+            f"{other} does not say which patients it was trained on (it has no {other.provenance_file.name}): "
+            "validation and test patients could be among them. Start from a run that says so."
         )
     rank = {sign: PARTS.index(part) for sign, part in part_by_sign(learned(other).values()).items()}
     leaked = [
         name
         for name, case in data.about["cases"].items()
         if min(rank.get(sign, len(PARTS)) for sign in signs(case, name))
-        < PARTS.index(data.split.part_of(case["patient"]))
+        < PARTS.index(data.split.part_of(case["patient"]) or "test")
     ]
     if leaked:
         raise UnetlibError(
             f"{other} was trained or validated on {counted(len(leaked), 'case')} that {data.folder} keeps for "
-            f"validation or test ({first_of(leaked, 5)}): the figures would flatter. Start from another run."
+            f"validation or test ({first_of(leaked, 5)}): the scores would be too high. Start from another run."
         )
 
 
-def _progress(fields: Any, path: Path) -> Progress:
-    try:
-        if fields.keys() != asdict(Progress()).keys():
-            raise ValueError("other fields")
-        return Progress(**fields)
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UnetlibError(
-            f"{path}: its progress is not that of a training ({brief(error.args[0])}). Restore it from a copy, or "
-            "delete it to start over."
-        ) from error
+def resume(
+    run: Run,
+    content: dict[str, Any],
+    network: nn.Module,
+    average: nn.Module | None,
+    optimizer: Any,
+) -> State:
+    """Load a checkpoint into network, average and optimizer, and return its state."""
+    load_weights(network, content, run.latest)
+    load_optimizer(optimizer, content, run.latest)
+    if average is not None:
+        load_weights(average, {"model": content.get("average")}, run.latest)
+    require(content["progress"], f"{run.latest}, progress", RESTORE, **PROGRESS)
+    state = State(**{name: content["progress"][name] for name in PROGRESS})
+    if len(state.history) != state.epoch:
+        raise UnetlibError(f"{run.latest}: {len(state.history)} rows of history after {state.epoch} epochs. {RESTORE}")
+    return state
 
 
-def _refuse_changes(content: dict[str, Any], data: Prepared, run: Path, recipe: Recipe, first: str | None) -> None:
-    """Raise `UnetlibError` unless a run goes on with the recipe and the slices that it was started with."""
-    if missing := {"optimizer", "progress", "prepared"} - content.keys():
-        raise UnetlibError(
-            f"{run / LATEST} lacks {', '.join(sorted(missing))}: it is not the checkpoint of a training "
-            f"(perhaps a copy of {BEST}?). Restore it from a copy, or delete it to start over."
-        )
-    advice = "Choose a new run folder, or go back to what it was started with."
-    if not isinstance(content["prepared"], dict) or not all(isinstance(key, str) for key in content["prepared"]):
-        raise UnetlibError(
-            f"{run / LATEST} does not say what it was trained on. Restore it, or delete it to start over."
-        )
-    before = {**Recipe.published.stage(PREPARE), **content["prepared"]}
-    if before.get("data") == data.digest("sha256"):  # as version 0.3 tells which data they were
-        before["data"] = data.identity["data"]
-    if differences := changed(before, data.identity):
+def refuse_changes(
+    content: dict[str, Any],
+    run: Run,
+    data: Prepared | Trainable,
+    recipe: Recipe,
+    channels: tuple[int, int],
+    first: str | None,
+) -> None:
+    """Raise `UnetlibError` if a run would resume with another recipe, other slices or other first weights.
+
+    The fields of the stage `predict` may change.
+    """
+    hint = f"It is not a training checkpoint (perhaps a copy of {run.best.name}?). {RESTORE}"
+    require(content, run.latest, hint, optimizer=RECORD, progress=RECORD, prepared=RECORD)
+    advice = "Choose a new run folder, or use what the run was started with."
+    before, now = content["prepared"], contents_of(data)
+    if isinstance(data, Prepared):
+        before = {**Recipe.published.stage(PREPARE), **before}
+        if before.get("data") == data.digest("sha256"):  # the hash that version 0.3 stored
+            before["data"] = now["data"]
+    if differences := changed(before, now):
         raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
-    before, now = read_recipe(content["recipe"], run / LATEST).as_dict(), recipe.as_dict()
-    longer = {"epochs": 0} if recipe.schedule == "constant" else {}  # a cosine has to know its end
-    if differences := changed({**before, **longer}, {**now, **longer}):
+    free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)
+    if recipe.schedule == "constant":  # a cosine schedule depends on the number of epochs
+        free["epochs"] = 0
+    theirs = read_recipe(content["recipe"], run.latest).as_dict()
+    if differences := changed({**theirs, **free}, {**recipe.as_dict(), **free}):
         raise UnetlibError(f"{run} was started with another recipe ({differences}). {advice}")
     if first and content.get("start_from") != first:
         raise UnetlibError(f"{run} was started from other weights. {advice}")
+    require_weights(recipe, channels, content, run.latest)

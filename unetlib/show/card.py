@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
-from unetlib.data.split import PARTS, Split
+from unetlib.data.split import PARTS
 from unetlib.data.volumes import read_volume
-from unetlib.evaluation.evaluate import COUNTS, evaluate, read_patients
-from unetlib.evaluation.unseen import told_divided
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.unseen import divided_note
+from unetlib.metrics import COUNTS
 from unetlib.prediction.decision import read_decision
-from unetlib.recipe import PREPARE, TRAIN, Recipe, flag
-from unetlib.runs.checkpoint import BEST, LATEST, caveats, load_checkpoint, load_model, previous, read_run
-from unetlib.runs.provenance import PACKAGES, find_own, read_provenance
+from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe, flag
+from unetlib.runs.checkpoint import load_checkpoint, previous
+from unetlib.runs.provenance import PACKAGES, find_own
+from unetlib.runs.run import Run
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
@@ -41,7 +44,7 @@ SOURCES = {  # what to cite, by a word of the layout of the data; "" always
 
 
 @takes_paths
-def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path:
+def write_card(run: Run | Path | str, out: Path | None = None, device: str = "auto") -> Path:
     """Write the model card of a run, `README.md` with its images, in `RUN/card` unless `out` is given.
 
     Evaluates the run on its own test patients where that is not done yet. Every number comes from the files of the run,
@@ -49,7 +52,8 @@ def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path
     that it is not finished. Returns its path. Raises `UnetlibError` when the run is not trained, its test patients
     cannot be scored, one of its files is damaged, or the folder holds anything but a card.
     """
-    folder = out or run / "card"
+    run = Run.of(run)
+    folder = out or run.card
     refuse_link(folder)
     page = folder / PAGE
     if not (page.is_file() and page.read_bytes().startswith(TITLE.encode())):
@@ -61,7 +65,7 @@ def write_card(run: Path, out: Path | None = None, device: str = "auto") -> Path
         files = _images(facts, failures) | {PAGE: printable(_page(facts, failures)).encode()}
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UnetlibError(
-            f"a file of {run} is not one that unetlib wrote ({brief(str(error))}). Delete {run / 'evaluation'}, then "
+            f"a file of {run} is not one that unetlib wrote ({brief(str(error))}). Delete {run.evaluation}, then "
             "give the same command again; if it fails again, restore the run from a copy."
         ) from error
     with locked(folder):
@@ -92,14 +96,14 @@ def _save(path: Path, content: bytes) -> None:
 class _Facts:
     """What a card states, read from the files of an evaluated run; `millilitres`: the size of a voxel, by test case."""
 
-    def __init__(self, run: Path, summary: dict[str, Any]) -> None:
-        self.run, self.summary, self.record = run, summary, read_run(run)
-        self.net, self.recipe, self.best = load_model(run)
+    def __init__(self, run: Run, summary: dict[str, Any]) -> None:
+        self.run, self.summary, self.record = run, summary, run.about()
+        self.net, self.recipe, self.best = run.load()
         self.decision = read_decision(run, self.recipe)
-        self.cohort, self.split, self.provenance = find_own(run), Split.load(run / "split.json"), read_provenance(run)
-        self.dices = np.array([float(row["dice"]) for row in read_patients(run / "evaluation")])
+        self.cohort, self.split, self.provenance = find_own(run), run.split, run.provenance
+        self.dices = np.array([float(row["dice"]) for row in read_patients(run.evaluation)])
         counts = ("tumour", *(f"native_{name}" for name in COUNTS))
-        rows = read_csv(run / "evaluation" / "slices.csv", numbers=counts)
+        rows = read_csv(run.evaluation / "slices.csv", numbers=counts)
         self.rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in rows]
         self.millilitres, self.synthetic = {}, False
         scored = {row["case"] for row in self.rows}
@@ -122,11 +126,11 @@ class _Facts:
     @property
     def flags(self) -> dict[str, str]:
         """The flags on the command line of `prepare` and `train` that give this recipe."""
-        changes = self.changes
-        return {
-            stage: "".join(f" {_flag(name, changes[name][0])}" for name in self.recipe.stage(stage) if name in changes)
-            for stage in (PREPARE, TRAIN)
-        }
+        changes, flags = self.changes, {PREPARE: "", TRAIN: ""}
+        for stage in STAGES:
+            fields = (name for name in self.recipe.stage(stage) if name in changes)
+            flags[PREPARE if stage == PREPARE else TRAIN] += "".join(f" {_flag(n, changes[n][0])}" for n in fields)
+        return flags
 
     @property
     def parts(self) -> list[tuple[str, int, Any, Any]]:
@@ -209,17 +213,18 @@ def _page(facts: _Facts, failures: list[plots.Ranked]) -> str:
     """Return the card as Markdown."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - no HTML
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
-    latest = facts.run / LATEST
+    run = facts.run
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         facts=facts,
         failures=failures,
-        weights={"name": BEST, "earlier": previous(Path(BEST)).name, "sha256": sha256(facts.run / BEST)},
+        weights={"name": run.best.name, "earlier": previous(run.best).name, "sha256": sha256(run.best)},
         earlier=sorted({case["patient"] for case in facts.provenance.get("earlier", {}).values()}),
-        caveats=caveats(facts.run, facts.best),
-        divided=told_divided(facts.cohort, facts.provenance.get("cases", {})),
-        training=load_checkpoint(latest)["progress"] if latest.exists() else None,
-        epochs=len(read_csv(facts.run / "history.csv", numbers=("epoch", "val_dice"))),
+        caveats=run.caveats(facts.best),
+        parameters=sum(one.numel() for one in facts.net.parameters()),
+        divided=divided_note(facts.cohort, facts.provenance.get("cases", {})),
+        training=load_checkpoint(run.latest)["progress"] if run.latest.exists() else None,
+        epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors, files, processes, signals and random order: what every room needs and none teaches.
+"""Utilities for all packages: errors, messages, files, processes, signals and random numbers.
 
-It takes paths, functions and seeds. It gives files that are whole or absent, work in several processes, and sentences.
+Takes paths, functions and seeds; gives atomic files, work in several processes, and error messages.
 """

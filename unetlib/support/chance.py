@@ -1,12 +1,13 @@
-"""Chance without state: every random draw of training is a pure function of what it is for.
+"""Random numbers without state: every random draw of training is a pure function of purpose, seed, epoch and step.
 
-Nothing keeps a generator running from step to step, so a resumed run needs no generator state and
-draws what the uninterrupted run would have drawn.
+No generator keeps running from step to step, so a resumed run needs no generator state and draws the same numbers as an
+uninterrupted one.
 """
 
 import numpy as np
 
-ORDER, AUGMENTATION, BALANCE, WARP, INTENSITY = 1, 2, 3, 4, 5  # purposes: draws for one never repeat those for another
+# Purposes: draws for different purposes are independent.
+ORDER, AUGMENTATION, BALANCE, WARP, INTENSITY, LAYERS = 1, 2, 3, 4, 5, 6
 
 
 def generator(purpose: int, *coordinates: int) -> np.random.Generator:
@@ -14,15 +15,20 @@ def generator(purpose: int, *coordinates: int) -> np.random.Generator:
     return np.random.default_rng([purpose, *coordinates])
 
 
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """Return the seed of PyTorch's generator in one step, for random layers such as dropout."""
+    return int(np.random.SeedSequence([LAYERS, seed, epoch, step]).generate_state(1)[0])
+
+
 def balanced(indices: np.ndarray, tumour: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """Return those of `indices` (N,) with `tumour` (N,) and as many others, or all others where they are fewer."""
+    """Return the `indices` (N,) with `tumour` (N,) and as many others, or all others if there are fewer."""
     number = balanced_number(tumour) - int(tumour.sum())
     others = generator(BALANCE, seed, epoch).choice(indices[~tumour], number, replace=False)
     return np.concatenate([indices[tumour], others])
 
 
 def balanced_number(tumour: np.ndarray) -> int:
-    """Return how many slices `balanced` shows, for the slices with `tumour` (N,)."""
+    """Return how many slices `balanced` returns for `tumour` (N,)."""
     return min(2 * int(tumour.sum()), len(tumour))
 
 

@@ -1,6 +1,6 @@
-"""How a command begins and ends: with a sentence and a status, whatever happens, and never with a traceback.
+"""Start and end of a command: it always ends with a message and a status, never with a traceback.
 
-Little is imported here, so that a Ctrl-C is heeded from the first moment on.
+This module imports little, so that Ctrl-C works from the start.
 """
 
 import errno
@@ -21,9 +21,9 @@ BEGINS_ANEW = "Stopped. The same command begins anew."
 
 
 def begin() -> None:
-    """Let a stop end this process at once, and let a reader of its output leave; to be called before the imports.
+    """Let a signal end this process at once, and let the reader of its output leave; call this before other imports.
 
-    A stop while modules are imported would be a traceback of theirs. Nothing has been begun then, so nothing is lost.
+    A stop during imports would otherwise give a traceback. No work has started yet, so nothing is lost.
     """
     for number in SIGNALS:
         signal.signal(number, _leave)
@@ -37,13 +37,13 @@ def _leave(*_: object) -> None:
 
 
 class _Pipe(FileIO):
-    """An output whose reader may leave, as `head` does: the work goes on, and what is said then is lost."""
+    """An output whose reader may leave, as `head` does: the work goes on, and further output is lost."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # EINVAL on Windows
                 raise
             return len(data)
 
@@ -58,9 +58,10 @@ def _outliving_its_reader(stream: Any) -> Any:
 
 
 def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
-    """Call `work`; raise `SystemExit` where it cannot be done (1), is stopped (130) or returns another status than 0.
+    """Call `work`; raise `SystemExit` when it fails (1), is stopped (130) or returns a status other than 0.
 
-    Bad input ends with the sentence of its `UnetlibError`, a stop by SIGINT or SIGTERM with its own or with `stopped`.
+    Bad input ends with the message of its `UnetlibError`, a stop by SIGINT or SIGTERM with its own message or
+    `stopped`.
     """
     asked = []
 
@@ -79,8 +80,8 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
             for number in SIGNALS if is_main else ():
                 signal.signal(number, before[number])
     except BaseException as error:
-        if asked or isinstance(error, KeyboardInterrupt):  # some libraries turn a stop into an error of their own
-            # Python's codecs, interrupted, put words of their own into it
+        if asked or isinstance(error, KeyboardInterrupt):  # some libraries turn a stop into another error
+            # Python's codecs, when interrupted, change its message
             print(error if "same command goes on" in str(error) else stopped, file=sys.stderr)
             sys.exit(130)
         _end(error)
@@ -90,7 +91,7 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
 
 
 def _end(error: BaseException) -> None:
-    """Raise `SystemExit` with the sentence of an error, if it has one."""
+    """Raise `SystemExit` with the message of an error, if it has one."""
     if isinstance(error, UnetlibError):
         sys.exit(f"error: {printable(str(error))}")
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""The one exception a user of the course meets, and turns of phrase for its sentences."""
+"""The exception for user errors, and helpers for its messages."""
 
 import reprlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _BRIEF.maxstring = _BRIEF.maxother = 100
 
 
 class UnetlibError(Exception):
-    """Bad input or a refused action, told in a sentence.
+    """Bad input or a refused action.
 
     The message names the file or patient, what was found, what was expected and what to do. The
     command line prints it without a traceback and exits with status 1.
@@ -27,7 +27,7 @@ def made_by(about: Mapping[str, Any]) -> str:
 
 
 def brief(value: object) -> str:
-    """Return a value of a stranger's file as text of bounded length."""
+    """Return a value from an untrusted file as text of limited length."""
     try:
         return _BRIEF.repr(value)
     except Exception:  # Python refuses to write out an integer of 5,000 digits
@@ -35,11 +35,11 @@ def brief(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text without codes that would steer a terminal, such as those in a stranger's file names."""
+    """Return text without terminal control codes, such as those in untrusted file names."""
     return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def first_of(names: list[str], most: int = 20) -> str:
-    """Return the first `most` names, and how many more there are."""
+    """Return the first `most` names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

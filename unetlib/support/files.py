@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, folders that one process has: atomic writes, locks, JSON, CSV, checksums."""
+"""Atomic writes, folder locks, JSON, CSV and checksums."""
 
 import csv
 import errno
@@ -21,14 +21,14 @@ from filelock import FileLock, Timeout
 
 from unetlib.support.errors import UnetlibError, first_of
 
-MAX_TEXT = 2**25  # bytes of a JSON or CSV file: five times what 12,000 patients need
-PARTIAL = ".unetlib-parts"  # folder of what is done of an unfinished job: hidden, and removed at the end
+MAX_TEXT = 2**25  # largest JSON or CSV file in bytes: five times what 12,000 patients need
+PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished job; removed at the end
 LOCK = ".unetlib-lock"
 P = ParamSpec("P")
 R = TypeVar("R")
 _PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
 _FULL = "Free some space there, then give the same command again."
-CURES = {  # of what keeps a file from being written, unless it is that one may not
+CURES = {  # advice for each error that prevents writing, apart from missing permission
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EFBIG: "The file would be larger than this disk or your limits allow; name a folder on another disk.",
@@ -41,12 +41,12 @@ CURES = {  # of what keeps a file from being written, unless it is that one may 
 
 
 def fold(name: str) -> str:
-    """Return a name as Windows and macOS compare it: letter case, and how accents are encoded, do not count."""
+    """Return a name as Windows and macOS compare it, ignoring letter case and the encoding of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function whose parameters are annotated as `Path` take texts, too, and `~` for the user's folder."""
+    """Let parameters annotated as `Path` also take strings, and expand `~` to the user's folder."""
     signature = inspect.signature(function)
     names = [name for name, parameter in signature.parameters.items() if parameter.annotation in _PATHS]
 
@@ -57,14 +57,15 @@ def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
             if (value := given.arguments.get(name)) == "" and signature.parameters[name].default is None:
                 given.arguments[name] = None
             elif value is not None:
-                given.arguments[name] = [*map(_home, value)] if isinstance(value, list | tuple) else _home(value)
+                given.arguments[name] = [*map(home, value)] if isinstance(value, list | tuple) else home(value)
         return function(*given.args, **given.kwargs)
 
     return wrapped
 
 
-def _home(path: str | Path) -> Path:
-    if path == "":  # which `Path` takes for the working directory
+def home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with `~` expanded; raises `UnetlibError` for an empty string or an unknown user."""
+    if path == "":  # `Path` would take it as the working directory
         raise UnetlibError("an empty text was given where a path was expected. Name a file or folder.")
     try:
         return Path(path).expanduser()
@@ -74,11 +75,11 @@ def _home(path: str | Path) -> Path:
 
 @contextmanager
 def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it only when the block succeeds.
+    """Yield a temporary path beside `path`, renamed to `path` only when the block succeeds.
 
     The temporary file is flushed to disk before the rename, so that after a crash `path` holds
-    either its old content or the new one, never half of it. Missing parent folders are made. The old
-    content goes to `keep`, if that is given, and there is no moment without a file at `path`.
+    either the old or the new content, never half of it. Missing parent folders are made. The old
+    content is moved to `keep`, if given; there is always a file at `path`.
 
     Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary
     file is removed.
@@ -86,7 +87,7 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)  # left by a kill, or a stranger's link to a file elsewhere
+        temporary.unlink(missing_ok=True)  # left by a kill, or a link to a file elsewhere
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -99,30 +100,30 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
         _raise_stop_behind(error)
         raise
     finally:
-        with suppress(OSError):  # where the folder cannot be had, there is no temporary file either
+        with suppress(OSError):  # if the folder cannot be used, there is no temporary file
             temporary.unlink(missing_ok=True)
 
 
 def _raise_stop_behind(error: BaseException | None) -> None:
-    """Raise the Ctrl-C in whose wake an error came: `zipfile`, interrupted, cannot close its file."""
+    """Raise the Ctrl-C that caused an error: `zipfile`, when interrupted, cannot close its file."""
     while error := error.__context__ if error else None:
         if isinstance(error, KeyboardInterrupt):
             raise error from None
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix: writers go by it
+    return path.with_name(f".tmp-{os.getpid()}-{path.name}")  # keeps the suffix, since writers choose the format by it
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:
-    """Remove what `atomic` has left in `folder`, or only for files of that name, in processes that were killed."""
+    """Remove the temporary files that killed processes left in `folder`, or only those for files of that `name`."""
     for path in folder.glob(f".tmp-*-{name if name == '*' else glob.escape(name)}"):
-        with suppress(OSError):  # Windows keeps what is open
+        with suppress(OSError):  # Windows cannot remove open files
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def keep_as(path: Path, keep: Path) -> None:
-    """Let `keep` hold the content of `path`, too; each of them is whole at every moment."""
+    """Copy the content of `path` to `keep`; both are complete at every moment."""
     temporary = _temporary(keep)
     temporary.unlink(missing_ok=True)
     try:
@@ -130,13 +131,13 @@ def keep_as(path: Path, keep: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
     os.replace(temporary, keep)
-    temporary.unlink(missing_ok=True)  # POSIX leaves it where `keep` was a link to the same content
+    temporary.unlink(missing_ok=True)  # POSIX does not remove it if `keep` was a link to the same content
 
 
 def _unwritable(path: Path, error: OSError, belongs_to: Path | None = None) -> UnetlibError:
-    """Return what to tell: with which cure depends on the fault, and on whether another folder can be named."""
+    """Return an error with advice that depends on the fault, and on whether another folder can be named."""
     may_not = (
-        f"It belongs into {belongs_to}: copy that folder to a place where you may write, and name the copy."
+        f"It belongs in {belongs_to}: copy that folder to a place where you may write, and name the copy."
         if belongs_to
         else "Name a folder in which you may write."
     )
@@ -148,12 +149,12 @@ def _unwritable(path: Path, error: OSError, belongs_to: Path | None = None) -> U
 
 @contextmanager
 def locked(folder: Path, belongs_to: Path | None = None) -> Iterator[None]:
-    """Keep `folder`, which is made where it is missing, to this process while the block runs.
+    """Reserve `folder` for this process while the block runs; it is created if necessary.
 
-    The operating system lifts the lock when the process dies, however it dies; what it was writing then
-    is removed. `belongs_to` is the folder that a user names, where `folder` itself cannot be chosen.
+    The operating system releases the lock when the process ends in any way; its unfinished files are then removed.
+    `belongs_to` is the folder that the user names, if `folder` itself cannot be chosen.
 
-    Raises `UnetlibError` when another process (or thread) has the folder, or it cannot be written.
+    Raises `UnetlibError` when another process (or thread) uses the folder, or it cannot be written.
     """
     missing = not folder.exists()
     lock = FileLock(folder / LOCK, blocking=False)
@@ -195,13 +196,15 @@ def require_empty(folder: Path, what: str) -> None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Raise `UnetlibError` when a folder that the library makes is a link: what is written would land elsewhere."""
+    """Raise `UnetlibError` when a folder of the library is a link, since files would be written elsewhere."""
     if folder.is_symlink():
-        raise UnetlibError(f"{folder} is a link; a folder was expected, for files are written there. Remove the link.")
+        raise UnetlibError(
+            f"{folder} is a link; a folder was expected, since files are written there. Remove the link."
+        )
 
 
 def refuse_packed(path: Path) -> None:
-    """Raise `ValueError` unless `path` is a zip that takes no more memory than disk: its members are not compressed."""
+    """Raise `ValueError` unless `path` is an uncompressed zip, which takes no more memory than disk space."""
     with open(path, "rb") as file:
         if file.read(2) != b"PK":
             raise ValueError("it is not a zip file")
@@ -257,17 +260,17 @@ def read_csv(path: Path, numbers: Iterable[str] = ()) -> list[dict[str, str]]:
 
 def _require_text(path: Path) -> None:
     if path.exists() and not path.is_file():
-        raise OSError("it is not a plain file")  # a pipe would be waited for, a device read without end
+        raise OSError("it is not a plain file")  # reading a pipe or a device might never end
     if path.stat().st_size > MAX_TEXT:
         raise ValueError(f"it has {path.stat().st_size >> 20} MB; no more than {MAX_TEXT >> 20} were expected")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is no JSON number")
+    raise ValueError(f"it holds {name}, which is not a JSON number")
 
 
 def sha256(*paths: Path) -> str:
-    """Return the SHA-256 of the files' bytes, one after the other, in hexadecimal."""
+    """Return the SHA-256 of the files' concatenated bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -277,5 +280,5 @@ def sha256(*paths: Path) -> str:
 
 
 def digest(content: Any) -> str:
-    """Return the SHA-256 of a JSON-able value, independent of the order of its keys."""
+    """Return the SHA-256 of a JSON-serialisable value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,3 +1,3 @@
-"""The version of the library, which prepared folders, runs and evaluations keep."""
+"""The version of the library, which prepared folders, runs and evaluations store."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib import metrics
-from unetlib.evaluation.evaluate import AGGREGATIONS, SLICES
+from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
 from unetlib.show.plots.common import (
     BLUE,
@@ -170,7 +170,7 @@ def threshold_figure(
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, counts, title in zip(panels, (val, test), ("validation: choose here", "test: look once"), strict=True):
         for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
-            values = [float(metrics.METRICS[name](at)) for at in counts]
+            values = [metrics.METRICS[name](at).item() for at in counts]
             axes.plot(thresholds, values, style, color=colour, ms=3, label=name)
         axes.axvline(chosen, color=ORANGE, lw=1.5, label=f"chosen: {chosen:.2f}")
         axes.axvline(0.5, color=FAINT, lw=1, zorder=0)

@@ -13,10 +13,11 @@ from PIL import Image
 from unetlib import metrics
 from unetlib.data.patients import Case, read_case
 from unetlib.data.volumes import Volume
-from unetlib.evaluation.evaluate import read_patients
-from unetlib.prediction.inference import Predictor
-from unetlib.runs.checkpoint import load_model
+from unetlib.evaluation.summary import read_patients
+from unetlib.prediction.predictor import Predictor
+from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import own_cohort
+from unetlib.runs.run import Run
 from unetlib.show.plots.common import (
     ERRORS,
     OUTLINE,
@@ -39,6 +40,7 @@ from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic, read_csv, read_json, takes_paths
 from unetlib.support.jobs import progress
+from unetlib.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -70,18 +72,19 @@ class Ranked:
         """Return an axial slice, by default the one with most tumour, as a row of an overlay figure."""
         z = largest_slice(self.truth) if z is None else z
         truth, prediction = self.truth[:, :, z].T, self.prediction[:, :, z].T
-        here = float(metrics.dice(metrics.count(prediction[None], truth[None]))[0])
+        here = metrics.dice(metrics.count(prediction[None, None], truth[None, None])).item()
         title = f"{self.rank}\n{self.case.id}\nDice {self.dice:.2f} over all slices\n{here:.2f} in this slice"
         return Overlay(title, self.volume.voxels[:, :, z].T, truth, prediction)
 
 
 @takes_paths
-def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
+def best_median_worst(run: Run | Path | str, device: str = "auto") -> list[Ranked]:
     """Return the best, median and worst test patient of an evaluated run, each predicted anew; nobody twice.
 
     Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run has not been
     evaluated or one of the patients is gone.
     """
+    run = Run.of(run)
     ranked = _ranking(run)
     chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
     ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
@@ -89,17 +92,18 @@ def best_median_worst(run: Path, device: str = "auto") -> list[Ranked]:
 
 
 @takes_paths
-def worst(run: Path, number: int, device: str = "auto") -> list[Ranked]:
+def worst(run: Run | Path | str, number: int, device: str = "auto") -> list[Ranked]:
     """Return the `number` worst test patients of an evaluated run (all where there are fewer), the worst one first.
 
     Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
     """
+    run = Run.of(run)
     ranked = _ranking(run)
     places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
     return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
 
 
-def _predicted(run: Path, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
+def _predicted(run: Run, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
     """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
     cohort, predictor, found = own_cohort(run), Predictor.open(run, device), []
     with progress(len(ranks), "overlays", "patient") as bar:
@@ -108,16 +112,16 @@ def _predicted(run: Path, ranks: dict[str, tuple[str, float]], device: str) -> l
             if case is None:
                 raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
             volume, truth, _ = read_case(case)
-            prediction = predictor.decision.mask(predictor.volume(volume.voxels), volume.spacing)
+            prediction = segment(predictor, volume).mask[0]
             found.append(Ranked(rank, dice, case, volume, truth, prediction))
             bar.update()
     return found
 
 
-def _ranking(run: Path) -> list[dict[str, str]]:
-    if not (run / "evaluation" / "patients.csv").exists():
+def _ranking(run: Run) -> list[dict[str, str]]:
+    if not (run.evaluation / "patients.csv").exists():
         raise UnetlibError(f"{run} has not been evaluated. Do so first: unetlib evaluate {run}")
-    return read_patients(run / "evaluation")
+    return read_patients(run.evaluation)
 
 
 def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
@@ -182,26 +186,28 @@ def _save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
 
 
 @takes_paths
-def make_figures(run: Path, out: Path | None = None, device: str = "auto") -> list[Path]:
+def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw an evaluated run, and return the files written, in `RUN/figures` unless `out` is given.
 
     `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice),
     `architecture.png` and `overlay.gif` (through the tumour of the median patient). Raises
     `UnetlibError` when the run has not been evaluated or a patient is gone.
     """
-    folder, patients, ranked = out or run / "figures", len(_ranking(run)), best_median_worst(run, device)
-    net, recipe, _ = load_model(run)
+    run = Run.of(run)
+    folder, patients, ranked = out or run.figures, len(_ranking(run)), best_median_worst(run, device)
+    net, recipe, _ = run.load()
     synthetic = any(is_synthetic(one.volume) for one in ranked)
     source = "synthetic images" if synthetic else ""
     order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
     note = f"{source}; {order}" if synthetic else order
-    history = read_csv(run / "history.csv", numbers=("epoch", "train_loss", "val_loss", "val_dice"))
+    history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {
         "curves.png": curves_figure(history, "synthetic cohort" if synthetic else ""),
         "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
-        "metrics.png": metrics_figure(read_json(run / "evaluation" / "summary.json"), source),
-        "architecture.png": architecture_figure(net, recipe.image_size),
+        "metrics.png": metrics_figure(read_json(run.evaluation / "summary.json"), source),
     }
+    if isinstance(net, UNet):
+        figures["architecture.png"] = architecture_figure(net, recipe.image_size)
     for name, figure in figures.items():
         save(figure, folder / name)
     middle = ranked[len(ranked) // 2]

@@ -1,0 +1,164 @@
+"""A run as an object, what may be changed on a finished one, several runs together, messages, kill-safe parts."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.conftest import BEST, SMALL, write_patient
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.pipeline import run_recipe
+from unetlib.prediction.predict import predict
+from unetlib.prediction.predictor import Predictor, Trained, prediction_key
+from unetlib.prediction.tuning import tune
+from unetlib.recipe import Recipe
+from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.run import Run
+from unetlib.runs.training import train
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import PARTIAL, sha256
+from unetlib.support.messages import LOG, quiet, say, show_messages, warn
+from unetlib.support.parts import Parts
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A finished run of its own."""
+    return Run(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_run_is_the_same_from_a_path_a_text_or_itself(trained):
+    run = Run.of(trained)
+    assert run == Run.of(str(trained)) == Run.of(run) == Run(str(trained))
+    assert os.fspath(run) == str(run) == str(trained)
+    assert run.recipe.image_size == SMALL.image_size
+    assert {path.name for path in trained.iterdir()} >= {run.latest.name, run.best.name, run.history_file.name}
+
+
+def test_a_threshold_that_is_changed_on_a_finished_run_changes_masks_and_scores_and_no_weight(prepared, copy, tmp_path):
+    before, weights = evaluate(copy, device="cpu"), sha256(copy.best)
+    image = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((32, 32, 4)).astype(np.float32), np.eye(4)), image)
+    predict(copy, [image], tmp_path / "masks", device="cpu")
+    plain = copy.recipe
+    recipe = plain.but(threshold=0.05, mirror=True)
+    assert train(prepared, copy, recipe, device="cpu").epoch == recipe.epochs
+    assert sha256(copy.best) == weights
+    assert copy.recipe == recipe
+    after = evaluate(copy, device="cpu")
+    assert after["key"] != before["key"]
+    assert after["figures"] != before["figures"]
+    with pytest.raises(UnetlibError, match="another decision"):
+        predict(copy, [image], tmp_path / "masks", device="cpu")
+    train(prepared, copy, plain, device="cpu")  # and back again
+    assert evaluate(copy, device="cpu")["figures"] == before["figures"]
+    assert len(predict(copy, [image], tmp_path / "masks", device="cpu")) == 1
+
+
+def test_the_best_epoch_does_not_depend_on_the_threshold(prepared, trained, tmp_path):
+    train(prepared, tmp_path / "run", Run.of(trained).recipe.but(threshold=0.9), device="cpu")
+    one, other = (load_checkpoint(folder / BEST) for folder in (trained, tmp_path / "run"))
+    assert (one["epoch"], one["val_dice"]) == (other["epoch"], other["val_dice"])
+
+
+def test_a_decision_is_made_anew_when_the_prediction_is_mirrored_otherwise(untuned, strong_prepared, tmp_path):
+    run = Run(shutil.copytree(untuned, tmp_path / "run"))
+    tune(run, "cpu")
+    Predictor.open(run, "cpu")
+    train(strong_prepared, run, run.recipe.but(mirror=False), device="cpu")
+    with pytest.raises(UnetlibError, match="have not been chosen"):
+        Predictor.open(run, "cpu")
+    tune(run, "cpu")
+    assert isinstance(Predictor.open(run, "cpu"), Trained)
+
+
+def test_the_key_of_a_run_that_was_not_changed_is_the_hash_of_its_weights(copy):
+    recipe = copy.recipe
+    assert prediction_key(copy, recipe, recipe) == sha256(copy.best)
+    assert prediction_key(copy, recipe.but(mirror=True), recipe) != sha256(copy.best)
+
+
+def test_several_runs_are_evaluated_and_predict_as_the_mean_of_their_probabilities(prepared, trained, copy, tmp_path):
+    train(prepared, other := Run(tmp_path / "other"), SMALL.but(seed=1), device="cpu")
+    image = tmp_path / "a.nii.gz"
+    voxels = np.random.default_rng(0).random((32, 32, 4)).astype(np.float32)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), image)
+    found = []
+    for number, runs in enumerate(([copy], [other], [copy, other])):
+        predict(runs, [image], tmp_path / str(number), probabilities=True, device="cpu")
+        found.append(nib.load(tmp_path / str(number) / "a_probability.nii.gz").get_fdata())
+    np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+    alone, both = evaluate(copy, device="cpu"), evaluate([copy, other], device="cpu")
+    assert (both["patients"], both["slices"]) == (alone["patients"], alone["slices"])
+    assert both["figures"] != alone["figures"]
+    assert evaluate(copy, device="cpu") == alone  # each lies in a folder of its own
+    assert evaluate([copy, other], device="cpu") == both
+
+
+def test_runs_of_other_splits_are_not_averaged_on_the_test_patients_of_the_first(cohort, copy, tmp_path):
+    run_recipe(SMALL.but(split_seed=5), tmp_path / "p", tmp_path / "other", cohort, device="cpu")
+    with pytest.raises(UnetlibError, match=r"was trained or validated on \d cases? that .* is tested on"):
+        evaluate([copy, tmp_path / "other"], device="cpu")
+
+
+def test_the_pipeline_is_prepare_train_tune_and_evaluate(tmp_path):
+    for index in range(6):
+        write_patient(tmp_path / "data", index)
+    recipe = SMALL.but(slices="all", tune=True, epochs=1)
+    words = recipe, tmp_path / "p", tmp_path / "run", tmp_path / "data"
+    stopped = run_recipe(*words, part="val", device="cpu", max_steps=1)
+    assert stopped.summary is None
+    assert not stopped.run.decision_file.exists()
+    done = run_recipe(*words, part="val", device="cpu")
+    assert done.state.epoch == 1
+    assert done.run.decision_file.exists()
+    assert done.summary["split"] == "val"
+    assert not (done.run.evaluation / "summary.json").exists()  # test patients are left alone
+    assert run_recipe(*words, part="val", device="cpu").summary == done.summary
+
+
+def test_messages_go_through_logging_and_a_program_may_silence_them(caplog, capsys):
+    with caplog.at_level(logging.INFO, "unetlib"):
+        say("done")
+        warn("left out")
+    assert [(one.levelname, one.message) for one in caplog.records] == [("INFO", "done"), ("WARNING", "left out")]
+    assert capsys.readouterr().out == "done\nleft out\n"
+    with quiet():
+        say("not this")
+        warn("but this")
+    assert capsys.readouterr().out == "but this\n"
+    show_messages()
+    show_messages()  # twice is once
+    say("again")
+    assert capsys.readouterr().out == "again\n"
+    assert LOG.name == "unetlib"
+
+
+def test_without_any_setting_a_script_sees_warnings_alone():
+    code = "from unetlib.support.messages import say, warn; say('done'); warn('left out')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "left out\n")
+
+
+def test_a_part_has_another_name_when_it_is_made_from_something_else(tmp_path):
+    parts = Parts.open(tmp_path)
+    assert not parts.left
+    path = parts.path("case", {"a": 1}, [2])
+    assert path == Parts(tmp_path).path("case", {"a": 1}, [2]) != parts.path("case", {"a": 1}, [3])
+    assert path.parent == tmp_path / PARTIAL
+    path.parent.mkdir()
+    assert parts.left
+    parts.remove()
+    parts.remove()
+    assert not path.parent.exists()
+
+
+def test_a_recipe_says_which_stage_a_field_belongs_to():
+    assert Recipe.published.stage("predict") == {"threshold": 0.5, "mirror": False, "tune": False}

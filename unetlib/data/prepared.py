@@ -1,0 +1,141 @@
+"""An opened prepared folder."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from unetlib.data.sameness import HASHES
+from unetlib.data.split import PARTS, Split
+from unetlib.data.volumes import ASSUMABLE
+from unetlib.dataset import SliceDataset
+from unetlib.recipe import PREPARE, Recipe, with_defaults
+from unetlib.support.errors import UnetlibError, brief, counted, made_by
+from unetlib.support.files import digest, read_json, takes_paths
+from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An opened prepared folder: memory-mapped slices, the split, and their origin.
+
+    `images`: (N, 1, S, S) float16 in 0..1. `masks`: (N, 1, S, S) uint8, 0 or 1. `about`: the
+    content of `prepared.json`.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    split: Split
+    images: np.ndarray
+    masks: np.ndarray
+
+    @classmethod
+    @takes_paths
+    def open(cls, folder: Path) -> "Prepared":
+        """Open a folder made by `prepare`; raises `UnetlibError` when it is missing, unfinished or damaged."""
+        if not (folder / "prepared.json").is_file():
+            raise UnetlibError(
+                f"{folder} is not a finished prepared folder (it has no prepared.json). "
+                f"Make it, or finish it, with: unetlib prepare DATA {folder}"
+            )
+        about = read_json(folder / "prepared.json")
+        try:
+            images, masks = _map(folder / "images.npy", np.float16), _map(folder / "masks.npy", np.uint8)
+            slices, side = _require_types(about), about["recipe"]["image_size"]
+        except Exception as error:  # numpy raises many types of exception on damaged headers
+            reason = brief(error.args[0]) if error.args else type(error).__name__
+            raise UnetlibError(
+                f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {folder} --rebuild"
+            ) from error
+        if images.shape != masks.shape or images.shape != (slices, 1, side, side):
+            raise UnetlibError(
+                f"{folder}: images {images.shape} and masks {masks.shape} were found, {(slices, 1, side, side)} was "
+                f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
+            )
+        try:
+            split = Split.load(folder / "split.json")
+            if split.patients() != {case["patient"] for case in about["cases"].values()}:
+                raise UnetlibError(f"{folder}: split.json and prepared.json name different patients. Restore them.")
+            return cls(folder, about, split, images, masks)
+        except UnetlibError as error:
+            raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {folder} --rebuild") from error
+
+    @property
+    def data(self) -> Path:
+        """The folder of patients from which it was made."""
+        return Path(self.about["data"])
+
+    @property
+    def assume(self) -> str | None:
+        """The orientation that was assumed for files that do not state one, as in `find_cases`."""
+        return self.about.get("assume")
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """What a run is tied to: the recipe's fields of the stage `prepare`, and hashes of data and split."""
+        known = all("content" in case for case in self.about["cases"].values())
+        data = self.digest("content") if known else self.digest("sha256")
+        assume = {"assume": self.assume} if self.assume else {}
+        return {"data": data, "split": self.split.hash, **self.about["recipe"], **assume}
+
+    @property
+    def version(self) -> str:
+        """The version of the library that made it."""
+        return made_by(self.about)
+
+    def digest(self, kind: str) -> str:
+        """Return one hash for all cases: of their files (`"sha256"`, as in version 0.3) or of their `"content"`."""
+        return digest({name: case[kind] for name, case in self.about["cases"].items()})
+
+    def dataset(self, neighbours: int = 0) -> SliceDataset:
+        """Return the slices as a data set; `neighbours` as in the recipe."""
+        cases = self.about["cases"].values()
+        numbers = np.array([case["slices"] for case in cases])
+        parts = {}
+        for part in PARTS:
+            patients = self.split.patients(part)
+            mine = np.array([case["patient"] in patients for case in cases])
+            parts[part] = np.flatnonzero(np.repeat(mine, numbers))
+        return SliceDataset(self.images, self.masks, parts, numbers, neighbours)
+
+    def __str__(self) -> str:
+        cases = self.about["cases"]
+        patients = {part: len(getattr(self.split, part)) for part in PARTS}
+        slices = {part: len(found) for part, found in self.dataset().parts.items()}
+        lines = [
+            f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
+            f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)",
+            "split by patient: "
+            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS)
+            + f"; made by unetlib {self.version}",
+        ]
+        if left_out := self.about["left_out"]:
+            lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
+        return "\n".join(lines)
+
+
+def _map(path: Path, dtype: type) -> np.ndarray:
+    """Return an array on disk; raises `ValueError` or `OSError` when it is not a plain .npy file of that type."""
+    if not path.is_file():
+        raise OSError(f"{path.name} is missing")
+    array = open_memmap(path, mode="r")  # unlike np.load, it takes neither pickles nor zip files
+    if array.dtype.newbyteorder("=") != dtype:
+        raise ValueError(f"{path.name} holds {array.dtype}")
+    return array
+
+
+def _require_types(about: dict[str, Any]) -> int:
+    """Return the number of slices in a `prepared.json`; raises `UnetlibError` for wrong types."""
+    where, assume = "prepared.json", optional(one_of(None, *ASSUMABLE))
+    kinds = {"data": TEXT, "cases": RECORD, "recipe": RECORD, "left_out": TEXTS, "unusable": RECORD}
+    require(about, where, "", **kinds, assume=assume, patients_csv=optional(TEXTS))
+    require(about["left_out"], f"{where}, left_out", "", **dict.fromkeys(about["unusable"], TEXT))
+    hashes = {kind: optional(TEXT) for kind in HASHES} | {"sha256": TEXT}  # before 0.4 only that of the files
+    for name, case in about["cases"].items():
+        require(case, f"{where}, {brief(name)}", "", patient=TEXT, slices=COUNT, stamp=LIST, **hashes)
+    about["recipe"] = with_defaults(about["recipe"], PREPARE)
+    Recipe.published.but(depth=1, **about["recipe"])
+    return sum(case["slices"] for case in about["cases"].values())

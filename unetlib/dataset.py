@@ -1,0 +1,86 @@
+"""Prepared slices as a PyTorch data set: `len`, `[i]`, and batches of chosen positions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unetlib.support.chance import balanced, shuffled
+
+
+class Trainable(Protocol):
+    """A data set to train on: `SliceDataset`, or your own class with these two methods."""
+
+    def indices(self, part: str) -> np.ndarray:
+        """Return the positions (M,) of the samples of `"train"` or `"val"`."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the images (M, C, H, W) and masks (M, K, H, W) at these positions, float32; masks of 0 and 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Axial slices and their masks, in memory or memory-mapped.
+
+    `images`: (N, C, S, S) in 0..1, of C sequences. `masks`: (N, K, S, S) of 0 and 1, of K regions. `parts`: the
+    positions of each part of the split. `cases`: the number of slices of each case; they are stored one after another,
+    from feet to head. `neighbours`: how many slices below and above are added to each slice as channels.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    parts: Mapping[str, np.ndarray]
+    cases: np.ndarray
+    neighbours: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, masks = self.batch(np.array([range(len(self))[index]]))
+        return images[0], masks[0]
+
+    def indices(self, part: str) -> np.ndarray:
+        """Return the positions of the slices of one part, in ascending order."""
+        return self.parts[part]
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return images (M, (2 `neighbours` + 1) C, S, S) and masks (M, K, S, S) at these positions, both float32.
+
+        The channels run from the slice below to the slice above, C for each. At the ends of a case, its first or
+        last slice is repeated.
+        """
+        first, last = self.bounds[indices].T[:, :, None]
+        near = (indices[:, None] + np.arange(-self.neighbours, self.neighbours + 1)).clip(first, last)
+        images = self.images[near].reshape(len(indices), -1, *self.images.shape[2:])
+        return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(self.masks[indices].astype(np.float32))
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """The first and the last position of the case that each slice belongs to, (N, 2)."""
+        ends = self.cases.cumsum()
+        return np.repeat(np.stack([ends - self.cases, ends - 1], axis=1), self.cases, axis=0)
+
+    @cached_property
+    def tumour(self) -> np.ndarray:
+        """Whether each slice shows tumour, (N,) booleans."""
+        return np.asarray(self.masks.reshape(len(self.masks), -1).any(1))
+
+
+def epoch_order(dataset: Trainable, balance: bool, seed: int, epoch: int) -> np.ndarray:
+    """Return the positions of the training samples of an epoch, in random order.
+
+    With `balance` these are the slices with tumour and as many without, drawn anew in each epoch; `dataset` is then a
+    `SliceDataset`. A pure function of its arguments.
+    """
+    training = dataset.indices("train")
+    if balance:
+        training = balanced(training, dataset.tumour[training], seed, epoch)  # type: ignore[attr-defined]
+    return shuffled(training, seed, epoch)

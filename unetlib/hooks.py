@@ -1,0 +1,48 @@
+"""Extension points of the training loop: hooks, and the engine that computes."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unetlib.loop import Loop
+
+
+class Hook:
+    """Actions during training: a subclass overrides the methods that it needs."""
+
+    def on_start(self, loop: "Loop") -> None:
+        """Called before the first step of `Loop.run`."""
+
+    def on_step_start(self, loop: "Loop") -> None:
+        """Called before each step."""
+
+    def on_gradients(self, loop: "Loop", loss: float) -> None:
+        """Called before the weights change, with gradients clipped; `loop.gradient_norm` is their norm before that."""
+
+    def on_step_end(self, loop: "Loop", loss: float) -> None:
+        """Called after each step; setting `loop.stopping` in any method ends the training here."""
+
+    def on_epoch_end(self, loop: "Loop") -> None:
+        """Called after each epoch; its row is the last one of `loop.state.history`."""
+
+
+class Engine:
+    """Computes batches: this one in one process on the CPU, in single precision."""
+
+    def seed(self, number: int) -> None:
+        """Seed the generator of random layers, such as dropout."""
+        torch.default_generator.manual_seed(number)
+
+    def to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return images and masks on the device of the network."""
+        return batch
+
+    def forward(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return the logits of a batch."""
+        return network(images)
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients."""
+        loss.backward()

@@ -1,0 +1,162 @@
+"""Predictors: from a volume to the probability of tumour in every voxel. Wrapped predictors are predictors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from unetlib.data.slices import Window, image_to_slices, slices_to_volume, with_neighbours
+from unetlib.engine.device import start_engine
+from unetlib.engine.threads import prediction_threads
+from unetlib.prediction.decision import Decision, read_decision
+from unetlib.recipe import PREDICT, Recipe, changed
+from unetlib.runs.run import Run
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import digest, sha256
+
+BATCH = 32  # slices at a time: fastest on a CPU, with 0.5 GB at width 32
+GRID = ("image_size", "crop")  # these fields determine the grid, which all members of an ensemble share
+
+
+class Predictor(ABC):
+    """Predicts probabilities; `recipe` says how its input is made, `decision` how its output becomes a mask.
+
+    `key` is a hash of everything that its masks depend on, `epoch` the epoch of its weights, `note` a warning for the
+    readers of its results.
+    """
+
+    recipe: Recipe
+    decision: Decision
+    key: str
+    epoch: int
+    note: str
+
+    @abstractmethod
+    def slices(self, slices: Tensor) -> Tensor:
+        """Return the probability of each region, float32 (N, K, S, S) in 0..1, for prepared slices (N, C, S, S)."""
+
+    def all_slices(self, voxels: np.ndarray) -> Tensor:
+        """Return the probabilities, float32 (Z, K, S, S), on the model's grid of a volume (X, Y, Z) or (C, X, Y, Z)."""
+        return self.slices(with_neighbours(image_to_slices(voxels, self.recipe), self.recipe.neighbours))
+
+    def volume(self, voxels: np.ndarray) -> np.ndarray:
+        """Return the probabilities, float32 (K, X, Y, Z), of every voxel of a volume (X, Y, Z) or (C, X, Y, Z).
+
+        Its axes are in LPS order.
+        """
+        return slices_to_volume(self.all_slices(voxels), voxels.shape[-3:], Window.of(voxels, self.recipe))
+
+    @staticmethod
+    def open(
+        run: "Run | Path | str | Sequence[Run | Path | str]",
+        device: str = "auto",
+        decision: Decision | None = None,
+        threads: int | None = None,
+    ) -> "Predictor":
+        """Return the predictor of a run's best weights, or the ensemble of several runs.
+
+        `decision` replaces the run's own. `threads`: number of CPU threads, by default one for each idle processor.
+        Raises `UnetlibError` when a run cannot be used, or its decision has not been made yet.
+        """
+        if isinstance(run, list | tuple):
+            if not run:
+                raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
+            members = [Predictor.open(one, device, decision, threads) for one in run]
+            return Ensemble(members) if len(members) > 1 else members[0]
+        run = Run.of(run)  # type: ignore[arg-type]
+        network, recipe, content = run.load()
+        decision = decision or read_decision(run, recipe)
+        if decision is None:
+            raise UnetlibError(
+                f"{run}: threshold and smallest component have not been chosen for these weights yet. Let the training "
+                f"finish: unetlib train PREPARED {run} (in Python: unetlib.tune)"
+            )
+        fabric = start_engine(device, recipe.precision)
+        note = " ".join(filter(None, (content.get("note"), run.caveats(content))))
+        key = prediction_key(run, recipe, Recipe(**content["recipe"]))
+        own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, content["epoch"], note, threads)
+        return Mirrored(own) if recipe.mirror else own
+
+
+@dataclass
+class Trained(Predictor):
+    """A trained network on its device."""
+
+    fabric: Fabric
+    network: nn.Module
+    recipe: Recipe
+    decision: Decision
+    key: str = ""
+    epoch: int = 0
+    note: str = ""
+    threads: int | None = None  # None: one for each idle processor
+
+    @torch.inference_mode()
+    def slices(self, slices: Tensor) -> Tensor:
+        """Return the sigmoid of the network's logits; raises `UnetlibError` where they are not finite."""
+        self.network.eval()
+        found = []
+        with prediction_threads(self.fabric, self.threads):
+            for batch in slices.split(BATCH):
+                found.append(torch.sigmoid(self.network(self.fabric.to_device(batch))).float().cpu())
+        if not torch.isfinite(probabilities := torch.cat(found)).all():
+            raise UnetlibError(
+                "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
+            )
+        return probabilities
+
+
+class Mirrored(Predictor):
+    """The mean of a predictor's probabilities for a slice and for its mirror image."""
+
+    def __init__(self, inner: Predictor) -> None:
+        self.inner, self.recipe, self.decision = inner, inner.recipe, inner.decision
+        self.key, self.epoch, self.note = inner.key, inner.epoch, inner.note
+
+    def slices(self, slices: Tensor) -> Tensor:
+        """Return the mean of both, after flipping the second one back."""
+        return (self.inner.slices(slices) + self.inner.slices(slices.flip(-1)).flip(-1)) / 2
+
+
+class Ensemble(Predictor):
+    """The mean of the probabilities of several predictors, each with input made by its own recipe.
+
+    Its decision is the mean of theirs. Raises `UnetlibError` when their grids differ.
+    """
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        self.members, self.recipe = members, members[0].recipe
+        grids = [{name: getattr(member.recipe, name) for name in GRID} for member in members]
+        if differences := "; ".join(filter(None, (changed(grids[0], grid) for grid in grids))):
+            raise UnetlibError(f"the runs cannot be averaged: their grids differ ({differences}). Name others.")
+        thresholds, sizes = zip(*((one.decision.threshold, one.decision.smallest_ml) for one in members), strict=True)
+        self.decision = Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
+        self.key, self.epoch = digest([one.key for one in members]), max(one.epoch for one in members)
+        self.note = " ".join(filter(None, dict.fromkeys(one.note for one in members)))
+
+    def slices(self, slices: Tensor) -> Tensor:
+        """Return the mean of the members' probabilities; raises `UnetlibError` if their input differs."""
+        if any(one.recipe.stage("prepare") != self.recipe.stage("prepare") for one in self.members):
+            raise UnetlibError("the members of this ensemble prepare their slices differently. Give it whole volumes.")
+        return torch.stack([one.slices(slices) for one in self.members]).mean(0)
+
+    def all_slices(self, voxels: np.ndarray) -> Tensor:
+        """Return the mean of the members' probabilities on the common grid."""
+        return torch.stack([one.all_slices(voxels) for one in self.members]).mean(0)
+
+
+def prediction_key(run: Run, recipe: Recipe, trained: Recipe) -> str:
+    """Return a hash of everything that a run's masks depend on: best weights, decision, and fields of `predict`.
+
+    These fields only count if they were changed after the training.
+    """
+    weights = sha256(run.best) if run.best.exists() else ""
+    decision = read_decision(run, recipe)
+    chosen = [decision.threshold, decision.smallest_ml] if decision and recipe.tune else []
+    changes = [recipe.stage(PREDICT)] if recipe.stage(PREDICT) != trained.stage(PREDICT) else []
+    return digest([weights, *chosen, *changes]) if chosen or changes else weights

@@ -1,0 +1,27 @@
+"""One volume in; mask, probability and millilitres out. It reads, writes and logs nothing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unetlib.data.volumes import Volume
+from unetlib.prediction.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The prediction for a volume, for each of K regions.
+
+    `mask`: (K, X, Y, Z) booleans. `probability`: (K, X, Y, Z) float32 in 0..1. `millilitres`: (K,), of the mask.
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    millilitres: np.ndarray
+
+
+def segment(predictor: Predictor, volume: Volume) -> Segmentation:
+    """Return the tumour that a predictor finds in a volume, in LPS order; for research, never for clinical use."""
+    probability = predictor.volume(volume.voxels)
+    mask = predictor.decision.mask(probability, volume.spacing)
+    return Segmentation(mask, probability, mask.sum((1, 2, 3)) * np.prod(volume.spacing) / 1000)

@@ -1,0 +1,175 @@
+"""The folder of a training run; no other code knows the names of its files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unetlib.data.split import Split
+from unetlib.data.volumes import ASSUMABLE
+from unetlib.networks import build_network
+from unetlib.recipe import PREDICT, Recipe
+from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.files import home, read_json
+from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder that `train` makes: recipe, data, progress and results.
+
+    Every function that takes a run also takes its path.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", home(self.folder))  # a text will do, and `~`
+
+    @classmethod
+    def of(cls, run: "Run | Path | str") -> "Run":
+        """Return the run in a folder, which need not exist yet."""
+        return run if isinstance(run, Run) else cls(home(run))
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def latest(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.folder / "latest_checkpoint.pth"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the epoch with the highest validation Dice."""
+        return self.folder / "best_model.pth"
+
+    @property
+    def recipe_file(self) -> Path:
+        """Recipe, prepared slices and data of the run."""
+        return self.folder / "recipe.json"
+
+    @property
+    def split_file(self) -> Path:
+        """Patients for training, validation and testing."""
+        return self.folder / "split.json"
+
+    @property
+    def history_file(self) -> Path:
+        """Table with one row for each epoch."""
+        return self.folder / "history.csv"
+
+    @property
+    def provenance_file(self) -> Path:
+        """Cases, software and machines."""
+        return self.folder / "provenance.json"
+
+    @property
+    def decision_file(self) -> Path:
+        """Threshold and smallest component, as chosen on validation patients."""
+        return self.folder / "decision.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the scores of the run's own test patients; other scores are in its subfolders."""
+        return self.folder / "evaluation"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of figures."""
+        return self.folder / "figures"
+
+    @property
+    def card(self) -> Path:
+        """Folder of the model card."""
+        return self.folder / "card"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.recipe_file.exists()
+
+    def about(self) -> dict[str, Any]:
+        """Return the content of `recipe.json`; raises `UnetlibError` when it is missing, damaged or invalid."""
+        path = self.recipe_file
+        if not path.is_file():
+            raise UnetlibError(
+                f"{self} is not a run folder (it has no {path.name}). Train first: unetlib train PREPARED {self}"
+            )
+        about, assume = read_json(path), optional(one_of(None, *ASSUMABLE))
+        require(about, path, "Restore it.", recipe=RECORD, prepared=RECORD, data=TEXT, assume=assume)
+        read_recipe(about["recipe"], path)
+        return about
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run, with the latest values of the fields of the stage `predict`."""
+        return Recipe(**self.about()["recipe"])
+
+    @property
+    def split(self) -> Split:
+        """The split of the run."""
+        return Split.load(self.split_file)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """The content of `provenance.json`; empty if a version before 0.3 made the run."""
+        return read_json(self.provenance_file) if self.provenance_file.exists() else {}
+
+    def load(self, path: Path | None = None) -> tuple[nn.Module, Recipe, dict[str, Any]]:
+        """Return the trained network (in evaluation mode), its recipe and the checkpoint, by default the best one.
+
+        Raises `UnetlibError` when the file is missing, damaged, of another network, or not a `best_model.pth`.
+        """
+        path = path or self.best
+        content = load_checkpoint(path)
+        if not isinstance(content.get("epoch"), int) or content["epoch"] < 1:
+            raise UnetlibError(
+                f"{path} does not say its epoch: it is not a {self.best.name} of unetlib. Restore it from a copy."
+            )
+        recipe, channels = read_recipe(content["recipe"], path), channels_of(content, path)
+        require_weights(recipe, channels, content, path)
+        network = build_network(recipe, *channels)
+        load_weights(network, content, path)
+        if self.exists:
+            recipe = recipe.but(**self.recipe.stage(PREDICT))
+        return network.eval(), recipe, content
+
+    def caveats(self, best: dict[str, Any]) -> str:
+        """Return warnings if the weights `best` are not those of a finished training; else an empty string."""
+        try:
+            latest = load_checkpoint(self.latest)
+            epochs, progress = Recipe(**latest["recipe"]).epochs, latest["progress"]
+            epoch, dice = progress["epoch"], progress["best_dice"]
+        except (UnetlibError, KeyError, TypeError):  # only the weights were passed on
+            return ""
+        warnings = [f"The training is not finished: {epoch} of {counted(epochs, 'epoch')}."] if epoch < epochs else []
+        if best.get("val_dice", dice) < dice:
+            warnings.append(
+                f"The weights of the best epoch, with a validation Dice of {dice:.4f}, are lost: these are of epoch "
+                f"{best['epoch']}, with {best['val_dice']:.4f}."
+            )
+        return " ".join(warnings)
+
+
+CHANNELS = Kind(lambda value: LIST.fits(value) and len(value) == 2 and all(map(COUNT.fits, value)), "two numbers")
+
+
+def channels_of(content: dict[str, Any], path: Path) -> tuple[int | None, int]:
+    """Return the input and output channels of a checkpoint's network; before 0.5, one sequence and one region."""
+    require(content, path, "Restore it from a copy.", channels=optional(CHANNELS))
+    before, after = content.get("channels", (None, 1))
+    return before, after
+
+
+def read_recipe(fields: Any, path: Path) -> Recipe:
+    """Return the recipe stored in a file; raises `UnetlibError` when it is not valid."""
+    try:
+        return Recipe(**fields)
+    except (TypeError, UnetlibError) as error:
+        raise UnetlibError(f"{path}: this version of unetlib cannot read its recipe ({error}).") from error

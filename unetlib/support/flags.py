@@ -1,0 +1,61 @@
+"""Flags shared by several commands, and the types of their values."""
+
+import argparse
+from pathlib import Path
+
+
+def path(text: str) -> Path:
+    """Return a path with `~` expanded, which shells do not do in --out=~/masks."""
+    if not text:  # `Path` would take it as the working directory
+        raise argparse.ArgumentTypeError("an empty text was given where a path was expected")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no user of that name") from error
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def workers(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`."""
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes (default: one for each idle processor, fewer for small jobs)",
+    )
+
+
+def strict(parser: argparse.ArgumentParser) -> None:
+    """Add `--strict`."""
+    parser.add_argument("--strict", action="store_true", help="stop at a patient who cannot be used")
+
+
+def assume(parser: argparse.ArgumentParser) -> None:
+    """Add `--assume-ras` and `--assume-lps`."""
+    group = parser.add_mutually_exclusive_group()
+    for assume, where in (("ras", "right, front and head"), ("lps", "left, back and head")):
+        text = f"in files that state no orientation, the axes run to the patient's {where}"
+        group.add_argument(f"--assume-{assume}", dest="assume", action="store_const", const=assume, help=text)
+
+
+def others(parser: argparse.ArgumentParser) -> None:
+    """Add `--with`."""
+    text = "average its probabilities with those of RUN; may be given several times"
+    parser.add_argument("--with", dest="others", type=path, action="append", default=[], metavar="OTHER", help=text)
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)")
+
+
+def threads(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add `--threads`; `default` describes the default."""
+    text = f"number of CPU threads (default: OMP_NUM_THREADS, else {default})"
+    parser.add_argument("--threads", type=positive, metavar="N", help=text)
