@@ -25,7 +25,7 @@ from unetlib.loop import Loop
 from unetlib.metrics import count, dice
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
-from unetlib.runs import hooks
+from unetlib.runs import resume
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
@@ -203,11 +203,11 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared,
 
 
 def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, run, tmp_path, monkeypatch):
-    write = hooks.write_csv
-    monkeypatch.setattr(hooks, "write_csv", None)
+    write = resume.write_csv
+    monkeypatch.setattr(resume, "write_csv", None)
     with pytest.raises(TypeError):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
-    monkeypatch.setattr(hooks, "write_csv", write)
+    monkeypatch.setattr(resume, "write_csv", write)
     train(prepared, tmp_path / "run", SMALL, device="cpu")
     assert_same_runs(run, tmp_path / "run")
 

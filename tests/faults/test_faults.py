@@ -151,7 +151,7 @@ def test_with_a_damaged_best_model_the_one_before_is_judged_and_named(matrix, tr
     older = load_checkpoint(out / f"previous_{BEST}")
     assert summary["epoch"] == older["epoch"] != load_checkpoint(trained / BEST)["epoch"]
     assert f"{BEST} is damaged" in summary["note"]
-    assert f"previous_{BEST} is used" in summary["note"]
+    assert f"previous_{BEST}, the checkpoint before it, is used" in summary["note"]
 
 
 def test_with_no_good_checkpoint_left_nothing_is_made_up(matrix, tmp_path):
