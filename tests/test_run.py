@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import BEST, SMALL, write_patient
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.pipeline import run_recipe
+from unetlib.prediction.decision import Decision
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor, Trained, prediction_key
 from unetlib.prediction.tuning import tune
@@ -79,8 +80,8 @@ def test_a_decision_is_made_anew_when_the_prediction_is_mirrored_otherwise(untun
 
 def test_the_key_of_a_run_that_was_not_changed_is_the_hash_of_its_weights(copy):
     recipe = copy.recipe
-    assert prediction_key(copy, recipe, recipe) == sha256(copy.best)
-    assert prediction_key(copy, recipe.but(mirror=True), recipe) != sha256(copy.best)
+    assert prediction_key(copy, recipe, recipe, Decision(0.5)) == sha256(copy.best)
+    assert prediction_key(copy, recipe.but(mirror=True), recipe, Decision(0.5)) != sha256(copy.best)
 
 
 def test_several_runs_are_evaluated_and_predict_as_the_mean_of_their_probabilities(prepared, trained, copy, tmp_path):

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,11 @@ class Predictor(ABC):
     decision: Decision
     key: str
     epoch: int
-    note: str
+
+    @property
+    def note(self) -> str:
+        """Read when it is asked for: it takes the latest checkpoint, which a prediction does not need."""
+        return ""
 
     @abstractmethod
     def slices(self, slices: Tensor) -> Tensor:
@@ -77,9 +82,9 @@ class Predictor(ABC):
                 f"finish: unetlib train PREPARED {run} (in Python: unetlib.tune)"
             )
         fabric = start_engine(device, recipe.precision)
-        note = " ".join(filter(None, (content.get("note"), run.caveats(content))))
-        key = prediction_key(run, recipe, Recipe(**content["recipe"]))
-        own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, content["epoch"], note, threads)
+        key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
+        best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
+        own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads)
         return Mirrored(own) if recipe.mirror else own
 
 
@@ -92,9 +97,17 @@ class Trained(Predictor):
     recipe: Recipe
     decision: Decision
     key: str = ""
-    epoch: int = 0
-    note: str = ""
+    best: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says of its weights
+    run: Run | None = None
     threads: int | None = None  # None: one for each idle processor
+
+    def __post_init__(self) -> None:
+        self.epoch = self.best.get("epoch", 0)
+
+    @property
+    def note(self) -> str:
+        """What is wrong with the checkpoint, and how its weights fall short of the whole training."""
+        return " ".join(filter(None, (self.best.get("note"), self.run.caveats(self.best) if self.run else "")))
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
@@ -116,7 +129,12 @@ class Mirrored(Predictor):
 
     def __init__(self, inner: Predictor) -> None:
         self.inner, self.recipe, self.decision = inner, inner.recipe, inner.decision
-        self.key, self.epoch, self.note = inner.key, inner.epoch, inner.note
+        self.key, self.epoch = inner.key, inner.epoch
+
+    @property
+    def note(self) -> str:
+        """That of the predictor."""
+        return self.inner.note
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of both, after flipping the second one back."""
@@ -137,7 +155,11 @@ class Ensemble(Predictor):
         thresholds, sizes = zip(*((one.decision.threshold, one.decision.smallest_ml) for one in members), strict=True)
         self.decision = Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
         self.key, self.epoch = digest([one.key for one in members]), max(one.epoch for one in members)
-        self.note = " ".join(filter(None, dict.fromkeys(one.note for one in members)))
+
+    @property
+    def note(self) -> str:
+        """The notes of all members, each once."""
+        return " ".join(filter(None, dict.fromkeys(one.note for one in self.members)))
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of the members' probabilities; raises `UnetlibError` if their input differs."""
@@ -150,13 +172,12 @@ class Ensemble(Predictor):
         return torch.stack([one.all_slices(voxels) for one in self.members]).mean(0)
 
 
-def prediction_key(run: Run, recipe: Recipe, trained: Recipe) -> str:
+def prediction_key(run: Run, recipe: Recipe, trained: Recipe, decision: Decision) -> str:
     """Return a hash of everything that a run's masks depend on: best weights, decision, and fields of `predict`.
 
     These fields only count if they were changed after the training.
     """
     weights = sha256(run.best) if run.best.exists() else ""
-    decision = read_decision(run, recipe)
-    chosen = [decision.threshold, decision.smallest_ml] if decision and recipe.tune else []
+    chosen = [decision.threshold, decision.smallest_ml] if recipe.tune else []
     changes = [recipe.stage(PREDICT)] if recipe.stage(PREDICT) != trained.stage(PREDICT) else []
     return digest([weights, *chosen, *changes]) if chosen or changes else weights
