@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from benchmarks.common import machine, parser
 from studies import results
@@ -38,6 +39,7 @@ FOLDS, VALIDATION = 5, 8
 LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
 FIRST = Recipe.strong.but(neighbours=1, upright=True, epochs=20)  # the strong recipe before the ablation was complete
+NETWORK = ("network", "width", "image_size", "neighbours")  # that weights on phantoms depend on
 DIGITS = 12  # of a hash in the table
 
 
@@ -202,16 +204,20 @@ def copy_training(other: Run, run: Run, recipe: Recipe) -> None:
 
 def on_phantoms(recipe: Recipe) -> Recipe:
     """Return the recipe of the training on phantoms from which a training with `recipe` starts."""
-    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10)
+    own = {name: getattr(recipe, name) for name in (*NETWORK, "loss")}
+    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10, **own)
 
 
 def pretrained(work: Path, recipe: Recipe) -> Run:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
     make_cohort(work / "phantoms", PHANTOMS, varied=True)
     split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    cell = Cell("phantoms-first" if recipe.neighbours else "phantoms", on_phantoms(recipe), split, "val")
-    done = cell.run(work).decision_file.exists()  # then several processes may start from it at once
-    return cell.run(work) if done else cell.fit(work / "phantoms", work)
+    usual = FIRST if recipe.neighbours else Recipe.strong
+    other = "".join(f"-{getattr(recipe, name)}" for name in NETWORK if getattr(recipe, name) != getattr(usual, name))
+    cell = Cell(f"phantoms{'-first' if recipe.neighbours else ''}{other}", on_phantoms(recipe), split, "val")
+    with FileLock(work / f"{cell.name}.lock"):  # several processes may start from it
+        done = cell.run(work).decision_file.exists()
+        return cell.run(work) if done else cell.fit(work / "phantoms", work)
 
 
 def scores_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:

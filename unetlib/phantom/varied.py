@@ -16,8 +16,11 @@ from unetlib.phantom.tumours import EDGE, OEDEMA, distractors, grow, make_room, 
 THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
 
 
-def varied_patient(rng: Rng) -> Phantom:
-    """Return a patient of the varied cohort: FLAIR alone, as varied as scans of low-grade glioma are."""
+def varied_patient(rng: Rng, bright: tuple[float, float] = (1.2, 2.4)) -> Phantom:
+    """Return a patient of the varied cohort: FLAIR alone, as varied as scans of low-grade glioma are.
+
+    `bright`: the least and the largest signal of a tumour, relative to grey matter.
+    """
     atrophy, volume = rng.uniform(1.0, 2.2), float(np.clip(rng.lognormal(np.log(65e3), 0.9), 2e3, 150e3))
     coords, coarse, outline, depth, start = make_room(rng, atrophy, volume, least=0)
     tissue, brain = tissues_at(fine(coords, THICK), atrophy, rng.uniform(2, 4))
@@ -29,7 +32,7 @@ def varied_patient(rng: Rng) -> Phantom:
     fluid, white = rng.uniform(0.05, 0.45), rng.uniform(0.72, 1.06)  # relative to grey matter
     signal = fluid * tissue[0] + tissue[1] + white * tissue[2]
     signal += rng.uniform(0, 0.7) * lesion * (rng.uniform(1.1, 1.7) - signal)
-    signal, tumour = _glioma(rng, signal, tissue[0], density, age, fluid)
+    signal, tumour = _glioma(rng, signal, tissue[0], density, age, fluid, bright)
     signal *= artefact * (1 + fine(0.03 * field(rng, 3) + 0.03 * field(rng, 12), THICK))
     return _scan(rng, signal, tumour, brain, outline, fluid)
 
@@ -47,14 +50,20 @@ def _furrowed(rng: Rng, tissue: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 def _glioma(
-    rng: Rng, signal: np.ndarray, csf: np.ndarray, density: np.ndarray, age: np.ndarray, fluid: float
+    rng: Rng,
+    signal: np.ndarray,
+    csf: np.ndarray,
+    density: np.ndarray,
+    age: np.ndarray,
+    fluid: float,
+    bright: tuple[float, float],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return `signal` with a low-grade tumour painted over it, and how much (0..1, soft) of each voxel is tumour.
 
     It is homogeneous or patchy; one in three has a core that is darker, down to a cyst.
     """
     tumour = expit((fine(density + 0.06 * field(rng, 4), THICK) - EDGE) / rng.uniform(0.03, 0.12))
-    level = float(np.exp(rng.uniform(np.log(1.2), np.log(2.4))))
+    level = float(np.exp(rng.uniform(*np.log(bright))))
     patchy = rng.uniform(0.02, 0.15) * field(rng, 5) + rng.uniform(0.02, 0.15) * field(rng, 14)
     paint = level * (1 + fine(patchy, THICK))
     if rng.random() < 0.35:

