@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks.common import machine, markdown_table, record
 from studies import deep, encoder
-from studies.cells import FOLDS, Cell, make_fold, shuffled_patients, study_parser
+from studies.cells import FOLDS, STRONG, Cell, make_fold, shuffled_patients, study_parser
 from studies.results import DICE, Result, gain, gain_text, seconds_of_training
 from unetlib import Recipe, find_cases
 from unetlib.data.split import Split
@@ -27,7 +27,7 @@ from unetlib.support.jobs import progress
 # `size`, 33 of `deep`, 59 of `encoder`.
 PAGE = Path(__file__).with_name("BEST.md")
 FAINT, FAINT_SEED = 24, 1  # phantoms of the arm `mixed`; the pre-training has those of seed 0
-BASE = Recipe.strong.but(epochs=25, tune=False)
+BASE = STRONG.but(epochs=25, tune=False)
 QUICK = BASE.but(
     epochs=7, width=32, image_size=128, neighbours=1, batch_size=16, learning_rate=3e-3, upright=True, average=0.0
 )

@@ -38,15 +38,16 @@ PAGE = Path(__file__).with_name("RESULTS.md")
 FOLDS, VALIDATION = 5, 8
 LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
-FIRST = Recipe.strong.but(neighbours=1, upright=True, epochs=20)  # the strong recipe before the ablation was complete
+STRONG = Recipe.strong.but(phantoms=False)  # a cell says what it starts from
+FIRST = STRONG.but(neighbours=1, upright=True, epochs=20)  # the strong recipe before the ablation was complete
 NETWORK = ("network", "width", "image_size", "neighbours")  # that weights on phantoms depend on
 DIGITS = 12  # of a hash in the table
 
 
-def study_parser(name: str, doc: str) -> argparse.ArgumentParser:
-    """Return the parser of a study, with the arguments that all of them take."""
+def study_parser(name: str, doc: str, many: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of a study, with the arguments that all of them take; `many`: any number of data folders."""
     made = parser(f"studies.{name}", doc)
-    made.add_argument("data", type=Path)
+    made.add_argument("data", type=Path, nargs="*" if many else None)
     made.add_argument("--work", type=Path, default=Path("work/study"))
     made.add_argument("--status", action="store_true", help="only say how far it is")
     return made
@@ -205,14 +206,14 @@ def copy_training(other: Run, run: Run, recipe: Recipe) -> None:
 def on_phantoms(recipe: Recipe) -> Recipe:
     """Return the recipe of the training on phantoms from which a training with `recipe` starts."""
     own = {name: getattr(recipe, name) for name in (*NETWORK, "loss")}
-    return (FIRST if recipe.neighbours else Recipe.strong).but(epochs=10, **own)
+    return (FIRST if recipe.neighbours else STRONG).but(epochs=10, **own)
 
 
 def pretrained(work: Path, recipe: Recipe) -> Run:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
     make_cohort(work / "phantoms", PHANTOMS, varied=True)
     split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    usual = FIRST if recipe.neighbours else Recipe.strong
+    usual = FIRST if recipe.neighbours else STRONG
     other = "".join(f"-{getattr(recipe, name)}" for name in NETWORK if getattr(recipe, name) != getattr(usual, name))
     cell = Cell(f"phantoms{'-first' if recipe.neighbours else ''}{other}", on_phantoms(recipe), split, "val")
     with FileLock(work / f"{cell.name}.lock"):  # several processes may start from it

@@ -18,6 +18,7 @@ from studies.cells import (
     FOLDS,
     LOOKED_AT,
     PAGE,
+    STRONG,
     Cell,
     make_folds,
     require_committed,
@@ -35,11 +36,11 @@ ARMS = {
     "published": Recipe.published,
     "published-long": Recipe.published.but(epochs=LONG),
     "first": FIRST,
-    "second": Recipe.strong,  # tuned when pieces were dropped whatever was left: to be read, not measured anew
-    "strong": Recipe.strong,
-    "strong-scratch": Recipe.strong,
-    "strong-seed-1": Recipe.strong.but(seed=1),
-    "strong-seed-2": Recipe.strong.but(seed=2),
+    "second": STRONG,  # tuned when pieces were dropped whatever was left: to be read, not measured anew
+    "strong": STRONG,
+    "strong-scratch": STRONG,
+    "strong-seed-1": STRONG.but(seed=1),
+    "strong-seed-2": STRONG.but(seed=2),
 }
 FROM_SCRATCH = ("published", "published-long", "strong-scratch")
 COLUMNS = {

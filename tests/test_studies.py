@@ -97,7 +97,7 @@ def test_what_begins_on_phantoms_is_what_follows_them_in_its_walk(seventy):
 def test_the_walks_of_the_ablation_end_at_the_two_strong_recipes(seventy):
     recipes = dict(zip(NAMES_OF_STEPS, (cell.recipe for cell in ablation.cells(seventy)), strict=True))
     assert recipes["20 epochs"] == cells.FIRST
-    assert recipes["again: 40 epochs"] == Recipe.strong
+    assert recipes["again: 40 epochs"] == cells.STRONG
 
 
 def test_the_first_strong_recipe_is_the_one_that_was_scored_first():
@@ -107,7 +107,7 @@ def test_the_first_strong_recipe_is_the_one_that_was_scored_first():
 
 
 def test_a_recipe_begins_with_phantoms_that_were_shown_as_it_shows_patients():
-    assert cells.on_phantoms(Recipe.strong.but(seed=1)) == Recipe.strong.but(epochs=10)
+    assert cells.on_phantoms(cells.STRONG.but(seed=1)) == cells.STRONG.but(epochs=10)
     assert cells.on_phantoms(cells.FIRST) == cells.FIRST.but(epochs=10)
 
 

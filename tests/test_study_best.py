@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from studies import best, deep, encoder
+from studies.cells import STRONG
 from tests.test_studies import seventy  # noqa: F401
-from unetlib import Recipe, build_network
+from unetlib import build_network
 from unetlib.losses import get_loss
 
 
@@ -52,13 +53,13 @@ def test_the_encoder_recognises_a_photograph_as_it_was_trained_to():
 @pytest.mark.parametrize("side", [96, 97, 128])
 def test_the_network_with_an_encoder_gives_logits_of_the_size_of_its_images(side):
     encoder.register()
-    network = build_network(Recipe.strong.but(network="lite0", neighbours=1), out_channels=2).eval()
+    network = build_network(STRONG.but(network="lite0", neighbours=1), out_channels=2).eval()
     assert network(torch.zeros(1, 3, side, side)).shape == (1, 2, side, side)
 
 
 def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest_alone_otherwise():
     deep.register()
-    network = build_network(Recipe.strong.but(network="deep", width=4, depth=4))
+    network = build_network(STRONG.but(network="deep", width=4, depth=4))
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     x, masks = torch.rand(2, 1, 96, 96), (torch.rand(2, 1, 96, 96) > 0.5).float()
     logits = network(x)

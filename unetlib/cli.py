@@ -15,6 +15,7 @@ from unetlib.support.messages import first_process, say, show_messages
 from unetlib.support.version import __version__
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
+SHIPPED = "phantoms, the weights that come with the library"
 
 # Modules are imported where they are used, so that `--help` and `check` start without loading torch.
 
@@ -60,7 +61,6 @@ def train(args: argparse.Namespace) -> None:
     """Train, or resume training."""
     from unetlib.data.prepared import Prepared
     from unetlib.pipeline import run_recipe
-    from unetlib.runs.checkpoint import load_checkpoint
     from unetlib.runs.run import Run
 
     slices, run = Prepared.open(args.prepared).about["recipe"], Run.of(args.run)
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace) -> None:
         f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
         f"(pooled, prepared slices) {state.best_dice:.4f}."
     )
-    caveats = run.caveats(load_checkpoint(run.best)) if first_process() else ""
+    caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
 
 
@@ -173,7 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder made by `unetlib prepare`")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
     _recipe_flags(sub, TRAIN, PREDICT)
-    sub.add_argument("--start-from", type=flags.path, metavar="OTHER", help="run whose best weights to start from")
+    sub.add_argument(
+        "--start-from", type=flags.path, metavar="OTHER", help=f"run whose best weights to start from, or {SHIPPED}"
+    )
     sub.add_argument(
         "--checkpoint-every", type=flags.positive, default=100, metavar="STEPS", help="default: %(default)s"
     )
@@ -195,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.threads(sub, "one for each idle processor")
 
     sub = command(predict, "write a tumour mask for NIfTI images")
-    sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
     sub.add_argument("images", type=flags.path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
     sub.add_argument("--out", type=flags.path, required=True, metavar="DIR", help="folder to write to")

@@ -48,6 +48,9 @@ class Recipe:
         32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)", above=0, most=512
     )
     depth: int = _choice(4, TRAIN, "how many times the image is halved", above=0, most=8)
+    phantoms: bool = _choice(
+        False, TRAIN, "begin with the weights that come with the library, trained on synthetic patients alone"
+    )
     balance: bool = _choice(False, TRAIN, "use as many slices without tumour as with it, drawn anew in each epoch")
     loss: str = _choice("bce", TRAIN, "loss, or a sum of losses: bce, dice, focal, dice+bce, ...")
     learning_rate: float = _choice(1e-3, TRAIN, "step size of Adam", above=0, most=100)
@@ -67,6 +70,13 @@ class Recipe:
     upright: bool = _choice(False, TRAIN, "of these, only the flip that swaps left and right: the nose stays up")
     warp: bool = _choice(False, TRAIN, "rotate, scale, shift and bend, the same on image and mask")
     intensity: bool = _choice(False, TRAIN, "change gamma, brightness, noise and the bias field of the images")
+    members: int = _choice(
+        1,
+        TRAIN,
+        "networks to average, each validated on other patients; together they learn from all",
+        least=1,
+        most=20,
+    )
     precision: str = _choice(
         "auto", TRAIN, "bf16 is faster where the hardware supports it; auto then uses it", ("auto", "fp32", "bf16")
     )
@@ -137,6 +147,7 @@ Recipe.strong = Recipe(
     normalise="median-volume",
     crop=True,
     width=16,
+    phantoms=True,
     balance=True,
     loss="dice+bce",
     learning_rate=2e-3,

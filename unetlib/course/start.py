@@ -87,7 +87,7 @@ class Course:
     @property
     def strong(self) -> Recipe:
         """The strong recipe of chapter 4, with a network of the same size and few epochs."""
-        return Recipe.strong.but(width=WIDTH, epochs=self.length.strong_epochs)
+        return Recipe.strong.but(width=WIDTH, phantoms=False, epochs=self.length.strong_epochs)
 
     @property
     def prepared(self) -> Path:

@@ -1,6 +1,6 @@
 """An opened prepared folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,10 @@ class Prepared:
     def digest(self, kind: str) -> str:
         """Return one hash for all cases: of their files (`"sha256"`, as in version 0.3) or of their `"content"`."""
         return digest({name: case[kind] for name, case in self.about["cases"].items()})
+
+    def of_member(self, member: int) -> "Prepared":
+        """Return the same slices with the split of one of several networks; see `Split.of_member`."""
+        return replace(self, split=self.split.of_member(member))
 
     def dataset(self, neighbours: int = 0) -> SliceDataset:
         """Return the slices as a data set; `neighbours` as in the recipe."""

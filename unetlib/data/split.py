@@ -72,6 +72,22 @@ class Split:
             )
         return split
 
+    def of_member(self, member: int) -> "Split":
+        """Return the split of one of several networks, counted from 0: it validates on other patients.
+
+        The first keeps this split. Each further one validates on as many of the training patients, none of them twice,
+        and trains on the others and on the validation patients of this split. Raises `UnetlibError` when no patient is
+        left to validate on.
+        """
+        number = len(self.val)
+        val = _shuffled(self.train, 0)[(member - 1) * number : member * number] if member else [*self.val]
+        if not val:
+            raise UnetlibError(
+                f"member {member + 1} has no patients of its own to validate on: the split has {len(self.train)} "
+                f"training and {number} validation patients. Ask for fewer members."
+            )
+        return Split(tuple(sorted({*self.train, *self.val} - {*val})), tuple(sorted(val)), self.test)
+
 
 def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0.70) -> Split:
     """Return a random patient-level split: `train_fraction` of the patients, the rest halved into val and test.
@@ -86,8 +102,12 @@ def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0
             f"{counted(len(ids), 'usable patient')} found; a split into train, val and test needs at least 3. "
             f"Add patients, or say in a table {TABLE} in the data folder who is one patient, where names mislead."
         )
-    shuffled = sorted(ids, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())
+    shuffled = _shuffled(ids, seed)
     train = max(1, min(round(train_fraction * len(ids)), len(ids) - 2))
     val = (len(ids) - train) // 2
     parts = shuffled[:train], shuffled[train : train + val], shuffled[train + val :]
     return Split(*(tuple(sorted(part)) for part in parts))
+
+
+def _shuffled(ids: Iterable[str], seed: int) -> list[str]:
+    return sorted(ids, key=lambda patient: hashlib.sha256(f"{seed}/{patient}".encode()).digest())

@@ -151,7 +151,7 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
     folder = runs[0].evaluation
     refuse_link(folder)
     if len(runs) > 1:
-        folder = folder / f"ensemble-{digest([sha256(run.best) for run in runs if run.best.exists()])[:8]}"
+        folder = folder / f"ensemble-{digest([run.weights for run in runs])[:8]}"
     if data is None:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))

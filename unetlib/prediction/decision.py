@@ -12,7 +12,7 @@ from unetlib import metrics
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.runs.run import Run
-from unetlib.support.files import read_json, sha256, write_json
+from unetlib.support.files import read_json, write_json
 from unetlib.support.records import TEXT, one_of, require
 
 THRESHOLDS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 10))
@@ -86,7 +86,7 @@ def _kept(sizes: np.ndarray, smallest_ml: float) -> np.ndarray:
 
 def write_decision(run: Run, decision: Decision, mean_dice: float, patients: int, mirror: bool) -> None:
     """Write the decision of a run, with the hash of its weights and whether prediction uses a `mirror`."""
-    about = {"weights": sha256(run.best), "validation_dice": mean_dice, "validation_patients": patients}
+    about = {"weights": run.weights, "validation_dice": mean_dice, "validation_patients": patients}
     about["mirror"] = mirror
     write_json(run.decision_file, asdict(decision) | about)
 
@@ -103,7 +103,7 @@ def read_decision(run: Run, recipe: Recipe) -> Decision | None:
         return None
     content, advice = read_json(path), f"Delete it, then choose again with: unetlib train PREPARED {run}"
     require(content, path, advice, threshold=one_of(*THRESHOLDS), smallest_ml=one_of(*SIZES_ML), weights=TEXT)
-    if content["weights"] != sha256(run.best):
+    if content["weights"] != run.weights:
         return None
     if "mirror" not in content:  # before 0.5 it was that of the training
         content["mirror"] = load_checkpoint(run.best)["recipe"].get("mirror", False)

@@ -16,9 +16,10 @@ from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
 from unetlib.prediction.decision import Decision, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
-from unetlib.runs.run import Run
+from unetlib.runs.run import SHIPPED, Run
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import digest, sha256
+from unetlib.support.files import digest
+from unetlib.support.messages import say
 
 BATCH = 32  # slices at a time: fastest on a CPU, with 0.5 GB at width 32
 GRID = ("image_size", "crop")  # these fields determine the grid, which all members of an ensemble share
@@ -73,7 +74,12 @@ class Predictor(ABC):
                 raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
             members = [Predictor.open(one, device, decision, threads) for one in run]
             return Ensemble(members) if len(members) > 1 else members[0]
-        run = Run.of(run)  # type: ignore[arg-type]
+        run = Run.to_read(run)  # type: ignore[arg-type]
+        if not run.weights and len(run.members) > 1:
+            raise UnetlibError(
+                f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
+                f"unetlib train PREPARED {run}"
+            )
         network, recipe, content = run.load()
         decision = decision or read_decision(run, recipe)
         if decision is None:
@@ -81,6 +87,10 @@ class Predictor(ABC):
                 f"{run}: threshold and smallest component have not been chosen for these weights yet. Let the training "
                 f"finish: unetlib train PREPARED {run} (in Python: unetlib.tune)"
             )
+        if recipe.members > 1:
+            return Ensemble([Predictor.open(one, device, decision, threads) for one in run.members], decision)
+        if run.folder == SHIPPED:
+            say(f"{run}: {content['note']}")
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
         best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
@@ -144,17 +154,18 @@ class Mirrored(Predictor):
 class Ensemble(Predictor):
     """The mean of the probabilities of several predictors, each with input made by its own recipe.
 
-    Its decision is the mean of theirs. Raises `UnetlibError` when their grids differ.
+    Its decision is the mean of theirs, unless one is given. Raises `UnetlibError` when their grids differ.
     """
 
-    def __init__(self, members: Sequence[Predictor]) -> None:
+    def __init__(self, members: Sequence[Predictor], decision: Decision | None = None) -> None:
         self.members, self.recipe = members, members[0].recipe
         grids = [{name: getattr(member.recipe, name) for name in GRID} for member in members]
         if differences := "; ".join(filter(None, (changed(grids[0], grid) for grid in grids))):
             raise UnetlibError(f"the runs cannot be averaged: their grids differ ({differences}). Name others.")
         thresholds, sizes = zip(*((one.decision.threshold, one.decision.smallest_ml) for one in members), strict=True)
-        self.decision = Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
-        self.key, self.epoch = digest([one.key for one in members]), max(one.epoch for one in members)
+        self.decision = decision or Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
+        self.key = digest([*(one.key for one in members), self.decision.threshold, self.decision.smallest_ml])
+        self.epoch = max(one.epoch for one in members)
 
     @property
     def note(self) -> str:
@@ -177,7 +188,7 @@ def prediction_key(run: Run, recipe: Recipe, trained: Recipe, decision: Decision
 
     These fields only count if they were changed after the training.
     """
-    weights = sha256(run.best) if run.best.exists() else ""
+    weights = run.weights
     chosen = [decision.threshold, decision.smallest_ml] if recipe.tune else []
     changes = [recipe.stage(PREDICT)] if recipe.stage(PREDICT) != trained.stage(PREDICT) else []
     return digest([weights, *chosen, *changes]) if chosen or changes else weights

@@ -10,7 +10,7 @@ from unetlib.prediction.predictor import Predictor
 from unetlib.runs.provenance import own_cohort, require_unchanged
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import locked, read_json, sha256, write_json
+from unetlib.support.files import locked, read_json, write_json
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
@@ -31,8 +31,8 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             with locked(run.folder):
                 parts.remove()
         return known
-    predictor = Predictor.open(run, device, decision=Decision(recipe.threshold), threads=threads)
-    patients = run.split.patients("val")
+    member_of = {patient: member for member in run.members for patient in member.split.val}
+    patients = {*member_of}
     cohort, prepared = own_cohort(run), run.provenance.get("cases", {})
     cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
     require_unchanged(prepared, cases, cohort)
@@ -42,11 +42,17 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             f"component are chosen. Put them back; if the data were moved, change `data` in {run.recipe_file}."
         )
     with locked(run.folder):
-        weights, parts = sha256(run.best), Parts.open(run.folder)
-        paths = {case.id: parts.path(case.id, weights, case.stamp(cohort.root), recipe.mirror) for case in cases}
+        parts, weights = Parts.open(run.folder), {member: member.weights for member in run.members}
+        paths = {
+            case.id: parts.path(case.id, weights[member_of[case.patient]], case.stamp(cohort.root), recipe.mirror)
+            for case in cases
+        }
         todo = [case for case in cases if not paths[case.id].exists()]
+        threshold = Decision(recipe.threshold)
+        predictors = {member: Predictor.open(member, device, threshold, threads) for member in run.members}
         with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
             for case in todo:
+                predictor = predictors[member_of[case.patient]]
                 volume, truth, _ = read_case(case)
                 table = dice_table(predictor.volume(volume.voxels)[0], truth, volume.spacing)
                 write_json(paths[case.id], {"dice": table})

@@ -4,12 +4,14 @@ The predecessor of each checkpoint is kept beside it and replaces it when the di
 """
 
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from unetlib.networks import build_network
@@ -74,6 +76,8 @@ def restore(path: Path) -> None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        if path.suffix == ".safetensors":
+            return _load_packed(path)
         refuse_packed(path)
         with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums
             if (member := archive.testzip()) is not None:
@@ -86,6 +90,14 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"model", "recipe"} <= content.keys():
         raise UnetlibError(f"{path} is not a checkpoint of unetlib: weights with their recipe were expected.")
     return content
+
+
+def _load_packed(path: Path) -> dict[str, Any]:
+    """Return weights that are stored in half precision, in single precision, with what the header says of them."""
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["checkpoint"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    return {**about, "model": {name: one.float() if one.is_floating_point() else one for name, one in weights.items()}}
 
 
 def load_weights(model: nn.Module, content: dict[str, Any], path: Path) -> None:

@@ -14,7 +14,7 @@ from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weight
 from unetlib.runs.provenance import learned, part_by_sign, signs
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, counted, first_of, made_by
-from unetlib.support.files import digest, require_empty, sha256, write_csv
+from unetlib.support.files import digest, read_csv, require_empty, sha256, write_csv, write_json
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
@@ -42,6 +42,29 @@ PROGRESS = {  # what a checkpoint must hold of a `State`
 def write_history(run: Run, history: list[dict[str, float]]) -> None:
     """Write `history.csv`; what hooks have added to the rows stays in the checkpoint alone."""
     write_csv(run.history_file, ({name: row[name] for name in HISTORY_COLUMNS} for row in history), HISTORY_COLUMNS)
+
+
+def write_recipe(
+    run: Run, data: Prepared | Trainable, recipe: Recipe, prepared: dict[str, str], start_from: str | None = None
+) -> None:
+    """Write the recipe and the split of a run, and what it is trained on."""
+    about = {"unetlib": begun_by(run), "recipe": recipe.as_dict(), "prepared": prepared, "start_from": start_from}
+    if isinstance(data, Prepared):
+        data.split.save(run.split_file)
+        write_json(run.recipe_file, about | {"data": str(data.data)} | ({"assume": data.assume} if data.assume else {}))
+    else:
+        write_json(run.recipe_file, about | {"data": ""})
+
+
+def describe_members(run: Run) -> None:
+    """Write what a run of several members shares with its first member, which has its split, and their mean history."""
+    first, own = run.members[0], run.about()
+    fields = {**own["recipe"], "precision": first.recipe.precision}
+    write_json(run.recipe_file, {**own, "recipe": fields, "start_from": first.about()["start_from"]})
+    write_json(run.provenance_file, {**first.provenance, "recipe": fields})
+    rows = zip(*(read_csv(one.history_file, numbers=HISTORY_COLUMNS) for one in run.members), strict=True)
+    means = [{name: float(np.mean([float(row[name]) for row in same])) for name in HISTORY_COLUMNS} for same in rows]
+    write_history(run, [{**row, "epoch": int(row["epoch"])} for row in means])
 
 
 def latest_checkpoint(run: Run) -> dict[str, Any] | None:
@@ -113,7 +136,7 @@ def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | 
     if differences := changed({name: before[name] for name in SAME}, {name: now[name] for name in SAME}):
         raise UnetlibError(
             f"{other} has another network or other slices ({differences}), so its weights do not fit. Start from a run "
-            "with the same values, or set these flags to its values."
+            "with the same values, set these flags to its values, or begin with random weights (--no-phantoms)."
         )
     if isinstance(data, Prepared):
         _refuse_leak(other, data)

@@ -12,8 +12,11 @@ from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import home, read_json
+from unetlib.support.files import digest, home, read_json, sha256
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
+
+PHANTOMS = "phantoms"  # the name of the run that comes with the library
+SHIPPED = Path(__file__).parents[1] / "phantom" / "run"
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,17 @@ class Run:
         """Return the run in a folder, which need not exist yet."""
         return run if isinstance(run, Run) else cls(home(run))
 
+    @classmethod
+    def to_read(cls, run: "Run | Path | str") -> "Run":
+        """Return the run in a folder, or the one that comes with the library, trained on synthetic patients alone.
+
+        The latter has the name `phantoms`, unless the working directory has a run of this name.
+        """
+        found = cls.of(run)
+        return cls(SHIPPED) if str(found) == PHANTOMS and not found.exists else found
+
     def __str__(self) -> str:
-        return str(self.folder)
+        return PHANTOMS if self.folder == SHIPPED else str(self.folder)
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -47,7 +59,8 @@ class Run:
     @property
     def best(self) -> Path:
         """Weights of the epoch with the highest validation Dice."""
-        return self.folder / "best_model.pth"
+        packed = self.folder / "best_model.safetensors"  # of the run that comes with the library
+        return packed if packed.exists() else self.folder / "best_model.pth"
 
     @property
     def recipe_file(self) -> Path:
@@ -73,6 +86,24 @@ class Run:
     def decision_file(self) -> Path:
         """Threshold and smallest component, as chosen on validation patients."""
         return self.folder / "decision.json"
+
+    @property
+    def members(self) -> "tuple[Run, ...]":
+        """The runs whose probabilities are averaged: this one, or those in its folder if its recipe has `members`."""
+        number = self.recipe.members if self.exists else 1
+        return tuple(self.member(place) for place in range(number)) if number > 1 else (self,)
+
+    def member(self, place: int) -> "Run":
+        """Return the run of one of several members, counted from 0."""
+        return Run(self.folder / f"member-{place + 1}")
+
+    @property
+    def weights(self) -> str:
+        """A hash of the best weights, of all members; empty if some are missing."""
+        files = [member.best for member in self.members]
+        if not all(file.exists() for file in files):
+            return ""
+        return sha256(files[0]) if len(files) == 1 else digest([sha256(file) for file in files])
 
     @property
     def evaluation(self) -> Path:
@@ -124,9 +155,10 @@ class Run:
     def load(self, path: Path | None = None) -> tuple[nn.Module, Recipe, dict[str, Any]]:
         """Return the trained network (in evaluation mode), its recipe and the checkpoint, by default the best one.
 
-        Raises `UnetlibError` when the file is missing, damaged, of another network, or not a `best_model.pth`.
+        Of several members it is the first. Raises `UnetlibError` when the file is missing, damaged, of another network,
+        or not a `best_model.pth`.
         """
-        path = path or self.best
+        path = path or self.members[0].best
         content = load_checkpoint(path)
         if not isinstance(content.get("epoch"), int) or content["epoch"] < 1:
             raise UnetlibError(
@@ -137,11 +169,15 @@ class Run:
         network = build_network(recipe, *channels)
         load_weights(network, content, path)
         if self.exists:
-            recipe = recipe.but(**self.recipe.stage(PREDICT))
+            own = self.recipe
+            recipe = recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed)
         return network.eval(), recipe, content
 
-    def caveats(self, best: dict[str, Any]) -> str:
-        """Return warnings if the weights `best` are not those of a finished training; else an empty string."""
+    def caveats(self, best: dict[str, Any] | None = None) -> str:
+        """Return warnings if the weights `best`, by default its own, are not those of a finished training; else ""."""
+        if len(self.members) > 1:
+            return " ".join(filter(None, dict.fromkeys(member.caveats() for member in self.members)))
+        best = load_checkpoint(self.best) if best is None else best
         try:
             latest = load_checkpoint(self.latest)
             epochs, progress = Recipe(**latest["recipe"]).epochs, latest["progress"]

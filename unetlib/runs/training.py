@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,19 @@ from unetlib.runs.hooks import Checkpoints, Farewell, History, Rows
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     begin_with,
-    begun_by,
     contents_of,
+    describe_members,
     first_weights,
     latest_checkpoint,
     refuse_changes,
     restore_checkpoints,
     resume,
     write_history,
+    write_recipe,
 )
-from unetlib.runs.run import Run
+from unetlib.runs.run import SHIPPED, Run
 from unetlib.support.errors import UnetlibError, brief, counted
-from unetlib.support.files import home, locked, write_json
+from unetlib.support.files import home, locked
 from unetlib.support.jobs import progress
 from unetlib.support.messages import first_process, say
 
@@ -58,8 +60,8 @@ def train(
     `max_steps` steps in this call, which then returns the state. The recipe's fields of the stage `prepare` are taken
     from the prepared folder. `on_epoch` is called with the rows of `history.csv` after every epoch, and at the start if
     there are any; `hooks` are your own hooks. `start_from` is another run, whose best weights are the first ones here
-    (pre-training). `threads` is the number of CPU threads; by default the run keeps its number, or measures which is
-    fastest. If the recipe has `tune`, call `tune` afterwards.
+    (pre-training), or "phantoms", the weights that come with the library. `threads` is the number of CPU threads; by
+    default the run keeps its number, or measures which is fastest. If the recipe has `tune`, call `tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
     schedule is constant, and the fields of the stage `predict` always), from other weights or on other slices, when
@@ -70,33 +72,78 @@ def train(
         if steps is not None and steps < 1:
             raise UnetlibError(f"{name} is {steps}; a number of steps above 0 was expected.")
     data = Prepared.open(home(data)) if isinstance(data, str | Path) else data
-    run, other = Run.of(run), Run.of(start_from) if start_from else None
+    run, other = Run.of(run), Run.to_read(start_from) if start_from else None
+    options = _Options(device, checkpoint_every, max_steps, on_epoch, other, threads, tuple(hooks))
     with locked(run.folder) if first_process() else nullcontext(), torch.random.fork_rng(devices=[]):
-        loop = open_loop(data, run, recipe, device, other, threads, checkpoint_every)
-        return _run(loop, run, checkpoint_every, max_steps, History(run, on_epoch), hooks)
+        _refuse_other_kind(run, recipe)
+        return (_train_members if recipe.members > 1 else _train)(data, run, recipe, options)
 
 
-def _run(
-    loop: Loop, run: Run, checkpoint_every: int, max_steps: int | None, history: History, hooks: Sequence[Hook]
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `train` that change no result, and the run whose weights are the first."""
+
+    device: str
+    checkpoint_every: int
+    max_steps: int | None
+    on_epoch: Callable[[Rows], None] | None
+    start_from: Run | None
+    threads: int | None
+    hooks: tuple[Hook, ...]
+
+
+def _refuse_other_kind(run: Run, recipe: Recipe) -> None:
+    """Raise `UnetlibError` if a run of one network would become one of several members, or the other way round."""
+    if run.latest.exists() if recipe.members > 1 else run.member(0).folder.exists():
+        before = "one network" if recipe.members > 1 else "several members"
+        raise UnetlibError(
+            f"{run} was started with {before}, now members is {recipe.members}. Choose a new run folder, or "
+            "use what the run was started with."
+        )
+
+
+def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options) -> State:
+    """Train the members of a run one after another, each in its own folder; return the state of all together."""
+    if not isinstance(data, Prepared):
+        raise UnetlibError(f"{recipe.members} members divide patients among them; a prepared folder was expected.")
+    splits, states = [data.of_member(place) for place in range(recipe.members)], list[State]()
+    if first_process():
+        write_recipe(run, data, recipe, data.contents)
+    for place, part in enumerate(splits):
+        own, single = run.member(place), recipe.but(members=1, tune=False, seed=(recipe.seed + place) % 2**32)
+        states.append(_train(part, own, single, options, place, recipe.members))
+        if states[-1].epoch < recipe.epochs:
+            return states[-1]
+    if first_process():
+        describe_members(run)
+    dices, seconds = [state.best_dice for state in states], sum(state.seconds for state in states)
+    return replace(states[0], best_dice=sum(dices) / len(dices), seconds=seconds)
+
+
+def _train(
+    data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options, place: int = 0, members: int = 1
 ) -> State:
-    state, recipe, steps = loop.state, loop.recipe, loop.steps
+    """Train one network; `place` is its number among several `members`, which share one progress bar."""
+    loop = open_loop(data, run, recipe, options.device, options.start_from, options.threads, options.checkpoint_every)
+    state, recipe, steps, history = loop.state, loop.recipe, loop.steps, History(run, options.on_epoch)
     if state.epoch >= recipe.epochs:
         history.on_start(loop)
         return state
     assert isinstance(loop.engine, FabricEngine)
     say(
         f"{run}: {loop.shown} training slices, {steps} steps an epoch, {counted(recipe.epochs, 'epoch')}, "
-        f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(checkpoint_every, steps)} steps: a kill "
-        "loses no more than those."
+        f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(options.checkpoint_every, steps)} steps: a "
+        "kill loses no more than those."
     )
-    done = state.epoch * steps + state.step
+    done, total = state.epoch * steps + state.step, recipe.epochs * steps
     if not done and (hint := mixed_presets(recipe)):
         say(f"{run}: {hint}")
-    with stop_on_signal() as asked, progress(recipe.epochs * steps, "train", "step", done) as bar:
-        stop = Stop(asked, loop.engine, max_steps)
+    with stop_on_signal() as asked, progress(members * total, "train", "step", place * total + done) as bar:
+        bar.leave = place == members - 1
+        stop = Stop(asked, loop.engine, options.max_steps)
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
         always, checkpoints = loop.hooks[:-1], loop.hooks[-1]
-        loop.hooks = [*always, Bar(bar), *hooks, stop, checkpoints, Farewell(stop), history]
+        loop.hooks = [*always, Bar(bar), *options.hooks, stop, checkpoints, Farewell(stop), history]
         return loop.run()
 
 
@@ -119,6 +166,8 @@ def open_loop(
         restore_checkpoints(run)
     engine.fabric.barrier()
     content = latest_checkpoint(run)
+    if recipe.phantoms and not (start_from or content):
+        start_from = Run(SHIPPED)
     first = first_weights(run, start_from, content)
     if content is not None:
         refuse_changes(content, run, data, recipe, channels, first)
@@ -217,12 +266,5 @@ def _describe(
     threads: int | None,
 ) -> None:
     """Write the recipe, the split and the provenance of a run."""
-    prepared = data if isinstance(data, Prepared) else None
-    origin = {name: about[name] for name in ("recipe", "prepared", "start_from")}
-    origin["data"] = str(prepared.data) if prepared else ""
-    if prepared and prepared.assume:
-        origin["assume"] = prepared.assume
-    write_json(run.recipe_file, {"unetlib": begun_by(run), **origin})
-    if prepared:
-        prepared.split.save(run.split_file)
-    write_provenance(run, prepared, recipe, engine.device, start_from, threads)
+    write_recipe(run, data, recipe, about["prepared"], about["start_from"])
+    write_provenance(run, data if isinstance(data, Prepared) else None, recipe, engine.device, start_from, threads)

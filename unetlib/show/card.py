@@ -26,7 +26,7 @@ from unetlib.runs.provenance import PACKAGES, find_own
 from unetlib.runs.run import Run
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
-from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
+from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, takes_paths
 
 PAGE, TEMPLATE, TITLE = "README.md", Path(__file__).with_name("card.md.j2"), "# Model card: "
 UNFINISHED = f"{TITLE}not finished\n\nIt was stopped. Give the same command again.\n"
@@ -218,12 +218,12 @@ def _page(facts: _Facts, failures: list[plots.Ranked]) -> str:
     return template.render(
         facts=facts,
         failures=failures,
-        weights={"name": run.best.name, "earlier": previous(run.best).name, "sha256": sha256(run.best)},
+        weights={"name": run.best.name, "earlier": previous(run.best).name, "sha256": run.weights},
         earlier=sorted({case["patient"] for case in facts.provenance.get("earlier", {}).values()}),
         caveats=run.caveats(facts.best),
         parameters=sum(one.numel() for one in facts.net.parameters()),
         divided=divided_note(facts.cohort, facts.provenance.get("cases", {})),
-        training=load_checkpoint(run.latest)["progress"] if run.latest.exists() else None,
+        seconds=sum(load_checkpoint(one.latest)["progress"]["seconds"] for one in run.members if one.latest.exists()),
         epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
     )
 

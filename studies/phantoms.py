@@ -1,0 +1,78 @@
+"""The weights that come with the library: trained on synthetic patients alone, packed, and scored on real ones.
+
+`python -m studies.phantoms [DATA ...]` makes 115 varied phantoms, trains `Recipe.strong` on them for 10 epochs, tunes
+threshold and smallest component on phantoms, and writes the run in half precision to `unetlib/phantom/run`. It prints
+the hash of the weights. It scores all patients of each folder DATA, none of whom was learned from.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from benchmarks.common import machine, markdown_table, record
+from studies import results
+from studies.cells import STRONG, pretrained, record_run, study_parser
+from studies.results import DICE
+from unetlib import evaluate
+from unetlib.metrics import bootstrap_interval
+from unetlib.prediction.decision import read_decision, write_decision
+from unetlib.runs.run import SHIPPED, Run
+from unetlib.support.command import run_command
+from unetlib.support.files import atomic, read_json, sha256, write_json
+
+PAGE = Path(__file__).with_name("PHANTOMS.md")
+KEPT = ("epoch", "val_dice", "channels")  # of a checkpoint, besides recipe and weights
+NOTE = "These weights have seen synthetic patients alone: weights trained on real ones are far better."
+
+
+def pack(run: Run, folder: Path) -> Run:
+    """Write a finished run to `folder`, small and without the paths of this machine; return it."""
+    packed, (_, recipe, content) = Run(folder), run.load()
+    fields = recipe.but(precision="auto").as_dict()
+    about = {"recipe": fields, "note": NOTE, **{name: content[name] for name in KEPT}}
+    weights = {
+        name: (one.half() if name.endswith(("weight", "bias")) else one).contiguous()
+        for name, one in content["model"].items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic(folder / "best_model.safetensors") as temporary:
+        save_file(weights, temporary, {"checkpoint": json.dumps(about)})
+    write_json(packed.recipe_file, {**run.about(), "recipe": fields, "data": ""})
+    write_json(packed.provenance_file, {**run.provenance, "recipe": fields, "data": ""})
+    run.split.save(packed.split_file)
+    decision, chosen = read_decision(run, recipe), read_json(run.decision_file)
+    assert decision is not None
+    write_decision(packed, decision, chosen["validation_dice"], chosen["validation_patients"], recipe.mirror)
+    return packed
+
+
+def score(run: Run, data: Path, work: Path) -> results.Result:
+    """Return the scores of all patients of a folder; computed once, and then read."""
+    name = f"phantoms-on-{data.name}"
+    if (found := results.read(name)) is not None:
+        return found
+    copy = pack(run, work / "packed")
+    evaluate(copy, data)
+    return record_run(name, copy.evaluation / f"data-{data.name}", data, {"part": "all"}, STRONG.but(epochs=10))
+
+
+def main() -> None:
+    """Train what is missing, pack it, and score."""
+    parser = study_parser("phantoms", __doc__, many=True)
+    arguments = parser.parse_args()
+    run = pretrained(arguments.work, STRONG)
+    packed = pack(run, SHIPPED)
+    size = packed.best.stat().st_size / 1e6
+    rows = []
+    for data in arguments.data:
+        dice = score(run, data, arguments.work)[DICE]
+        low, high = bootstrap_interval(dice.to_numpy()) or (float("nan"),) * 2
+        rows.append([data.name, len(dice), f"{dice.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{dice.median():.3f}"])
+    table = markdown_table(("patients of", "number", "Dice", "95 % interval", "median"), rows)
+    hashed = f"{packed.best.name}: {size:.1f} MB, SHA-256 `{sha256(packed.best)}`"
+    record("phantoms", hashed, table, machine(("torch",)), page=PAGE)
+
+
+if __name__ == "__main__":
+    run_command(main)
