@@ -45,11 +45,14 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.busy
 	$(BIN)/python -m benchmarks.scale
 	$(if $(DATA),$(BIN)/python -m benchmarks.quality "$(DATA)")
+	$(if $(DATA),$(BIN)/python -m benchmarks.race "$(DATA)")
 
 study: .venv/installed
 	$(BIN)/python -m studies.ablation "$(DATA)"
 	$(BIN)/python -m studies.zero_shot "$(DATA)"
 	$(BIN)/python -m studies.protocol "$(DATA)"
+	$(BIN)/python -m studies.phantoms "$(DATA)" $(if $(BRATS),"$(BRATS)")
+	$(BIN)/python -m studies.best "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults

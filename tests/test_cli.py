@@ -83,7 +83,7 @@ def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run,
 
 
 def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_training(strong_prepared, tmp_path, capsys):
-    strong = ["--recipe", "strong", *TRAIN]
+    strong = ["--recipe", "strong", "--no-phantoms", *TRAIN]
     run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 2)
     out = capsys.readouterr().out
     assert "Stopped at epoch 1, step 2 of " in out
@@ -122,10 +122,10 @@ OTHER_WAY = "the training is set up by the strong recipe and the slices were pre
     [
         (["--recipe", "strong"], [], HINT),
         (["--recipe", "strong"], ["--batch-size", "8", "--balance"], HINT),
-        (["--recipe", "strong"], ["--recipe", "strong", "--no-tune"], ""),
-        (["--recipe", "strong", "--image-size", "64"], ["--recipe", "strong"], ""),
+        (["--recipe", "strong"], ["--recipe", "strong", "--no-phantoms", "--no-tune"], ""),
+        (["--recipe", "strong", "--image-size", "64"], ["--recipe", "strong", "--no-phantoms"], ""),
         (["--slices", "all"], ["--balance"], ""),
-        (["--slices", "all"], ["--recipe", "strong"], OTHER_WAY),
+        (["--slices", "all"], ["--recipe", "strong", "--no-phantoms"], OTHER_WAY),
         ([], [], ""),
     ],
 )
@@ -307,8 +307,12 @@ def test_prepare_takes_a_recipe_by_name_and_single_flags_over_it(cohort, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "base", "changes"),
     [
-        (["--recipe", "strong"], Recipe.strong, {}),
-        (["--recipe", "strong", "--no-mirror", "--average", "0.5"], Recipe.strong, {"mirror": False, "average": 0.5}),
+        (["--recipe", "strong", "--no-phantoms"], Recipe.strong, {"phantoms": False}),
+        (
+            ["--recipe", "strong", "--no-phantoms", "--no-mirror", "--average", "0.5"],
+            Recipe.strong,
+            {"phantoms": False, "mirror": False, "average": 0.5},
+        ),
         (["--recipe", "published"], Recipe.published, {}),
         (["--neighbours", "1", "--balance"], Recipe.published, {"neighbours": 1, "balance": True}),
     ],
@@ -331,7 +335,7 @@ def test_the_strong_recipe_on_slices_of_the_published_one_is_a_sentence(prepared
 def test_train_with_the_strong_recipe_ends_with_a_decision_that_evaluate_and_predict_use(
     strong_prepared, tall_cohort, tmp_path, capsys
 ):
-    strong = [*TRAIN, "--recipe", "strong", "--epochs", 1]
+    strong = [*TRAIN, "--recipe", "strong", "--no-phantoms", "--epochs", 1]
     run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 3)
     assert "have not been chosen" in fails(capsys, "evaluate", tmp_path / "r") or not (tmp_path / "r" / BEST).exists()
     run_cli("train", strong_prepared, tmp_path / "r", "--device", "cpu")  # resumed, it needs no flags again
