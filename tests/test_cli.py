@@ -82,6 +82,30 @@ def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run,
     assert read_json(tmp_path / "r" / "recipe.json")["recipe"]["width"] == 4
 
 
+def test_train_prepares_a_folder_of_patients_first_by_the_recipe_and_resumes_both(tall_cohort, tmp_path, capsys):
+    words = ["train", tall_cohort, tmp_path / "r", *TRAIN, "--recipe", "strong", "--no-phantoms", "--epochs", 1]
+    run_cli(*words, "--max-steps", 2)
+    prepared = Prepared.open(tmp_path / "r-prepared")
+    assert prepared.about["recipe"] == Recipe.strong.stage(PREPARE_STAGE)
+    assert "Stopped at epoch 1, step 2 of " in capsys.readouterr().out
+    run_cli("train", tall_cohort, tmp_path / "r", "--device", "cpu")
+    told = capsys.readouterr().out
+    assert "trained for 1 epoch" in told
+    assert "chosen on" in told
+    assert read_json(tmp_path / "r" / "recipe.json")["data"] == str(tall_cohort)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "unfinished"])
+def test_train_on_what_is_no_folder_of_patients_asks_for_a_prepared_one(tmp_path, capsys, name):
+    if name != "nowhere":
+        (tmp_path / name).mkdir()
+    if name == "unfinished":
+        (tmp_path / name / "split.json").write_text("{}")
+    told = fails(capsys, "train", tmp_path / name, tmp_path / "r", *TRAIN)
+    assert f"unetlib prepare DATA {tmp_path / name}" in told
+    assert not (tmp_path / "r-prepared").exists()
+
+
 def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_training(strong_prepared, tmp_path, capsys):
     strong = ["--recipe", "strong", "--no-phantoms", *TRAIN]
     run_cli("train", strong_prepared, tmp_path / "r", *strong, "--max-steps", 2)

@@ -58,13 +58,22 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or resume training."""
+    """Train, or resume training; a folder of patients is prepared first."""
+    from unetlib.data.prepare import holds_patients, prepare
     from unetlib.data.prepared import Prepared
     from unetlib.pipeline import run_recipe
     from unetlib.runs.run import Run
 
-    slices, run = Prepared.open(args.prepared).about["recipe"], Run.of(args.run)
+    run, folder = Run.of(args.run), args.prepared
     before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else Recipe.published
+    if holds_patients(args.prepared):
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UnetlibError(
+                f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
+            )
+        folder = run.folder.with_name(f"{run.folder.name}-prepared")
+        prepare(args.prepared, folder, before)
+    slices = Prepared.open(folder).about["recipe"]
     recipe = before.but(**slices, **_given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
     if recipe.tune and args.threshold is not None:
         raise UnetlibError(
@@ -72,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
             "--no-tune."
         )
     training = {name: getattr(args, name) for name in ("checkpoint_every", "max_steps", "start_from")}
-    state = run_recipe(recipe, args.prepared, run, device=args.device, threads=args.threads, **training).state
+    state = run_recipe(recipe, folder, run, device=args.device, threads=args.threads, **training).state
     if state.epoch < recipe.epochs:  # --max-steps
         return
     trained = (
@@ -170,7 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.strict(sub)
 
     sub = command(train, "train a U-Net, or resume a stopped training")
-    sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder made by `unetlib prepare`")
+    text = "folder made by `unetlib prepare`, or of patients, which are then prepared in RUN-prepared"
+    sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
     _recipe_flags(sub, TRAIN, PREDICT)
     sub.add_argument(

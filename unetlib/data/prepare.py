@@ -95,6 +95,15 @@ def _prepare_case(job: _Job) -> str | None:
 
 
 @takes_paths
+def holds_patients(folder: Path) -> bool:
+    """Tell whether a folder, or a .tar, is to be prepared: it holds something, but nothing that `prepare` wrote."""
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        return bool(names) and not names & {"prepared.json", "split.json"}
+    return folder.is_file()
+
+
+@takes_paths
 def prepare(
     data: Path,
     folder: Path,
