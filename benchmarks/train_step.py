@@ -25,7 +25,7 @@ from unetlib import Recipe, UNet
 from unetlib.dataset import SliceDataset
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
-from unetlib.engine.hooks import FiniteLoss
+from unetlib.engine.steps import FiniteLoss
 from unetlib.loop import Loop
 from unetlib.networks import build_network
 from unetlib.support.command import BEGINS_ANEW, run_command

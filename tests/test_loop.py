@@ -16,7 +16,7 @@ from tests.conftest import BEST, LATEST, SMALL
 from unetlib import augment, dataset, loop, losses, metrics, networks, recipe, unet
 from unetlib.data import layouts
 from unetlib.dataset import SliceDataset, epoch_order
-from unetlib.engine.hooks import FiniteLoss
+from unetlib.engine.steps import FiniteLoss
 from unetlib.evaluation.evaluate import score
 from unetlib.evaluation.summary import patient_rows, results, surface_summary
 from unetlib.hooks import Hook

@@ -18,7 +18,7 @@ from unetlib.augment import augment, change_intensity, warp
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
-from unetlib.engine.hooks import move_average
+from unetlib.engine.steps import move_average
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
@@ -166,13 +166,13 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
     suicide = (
-        "import os, signal, sys; from unetlib import cli; from unetlib.runs import hooks\n"
-        "save = hooks.save_checkpoint\n"
+        "import os, signal, sys; from unetlib import cli; from unetlib.runs import saving\n"
+        "save = saving.save_checkpoint\n"
         "def then_die(path, content, keep):\n"
         "    save(path, content, keep)\n"
         "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "hooks.save_checkpoint = then_die\n"
+        "saving.save_checkpoint = then_die\n"
         "cli.main(sys.argv[1:])"
     )
     killed = subprocess.run([sys.executable, "-c", suicide, *command[3:], "--checkpoint-every", "2"], check=False)

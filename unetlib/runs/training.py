@@ -12,13 +12,12 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
-from unetlib.engine.hooks import AveragedWeights, Bar, FiniteLoss, Stop, stop_on_signal
+from unetlib.engine.steps import AveragedWeights, Bar, FiniteLoss, Stop, stop_on_signal
 from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe, mixed_presets
-from unetlib.runs.hooks import Checkpoints, Farewell, History, Rows
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     begin_with,
@@ -32,6 +31,7 @@ from unetlib.runs.resume import (
     write_history,
 )
 from unetlib.runs.run import Run
+from unetlib.runs.saving import Checkpoints, Farewell, History, Rows
 from unetlib.support.errors import UnetlibError, brief, counted
 from unetlib.support.files import home, locked, write_json
 from unetlib.support.jobs import progress

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from unetlib.engine.hooks import Stop
+from unetlib.engine.steps import Stop
 from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop

@@ -1,4 +1,4 @@
-"""Hooks of every training that write no files: a check, averaged weights, a progress bar, a clean stop."""
+"""Hooks that act in each step and write no files: a check, averaged weights, a progress bar, a clean stop."""
 
 import math
 import signal
