@@ -453,6 +453,34 @@ def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, t
         train(tmp_path / "p", tmp_path / "run", STRONG, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"recipe": {"width": 4}}, "train: recipe is .*; Recipe was expected"),
+        ({"recipe": "strong"}, "train: recipe is 'strong'; Recipe was expected"),
+        ({"max_steps": "3"}, "train: max_steps is '3'"),
+        ({"max_steps": 2.5}, "train: max_steps is 2.5"),
+        ({"checkpoint_every": None}, "train: checkpoint_every is None"),
+        ({"on_epoch": 3}, "train: on_epoch is 3; Callable or NoneType was expected"),
+        ({"hooks": Hook()}, "train: hooks is .*; Sequence was expected"),
+        ({"hooks": "abc"}, "train: hooks is 'abc'; Sequence was expected"),
+        ({"threads": "2"}, "train: threads is '2'"),
+        ({"device": 0}, "train: device is 0; str was expected"),
+        ({"start_from": 3}, "train: start_from is 3"),
+        ({"run": None}, "train: run is None"),
+    ],
+)
+def test_an_argument_of_another_type_is_a_sentence(prepared, tmp_path, given, words):
+    with pytest.raises(UnetlibError, match=words):
+        train(**({"data": prepared, "run": tmp_path / "run", "recipe": SMALL, "device": "cpu"} | given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_will_do(prepared, tmp_path):
+    steps = {"max_steps": np.int64(1), "checkpoint_every": np.int32(1)}
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu", **steps).step == 1
+
+
 NEW = ("crop", "neighbours", "balance", "schedule", "average", "upright", "warp", "intensity", "mirror", "tune")
 
 

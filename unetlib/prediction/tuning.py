@@ -7,15 +7,16 @@ import numpy as np
 from unetlib.data.patients import read_case
 from unetlib.prediction.decision import Decision, choose, dice_table, read_decision, write_decision
 from unetlib.prediction.predictor import Predictor
-from unetlib.runs.provenance import own_cohort, require_unchanged
+from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import locked, read_json, sha256, write_json
+from unetlib.support.errors import counted
+from unetlib.support.files import locked, read_json, sha256, takes_paths, write_json
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
 
+@takes_paths
 def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision:
     """Choose threshold and smallest component for `best_model.pth` of a run, and write them to `decision.json`.
 
@@ -32,15 +33,9 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
                 parts.remove()
         return known
     predictor = Predictor.open(run, device, decision=Decision(recipe.threshold), threads=threads)
-    patients = run.split.patients("val")
-    cohort, prepared = own_cohort(run), run.provenance.get("cases", {})
-    cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
-    require_unchanged(prepared, cases, cohort)
-    if missing := sorted(patients - {case.patient for case in cases}):
-        raise UnetlibError(
-            f"{cohort.root} lacks the validation patients {', '.join(missing)}, on which threshold and smallest "
-            f"component are chosen. Put them back; if the data were moved, change `data` in {run.recipe_file}."
-        )
+    cohort = find_own(run)
+    cases = own_cases(run, cohort, "val")
+    patients = {case.patient for case in cases}
     with locked(run.folder):
         weights, parts = sha256(run.best), Parts.open(run.folder)
         paths = {case.id: parts.path(case.id, weights, case.stamp(cohort.root), recipe.mirror) for case in cases}
