@@ -25,7 +25,6 @@ from unetlib import Recipe, UNet
 from unetlib.dataset import SliceDataset
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
-from unetlib.engine.hooks import FiniteLoss
 from unetlib.loop import Loop
 from unetlib.networks import build_network
 from unetlib.support.command import BEGINS_ANEW, run_command
@@ -73,10 +72,10 @@ class Samples(Dataset[tuple[Tensor, Tensor]]):
 def ours(slices: SliceDataset, batch: int, precision: str, device: str, compiled: bool) -> Callable[[], object]:
     """Return a function that does one step of `unetlib.runs.training`."""
     recipe = Recipe(batch_size=batch, precision=precision)
-    engine = FabricEngine.start(device, precision)
+    engine = FabricEngine(device, precision)
     network = build_network(recipe).to(engine.device)
     network = engine.setup(torch.compile(network) if compiled else network)
-    steps = endless(Loop(network, slices, recipe, [FiniteLoss()], engine))
+    steps = endless(Loop(network, slices, recipe, engine=engine))
 
     def step() -> None:
         next(steps)

@@ -119,7 +119,7 @@ def test_with_max_steps_it_ends_well_says_where_it_stopped_and_claims_no_trainin
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_with_status_130_and_says_how_to_go_on(prepared, tmp_path, capsys, monkeypatch, number):
-    monkeypatch.setattr("unetlib.engine.hooks.FiniteLoss.on_gradients", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("unetlib.engine.steps.Bar.on_gradients", lambda *_: os.kill(os.getpid(), number))
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
         run_cli("train", prepared, tmp_path / "r", *TRAIN, "--max-steps", 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import BEST, STRONG
+from tests.conftest import BEST, LATEST, STRONG
 from unetlib.prediction.decision import (
     SIZES_ML,
     THRESHOLDS,
@@ -166,9 +166,12 @@ def test_without_a_file_or_for_other_weights_nothing_has_been_decided(run):
 )
 def test_an_edited_decision_is_a_sentence(run, change):
     (run / "decision.json").write_text(json.dumps(read_json(run / "decision.json") | change))
-    with pytest.raises(
-        UnetlibError, match=r"decision\.json: its (threshold|smallest_ml) is .* was expected.*unetlib train"
-    ):
+    wrong = r"decision\.json: its (threshold|smallest_ml) is .* was expected.*"
+    with pytest.raises(UnetlibError, match=wrong + r"unetlib\.tune") as caught:
+        read_decision(Run(run), STRONG)
+    assert "unetlib train" not in str(caught.value)  # without a checkpoint it would replace the weights
+    (run / LATEST).touch()
+    with pytest.raises(UnetlibError, match=wrong + "unetlib train"):
         read_decision(Run(run), STRONG)
 
 

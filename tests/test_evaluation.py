@@ -208,7 +208,7 @@ def test_a_test_patient_who_is_gone_is_an_error_not_a_smaller_test_set(evaluated
     shutil.rmtree(tmp_path / "data" / gone)
     about = read_json(tmp_path / "run" / "recipe.json")
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
-    with pytest.raises(UnetlibError, match=rf"lacks 1 patient of the split.*{gone}"):
+    with pytest.raises(UnetlibError, match=rf"lacks 1 patient that the run was made with.*{gone}"):
         evaluate(tmp_path / "run", device="cpu")
 
 

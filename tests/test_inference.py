@@ -146,6 +146,41 @@ def test_one_image_given_twice_is_predicted_once(trained, image, tmp_path, capsy
     assert " 1/1 " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("images", [[], ()])
+def test_no_image_is_a_sentence(trained, tmp_path, images):
+    with pytest.raises(UnetlibError, match="no image was given"):
+        predict(trained, images, tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_one_image_need_not_be_in_a_list(trained, image, tmp_path, kind):
+    (mask,) = predict(str(trained), kind(image), str(tmp_path / "out"), device="cpu")
+    assert mask.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"images": 3}, "3 was given where a path was expected"),
+        ({"images": [None]}, "None was given where a path was expected"),
+        ({"images": None}, "predict: images is None; list was expected"),
+        ({"out": None}, "predict: out is None; Path was expected"),
+        ({"out": 3}, "3 was given where a path was expected"),
+        ({"channel": "0"}, "predict: channel is '0'; NoneType or int was expected"),
+        ({"overwrite": "no"}, "predict: overwrite is 'no'; bool was expected"),
+        ({"threads": 1.5}, "predict: threads is 1.5"),
+        ({"device": None}, "predict: device is None; str was expected"),
+        ({"assume": 3}, "predict: assume is 3"),
+        ({"run": 3}, "predict: run is 3; Path or Run or Sequence or str was expected"),
+        ({"run": None}, "predict: run is None"),
+        ({"run": [None]}, "None was given where a path was expected"),
+    ],
+)
+def test_an_argument_of_another_type_is_a_sentence(trained, image, tmp_path, given, words):
+    with pytest.raises(UnetlibError, match=words):
+        predict(**({"run": trained, "images": [image], "out": tmp_path / "out", "device": "cpu"} | given))
+
+
 def test_a_file_that_exists_is_not_overwritten_unasked(trained, image, tmp_path):
     expert = tmp_path / "out" / image.name.replace(".nii.gz", "_mask.nii.gz")
     expert.parent.mkdir()

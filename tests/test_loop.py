@@ -2,36 +2,43 @@
 
 import copy
 import inspect
+import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import BEST, LATEST, SMALL
-from unetlib import augment, dataset, loop, losses, metrics, networks, recipe, unet
+from unetlib import augment, dataset, loop, losses, metrics, networks, plots, recipe, unet
 from unetlib.data import layouts
+from unetlib.data.volumes import Source, read_volume
 from unetlib.dataset import SliceDataset, epoch_order
-from unetlib.engine.hooks import FiniteLoss
-from unetlib.evaluation.evaluate import score
+from unetlib.evaluation.evaluate import evaluate, score
 from unetlib.evaluation.summary import patient_rows, results, surface_summary
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
 from unetlib.metrics import count, dice
 from unetlib.networks import build_network, register_network
 from unetlib.prediction.decision import Decision
+from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Ensemble, Mirrored, Predictor, Trained
 from unetlib.prediction.segment import segment
+from unetlib.prediction.tuning import tune
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.runs.provenance import find_own
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
+from unetlib.show.card import write_card
 from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json
 
 TINY = SMALL.but(image_size=16, width=2, depth=1, epochs=2)
 
@@ -103,7 +110,7 @@ def test_the_taught_core_reads_in_half_an_hour():
 
 def test_alone_without_files_it_learns_and_equals_a_run(tmp_path):
     data, network = slices(), build_network(TINY)
-    seen = Loop(network, data, TINY.but(learning_rate=0.01), [FiniteLoss()]).run()
+    seen = Loop(network, data, TINY.but(learning_rate=0.01)).run()
     assert [row["epoch"] for row in seen.history] == [1, 2]
     assert seen.history[1]["train_loss"] < seen.history[0]["train_loss"]
     train(data, tmp_path / "run", TINY.but(learning_rate=0.01), device="cpu", threads=torch.get_num_threads())
@@ -190,19 +197,250 @@ def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
         train(Own(data), tmp_path / "run", TINY, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("images", "masks"),
-    [(lambda x: x, lambda y: 255 * y), (lambda x: x[:, 0], lambda y: y), (lambda x: x, lambda y: y[..., :8])],
-    ids=["0 and 255", "no channel", "another size"],
-)
-def test_samples_that_do_not_fit_are_a_sentence(tmp_path, images, masks):
-    class Wrong(Own):
-        def batch(self, indices):
-            x, y = self.inner.batch(indices)
-            return images(x), masks(y)
+WRONG = {  # what a batch of one's own may be: how it comes from a right one, and what is said
+    "0 and 255": (lambda x, y: (x, 255 * y), "its masks have other values than 0 and 1"),
+    "half a mask": (lambda x, y: (x, y / 2), "its masks have other values than 0 and 1"),
+    "NaN": (lambda x, y: (x / 0, y), "images of sample [0-9]+ are not finite"),
+    "NaN in a mask": (lambda x, y: (x, y / 0), "its masks have other values"),
+    "no channel": (lambda x, y: (x[:, 0], y), r"is Tensor \(\d, 16, 16\)"),
+    "another size": (lambda x, y: (x, y[..., :8]), r"and Tensor \(\d, 1, 16, 8\)"),
+    "too few": (lambda x, y: (x[1:], y[1:]), r"is Tensor \(\d, 1, 16, 16\)"),
+    "numpy": (lambda x, y: (x.numpy(), y.numpy()), r"is ndarray \(\d, 1, 16, 16\) of float32"),
+    "uint8": (lambda x, y: (x, y.to(torch.uint8)), r"of torch\.uint8; .* float32 tensors"),
+    "float64": (lambda x, y: (x.double(), y), r"of torch\.float64"),
+    "bool": (lambda x, y: (x, y > 0), r"of torch\.bool"),
+    "None": (lambda x, y: None, "TypeError"),
+    "images alone": (lambda x, y: x[:1], "ValueError"),
+    "three": (lambda x, y: (x, y, y), "ValueError"),
+    "lists": (lambda x, y: (x.tolist(), y.tolist()), "AttributeError"),
+}
 
-    with pytest.raises(UnetlibError, match=r"Wrong: a batch has images of shape .* with masks of 0 and 1"):
-        train(Wrong(slices()), tmp_path / "run", TINY, device="cpu")
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("late", [False, True])
+def test_samples_that_do_not_fit_are_a_sentence(tmp_path, kind, late):
+    change, words = WRONG[kind]
+
+    class Wrong(Own):
+        calls = 0
+
+        def batch(self, indices):
+            self.calls += 1
+            batch = self.inner.batch(indices)
+            return change(*batch) if self.calls > 3 * late else batch
+
+    with pytest.raises(UnetlibError, match=f"^Wrong: .*{words}"):
+        train(Wrong(slices()), tmp_path / "run", TINY, device="cpu", threads=1)
+    with pytest.raises(UnetlibError, match=f"^Wrong: .*{words}"):
+        Loop(build_network(TINY), Wrong(slices()), TINY).run()
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ([0, 99], r"Own: the batch of the samples .*99.* is IndexError"),
+        ([0, -1], "gave array.*positions"),
+        ([0.5, 1.0], "gave array.*positions"),
+        ([[0, 1]], "gave array.*positions"),
+        (None, "gave array.*positions"),
+        ("train", "gave array.*positions"),
+        ([], "the (train|val) part of the split has no slice"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_positions_that_do_not_fit_are_a_sentence(tmp_path, found, words, part):
+    data = Own(slices())
+    data.indices = lambda asked: found if asked == part else data.inner.indices(asked)
+    with pytest.raises(UnetlibError, match=words):
+        train(data, tmp_path / "run", TINY, device="cpu", threads=1)
+    with pytest.raises(UnetlibError, match=words):
+        Loop(build_network(TINY), data, TINY).run()
+
+
+def test_a_list_of_positions_will_do_and_a_part_that_is_unknown_is_a_sentence(tmp_path):
+    data = slices()
+    train(data, tmp_path / "run", TINY, device="cpu", threads=1)
+    listed = Own(data)
+    listed.indices = lambda part: data.indices(part).tolist()
+    train(listed, tmp_path / "other", TINY, device="cpu", threads=1)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "other"))
+    del data.parts["val"]
+    with pytest.raises(UnetlibError, match="SliceDataset: the val part of the split has no slice"):
+        Loop(build_network(TINY), data, TINY)
+
+
+@pytest.mark.parametrize("data", [None, 3, {}, [1, 2], torch.ones(3)])
+def test_what_is_no_data_set_is_a_sentence(tmp_path, data):
+    with pytest.raises(UnetlibError, match=r"train: data is .*; Path or Prepared or Trainable or str was expected"):
+        train(data, tmp_path / "run", TINY, device="cpu")
+    with pytest.raises(UnetlibError, match="is no data set to train on"):
+        Loop(build_network(TINY), data, TINY)
+
+
+@pytest.mark.parametrize("tumour", [None, np.ones(5, bool), np.zeros(24, bool)])
+def test_balance_without_tumour_is_a_sentence(tmp_path, tumour):
+    data, recipe = Own(slices()), TINY.but(slices="all", balance=True)
+    if tumour is not None:
+        data.tumour = tumour
+    with pytest.raises(UnetlibError, match=r"Own: .*which balance needs.*`tumour`"):
+        train(data, tmp_path / "run", recipe, device="cpu")
+    data.tumour = np.arange(24) % 2 == 0
+    assert len(Loop(build_network(TINY), data, recipe).order()) == 12
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        (slices(side=32), {}),
+        (slices(), {"image_size": 32}),
+        (slices(), {"neighbours": 1}),
+        (slices(channels=2), {"neighbours": 1}),
+        (replace(slices(), neighbours=1), {}),
+        (replace(slices(channels=3), neighbours=1), {"neighbours": 2}),
+    ],
+)
+def test_a_data_set_that_does_not_fit_its_recipe_is_a_sentence(tmp_path, data, changes):
+    with pytest.raises(UnetlibError, match=r"its images are .*; the recipe has image_size \d+ and neighbours \d"):
+        train(data, tmp_path / "run", TINY.but(slices="all", **changes), device="cpu")
+    near = replace(slices(channels=2), neighbours=1)
+    train(near, tmp_path / "near", TINY.but(slices="all", neighbours=1, epochs=1), device="cpu", threads=1)
+    predictor = Predictor.open(tmp_path / "near", "cpu")
+    assert predictor.channels == (2, 1)
+    assert predictor.volume(np.random.default_rng(0).random((2, 20, 18, 5))).shape == (1, 20, 18, 5)
+
+
+def test_a_run_on_data_of_ones_own_gets_advice_that_leads_somewhere(tmp_path, data):
+    with pytest.raises(UnetlibError, match=r"tune needs the patients of a prepared folder.*False"):
+        train(slices(), tmp_path / "tuned", TINY.but(tune=True), device="cpu")
+    assert not (tmp_path / "tuned" / LATEST).exists()
+    run = tmp_path / "run"
+    train(slices(), run, TINY, device="cpu", threads=1)
+    recipe = read_json(run / "recipe.json")
+    (run / "recipe.json").write_text(json.dumps(recipe | {"recipe": recipe["recipe"] | {"tune": True}}))
+    with pytest.raises(UnetlibError, match=f"your own data set.* unetlib evaluate {run} --data DATA"):
+        tune(run, device="cpu")
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    for ask in (evaluate, write_card, plots.make_figures, plots.best_median_worst):
+        with pytest.raises(UnetlibError, match=f"your own data set.* unetlib evaluate {run} --data DATA"):
+            ask(run, device="cpu")
+    summary = evaluate(run, data, device="cpu")
+    assert summary["cases"] == 3
+    assert "does not say which scans it was trained on" in summary["note"]
+
+
+@pytest.mark.parametrize(("channels", "regions"), [(1, 2), (2, 1)])
+def test_files_of_one_sequence_meet_a_run_of_several_or_of_several_regions(tmp_path, data, channels, regions):
+    run, image = tmp_path / "run", next(data.glob("*/*_flair.nii.gz"))
+    train(slices(channels, regions), run, TINY, device="cpu", threads=1)
+    with pytest.raises(UnetlibError, match=r"2 sequences|finds 2"):
+        evaluate(run, data, device="cpu")
+    if channels == 2:
+        with pytest.raises(
+            UnetlibError, match=r"a volume of shape \(40, 48, 6\) was given to a network for 2 sequences"
+        ):
+            predict(run, [image], tmp_path / "masks", device="cpu")
+        assert not (tmp_path / "masks").exists()
+        return
+    files = predict(run, [image], tmp_path / "masks", probabilities=True, device="cpu")
+    name = image.name.removesuffix(".nii.gz")
+    kinds = ("mask_0", "mask_1", "probability_0", "probability_1")
+    assert [path.name for path in files] == [f"{name}_{kind}.nii.gz" for kind in kinds]
+    found = segment(Predictor.open(run, "cpu"), volume := read_volume(Source((image,))))
+    for region in range(2):
+        for path, array in zip(files[region::2], (found.mask, found.probability), strict=True):
+            np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), volume.to_stored(array[region]))
+    assert predict(run, [image], tmp_path / "masks", probabilities=True, device="cpu") == files
+
+
+def test_runs_of_other_sequences_or_regions_are_not_averaged(tmp_path):
+    runs = {}
+    for channels, regions in ((1, 1), (2, 1), (1, 2)):
+        runs[channels, regions] = tmp_path / f"{channels}{regions}"
+        train(slices(channels, regions), runs[channels, regions], TINY.but(epochs=1), device="cpu", threads=1)
+    for other, words in (((2, 1), "sequences: 1 -> 2"), ((1, 2), "regions: 1 -> 2")):
+        with pytest.raises(UnetlibError, match=rf"cannot be averaged: they differ \({words}\)"):
+            Predictor.open([runs[1, 1], runs[other]], "cpu")
+    near = replace(slices(), neighbours=1)
+    train(near, tmp_path / "near", TINY.but(slices="all", neighbours=1, epochs=1), device="cpu", threads=1)
+    assert Predictor.open([runs[1, 1], tmp_path / "near"], "cpu").channels == (1, 1)
+
+
+@pytest.mark.parametrize("loss", ["bce", "dice", "focal"])
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (lambda x: (x, x), "gave a tuple"),
+        (lambda x: [x], "gave a list"),
+        (lambda x: {"out": x}, "gave a dict"),
+        (lambda x: x[:, 0], r"gave \(\d, 16, 16\)"),
+        (lambda x: torch.cat([x, x], 1), r"gave \(\d, 2, 16, 16\)"),
+        (lambda x: x[..., ::2], r"gave \(\d, 1, 16, 8\)"),
+        (lambda x: x[:1, :, :1, :1], r"gave \(1, 1, 1, 1\)"),
+    ],
+)
+def test_a_network_whose_logits_do_not_fit_is_a_sentence(tmp_path, output, words, loss):
+    class Wrong(nn.Conv2d):
+        def forward(self, x):
+            return output(super().forward(x))
+
+    network, recipe = Wrong(1, 1, 3, padding=1), TINY.but(loss=loss, network="wrong")
+    register_network("wrong", lambda *_: Wrong(1, 1, 3, padding=1))
+    for ask in (
+        lambda: Loop(network, slices(), recipe).run(),
+        lambda: train(slices(), tmp_path / "run", recipe, device="cpu"),  # with trial steps
+        lambda: build_network(recipe)(torch.ones(2, 1, 16, 16)),
+    ):
+        with pytest.raises(UnetlibError, match=f"the network {words}; one tensor of logits"):
+            ask()
+
+
+@pytest.mark.parametrize("made", [None, 3, nn.Conv2d, nn.Identity(), nn.Conv2d(1, 1, 1).requires_grad_(False), [1]])
+def test_a_factory_that_makes_no_network_to_train_is_a_sentence(tmp_path, made):
+    register_network("none", lambda *_: made)
+    with pytest.raises(UnetlibError, match=r"the factory of the network 'none' returned .*; a module with weights"):
+        train(slices(), tmp_path / "run", TINY.but(network="none"), device="cpu")
+
+
+@pytest.mark.parametrize("words", [(3, foreign), ("mine", None), ("mine", nn.Identity), (None, None)])
+def test_a_network_is_registered_by_a_name_and_a_function(words):
+    if words[1] is nn.Identity:
+        register_network(*words)  # a class is a function, too
+        return
+    with pytest.raises(UnetlibError, match=r"register_network got .*; a name and a function were expected"):
+        register_network(*words)
+
+
+def test_a_network_may_have_frozen_layers_others_with_two_outputs_and_count_while_it_is_made(tmp_path):
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen = nn.Conv2d(1, 2, 3, padding=1).requires_grad_(False)
+            self.two, self.last = Two(), nn.Conv2d(2, 1, 1)
+            self.scale = torch.linspace(1, 2, 2)[1].item()  # fails on the meta device
+
+        def forward(self, x):
+            return self.last(self.two(self.frozen(x))[0]) * self.scale
+
+    register_network("odd", lambda *_: Odd())
+    recipe, frozen = TINY.but(network="odd"), build_network(TINY.but(network="odd")).frozen.weight
+    train(slices(), tmp_path / "run", recipe, device="cpu", max_steps=2)
+    train(slices(), tmp_path / "run", recipe, device="cpu")
+    assert torch.equal(weights(tmp_path / "run")["frozen.weight"], frozen)
+    assert Predictor.open(tmp_path / "run", "cpu").volume(np.random.default_rng(0).random((16, 16, 2))).any()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_loop_before_the_weights_change(monkeypatch, value):
+    network = build_network(TINY)
+    before = copy.deepcopy(network.state_dict())
+    monkeypatch.setitem(losses.LOSSES, "bce", lambda logits, masks: logits.mean() * value)
+    with pytest.raises(UnetlibError, match=f"the loss is .*{value}: training has diverged"):
+        Loop(network, slices(), TINY).run()
+    assert all(torch.equal(weight, before[name]) for name, weight in network.named_parameters())
 
 
 def test_what_a_hook_adds_to_a_row_stays_out_of_the_history_file(tmp_path):
@@ -340,7 +578,7 @@ def test_what_wraps_predictors_is_a_predictor():
     assert both.decision == Decision(pytest.approx(0.3), 0.5)
     assert both.key not in (one.key, other.key)
     other.recipe = TINY.but(image_size=32)
-    with pytest.raises(UnetlibError, match="grids differ \\(image_size: 16 -> 32\\)"):
+    with pytest.raises(UnetlibError, match="they differ \\(image_size: 16 -> 32\\)"):
         Ensemble([one, other])
 
 
@@ -374,5 +612,10 @@ def test_trained_refuses_weights_that_give_nan():
         def to_device(self, batch):
             return batch
 
-    with pytest.raises(UnetlibError, match="the network gives NaN"):
+    with pytest.raises(UnetlibError, match="the volume holds NaN or infinite values"):
+        Trained(OnCpu(), build_network(TINY), TINY, Decision(0.5)).volume(np.full((16, 16, 2), np.nan))
+    for shape in ((16, 16), (2, 16, 16, 3), (1, 1, 16, 16, 3)):
+        with pytest.raises(UnetlibError, match=r"a volume of shape .* was given to a network for 1 sequence;"):
+            Constant(0.2, 0.6).volume(np.ones(shape))
+    with pytest.raises(UnetlibError, match="the network gives NaN: its weights are damaged"):
         Trained(OnCpu(), copy.deepcopy(network), TINY, Decision(0.5)).slices(torch.rand(1, 1, 16, 16))

@@ -9,10 +9,12 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from tests.conftest import write_patient
-from unetlib import plots
+from unetlib import metrics, plots
 from unetlib.data.patients import find_cases, read_case
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients
+from unetlib.runs.run import Run
+from unetlib.runs.training import train
 from unetlib.show.plots import common
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, write_json
@@ -82,9 +84,23 @@ def test_a_case_is_shown_with_the_modalities_it_has(cohort):
     assert "synthetic" not in figure.get_supxlabel()
 
 
-def test_a_run_that_was_not_evaluated_is_a_sentence(run):
-    with pytest.raises(UnetlibError, match="unetlib evaluate"):
-        plots.make_figures(run, device="cpu")
+def test_figures_are_those_of_the_decision_of_today(evaluated, prepared, tmp_path, monkeypatch):
+    shown, run = [], Run(shutil.copytree(evaluated, tmp_path / "run"))
+    monkeypatch.setattr("unetlib.show.plots.overlays.metrics_figure", lambda *words: shown.append(words[0]))
+    monkeypatch.setattr("unetlib.show.plots.overlays.save", lambda *_: None)
+    train(prepared, run, run.recipe.but(threshold=0.9), device="cpu")
+    for ranked in plots.best_median_worst(run, "cpu"):
+        dice = metrics.dice(metrics.count(ranked.prediction[None, None], ranked.truth[None, None])).item()
+        assert ranked.dice == pytest.approx(dice)
+    plots.make_figures(run, device="cpu")
+    assert shown == [evaluate(run, device="cpu")]
+    assert shown[0]["figures"] != evaluate(evaluated, device="cpu")["figures"]
+
+
+def test_a_run_that_was_not_evaluated_is_evaluated_first(run, tmp_path):
+    run = Run(shutil.copytree(run, tmp_path / "run"))
+    assert not run.evaluation.exists()
+    assert all(path.exists() for path in plots.make_figures(run, device="cpu"))
 
 
 def test_a_patient_who_is_gone_is_a_sentence(evaluated, cohort, tmp_path):
@@ -92,7 +108,7 @@ def test_a_patient_who_is_gone_is_a_sentence(evaluated, cohort, tmp_path):
     write_patient(tmp_path / "data", 77)
     about = read_json(tmp_path / "run" / "recipe.json")
     write_json(tmp_path / "run" / "recipe.json", about | {"data": str(tmp_path / "data")})
-    with pytest.raises(UnetlibError, match="no longer in"):
+    with pytest.raises(UnetlibError, match=r"lacks 2 patients .* Put back"):
         plots.make_figures(tmp_path / "run", device="cpu")
 
 

@@ -8,12 +8,12 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from unetlib import metrics, plots
+from unetlib.data.patients import find_cases
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients
 from unetlib.metrics import Counts
 from unetlib.prediction.predictor import Predictor
 from unetlib.show.plots import common
-from unetlib.support.files import read_csv, write_csv
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +39,13 @@ def test_the_ranked_patients_carry_the_prediction_of_the_network(evaluated):
         assert one.dice == pytest.approx(found) == dices[one.case.patient]
 
 
-def test_of_many_patients_the_middle_one_is_shown_and_of_few_nobody_twice(evaluated, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(evaluated[0], run)
-    table = run / "evaluation" / "patients.csv"
-    row = next(row for row in read_csv(table) if (row["grid"], row["slices"]) == ("native", "all"))
+def test_of_many_patients_the_middle_one_is_shown_and_of_few_nobody_twice(evaluated, cohort, monkeypatch):
+    run, _ = evaluated
+    monkeypatch.setattr("unetlib.show.plots.overlays.own_cases", lambda *_: find_cases(cohort).cases)
     names = [f"BraTS2021_{index:05d}" for index in (4, 2, 5, 3, 1)]
     for number, expected in ((5, [4, 5, 1]), (2, [4, 2]), (1, [4])):
-        rows = [row | {"patient": name, "dice": 0.9 - 0.1 * i} for i, name in enumerate(names[:number])]
-        write_csv(table, rows[::-1], row)
+        rows = [{"patient": name, "dice": 0.9 - 0.1 * i} for i, name in enumerate(names[:number])]
+        monkeypatch.setattr("unetlib.show.plots.overlays.read_patients", lambda _, rows=rows: rows)
         shown = plots.best_median_worst(run, "cpu")
         assert [one.case.id for one in shown] == [f"BraTS2021_{index:05d}" for index in expected]
         assert [one.rank for one in shown] == ["best", "median", "worst"][:number]

@@ -61,6 +61,74 @@ def test_a_threshold_that_is_changed_on_a_finished_run_changes_masks_and_scores_
     assert len(predict(copy, [image], tmp_path / "masks", device="cpu")) == 1
 
 
+def test_a_finished_run_says_what_has_changed_and_refuses_fewer_epochs(prepared, trained, copy, capsys):
+    recipe, files = copy.recipe, {path: path.read_bytes() for path in copy.folder.iterdir()}
+    for fewer in (1, recipe.epochs - 1):
+        with pytest.raises(UnetlibError, match=f"has been trained for {recipe.epochs} epochs; {fewer} were asked for"):
+            train(prepared, copy, recipe.but(epochs=fewer), device="cpu")
+    for change in ({"width": 8}, {"learning_rate": 0.1}, {"seed": 3}, {"batch_size": 2}):
+        with pytest.raises(UnetlibError, match="started with another recipe"):
+            train(prepared, copy, recipe.but(**change), device="cpu")
+    assert {path: path.read_bytes() for path in copy.folder.iterdir()} == files
+    train(prepared, copy, recipe, device="cpu")
+    assert capsys.readouterr().out.endswith("finished already.\n")
+    train(prepared, copy, recipe.but(threshold=0.7), device="cpu")
+    assert capsys.readouterr().out.endswith("finished already. Changed: threshold: 0.5 -> 0.7.\n")
+    train(prepared, copy, recipe.but(epochs=recipe.epochs + 1), device="cpu", max_steps=1)
+    assert f"step 0. Changed: epochs: {recipe.epochs} -> {recipe.epochs + 1}, threshold" in capsys.readouterr().out
+    train(prepared, copy, recipe, device="cpu")  # its last whole epoch
+    assert copy.recipe == recipe
+
+
+def test_fewer_epochs_than_are_done_are_refused_in_mid_training(prepared, tmp_path):
+    run = Run(tmp_path / "run")
+    train(prepared, run, SMALL.but(epochs=5), device="cpu", max_steps=15)
+    with pytest.raises(UnetlibError, match="has been trained for 2 epochs; 1 were asked for"):
+        train(prepared, run, SMALL.but(epochs=1), device="cpu")
+    assert run.recipe.epochs == 5
+
+
+def test_weights_alone_predict_by_the_fields_of_their_training_and_say_so(prepared, copy, tmp_path, capsys, cohort):
+    train(prepared, copy, copy.recipe.but(threshold=0.7), device="cpu")
+    (alone := Run(tmp_path / "alone")).folder.mkdir()
+    shutil.copy(copy.best, alone.best)
+    image = next(cohort.glob("*/*_flair.nii.gz"))
+    for run, told in ((copy, ""), (alone, f"{alone} has no recipe.json: threshold and mirror are those of")):
+        capsys.readouterr()
+        predict(run, [image], tmp_path / "masks" / run.folder.name, device="cpu")
+        out = capsys.readouterr().out
+        assert out.count("recipe.json") == out.count(told or "recipe.json") == bool(told)
+        assert told in Predictor.open(run, "cpu").note
+    assert Predictor.open(alone, "cpu").decision == Decision(0.5)
+    assert told in evaluate(alone, cohort, split="all", device="cpu")["note"]
+
+
+def test_weights_of_a_tuned_run_without_its_decision_get_advice_that_keeps_them(untuned, tmp_path, cohort):
+    (alone := Run(tmp_path / "alone")).folder.mkdir()
+    shutil.copy(Run(untuned).best, alone.best)
+    image = next(cohort.glob("*/*_flair.nii.gz"))
+    for file in (alone.best, alone.recipe_file):  # each time one file more
+        shutil.copy(Run(untuned).folder / file.name, file)
+        with pytest.raises(UnetlibError, match=r"Copy recipe\.json and decision\.json from the original run") as caught:
+            predict(alone, [image], tmp_path / "masks", device="cpu")
+        assert "unetlib train" not in str(caught.value)
+    alone.recipe_file.unlink()
+    for ask in (tune, evaluate):
+        with pytest.raises(UnetlibError, match=r"no recipe\.json\)\. Copy it from the original run"):
+            ask(alone, device="cpu")
+
+
+@pytest.mark.parametrize("none", [[], ()])
+def test_no_run_is_a_sentence(none, tmp_path):
+    for ask in (
+        lambda: evaluate(none),
+        lambda: predict(none, [tmp_path / "a.nii"], tmp_path),
+        lambda: Predictor.open([]),
+    ):
+        with pytest.raises(UnetlibError, match="no run was given"):
+            ask()
+
+
 def test_the_best_epoch_does_not_depend_on_the_threshold(prepared, trained, tmp_path):
     train(prepared, tmp_path / "run", Run.of(trained).recipe.but(threshold=0.9), device="cpu")
     one, other = (load_checkpoint(folder / BEST) for folder in (trained, tmp_path / "run"))
@@ -140,6 +208,14 @@ def test_messages_go_through_logging_and_a_program_may_silence_them(caplog, caps
     say("again")
     assert capsys.readouterr().out == "again\n"
     assert LOG.name == "unetlib"
+
+
+@pytest.mark.parametrize("show", ["", "show_messages(); "])
+def test_beside_a_handler_of_the_root_logger_a_message_appears_once(show):
+    code = "import logging; logging.basicConfig(level='INFO', format='%(message)s'); "
+    code += f"from unetlib.support.messages import say, show_messages; {show}say('done')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout + done.stderr).splitlines() == ["done"]
 
 
 def test_without_any_setting_a_script_sees_warnings_alone():

@@ -12,8 +12,8 @@ from unetlib.data.slices import (
     image_to_slices,
     mask_to_slices,
     slices_to_volume,
-    with_neighbours,
 )
+from unetlib.dataset import with_neighbours
 from unetlib.metrics import dice
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
@@ -306,7 +306,7 @@ def test_some_slices_are_those_of_all(normalise, z):
 @given(st.integers(1, 7), st.integers(0, 8))
 def test_every_slice_stands_between_its_neighbours(number, neighbours):
     slices = torch.arange(number * 4.0).reshape(number, 1, 2, 2)
-    found = with_neighbours(slices, neighbours)
+    found = torch.from_numpy(with_neighbours(slices.numpy(), np.arange(number), neighbours, 0, number - 1))
     assert found.shape == (number, 2 * neighbours + 1, 2, 2)
     for z in range(number):
         for channel in range(2 * neighbours + 1):

@@ -18,7 +18,7 @@ from unetlib.augment import augment, change_intensity, warp
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
-from unetlib.engine.hooks import move_average
+from unetlib.engine.steps import move_average
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
@@ -166,13 +166,13 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, ru
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
     suicide = (
-        "import os, signal, sys; from unetlib import cli; from unetlib.runs import hooks\n"
-        "save = hooks.save_checkpoint\n"
+        "import os, signal, sys; from unetlib import cli; from unetlib.runs import saving\n"
+        "save = saving.save_checkpoint\n"
         "def then_die(path, content, keep):\n"
         "    save(path, content, keep)\n"
         "    if content.get('progress', {}).get('step') == 4 and content['progress']['epoch'] == 1:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "hooks.save_checkpoint = then_die\n"
+        "saving.save_checkpoint = then_die\n"
         "cli.main(sys.argv[1:])"
     )
     killed = subprocess.run([sys.executable, "-c", suicide, *command[3:], "--checkpoint-every", "2"], check=False)
@@ -451,6 +451,34 @@ def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, t
     masks.flush()
     with pytest.raises(UnetlibError, match="no slice with tumour"):
         train(tmp_path / "p", tmp_path / "run", STRONG, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"recipe": {"width": 4}}, "train: recipe is .*; Recipe was expected"),
+        ({"recipe": "strong"}, "train: recipe is 'strong'; Recipe was expected"),
+        ({"max_steps": "3"}, "train: max_steps is '3'"),
+        ({"max_steps": 2.5}, "train: max_steps is 2.5"),
+        ({"checkpoint_every": None}, "train: checkpoint_every is None"),
+        ({"on_epoch": 3}, "train: on_epoch is 3; Callable or NoneType was expected"),
+        ({"hooks": Hook()}, "train: hooks is .*; Sequence was expected"),
+        ({"hooks": "abc"}, "train: hooks is 'abc'; Sequence was expected"),
+        ({"threads": "2"}, "train: threads is '2'"),
+        ({"device": 0}, "train: device is 0; str was expected"),
+        ({"start_from": 3}, "train: start_from is 3"),
+        ({"run": None}, "train: run is None"),
+    ],
+)
+def test_an_argument_of_another_type_is_a_sentence(prepared, tmp_path, given, words):
+    with pytest.raises(UnetlibError, match=words):
+        train(**({"data": prepared, "run": tmp_path / "run", "recipe": SMALL, "device": "cpu"} | given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_will_do(prepared, tmp_path):
+    steps = {"max_steps": np.int64(1), "checkpoint_every": np.int32(1)}
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu", **steps).step == 1
 
 
 NEW = ("crop", "neighbours", "balance", "schedule", "average", "upright", "warp", "intensity", "mirror", "tune")

@@ -126,7 +126,7 @@ def test_a_missing_validation_patient_is_a_sentence(run, tall_cohort, tmp_path):
     shutil.rmtree(tmp_path / "data" / gone)
     about = read_json(run / "recipe.json")
     (run / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
-    with pytest.raises(UnetlibError, match=rf"lacks the validation patients {gone}.*Put them back"):
+    with pytest.raises(UnetlibError, match=rf"lacks 1 patient that the run was made with.*{gone}.*Put back"):
         tune(run, "cpu")
     assert not (run / "decision.json").exists()
 
@@ -212,6 +212,6 @@ def test_a_case_that_could_not_be_prepared_is_not_tuned_on(tuned, run, tall_coho
     cohort, first = find_cases(tall_cohort), cases_of(tall_cohort, run, "val")[0]
     (tmp_path / "damaged.nii.gz").write_bytes(b"damaged")
     later = replace(first, id="later", images={"flair": Source((tmp_path / "damaged.nii.gz",))})
-    monkeypatch.setattr(tuning, "own_cohort", lambda _: replace(cohort, cases=[*cohort.cases, later]))
+    monkeypatch.setattr(tuning, "find_own", lambda _: replace(cohort, cases=[*cohort.cases, later]))
     tune(run, "cpu")
     assert read_json(run / "decision.json") == read_json(tuned / "decision.json")

@@ -49,6 +49,20 @@ def test_the_same_scans_renamed_relabelled_and_stored_anew_are_known(run, cohort
     assert "trained or validated on 8 of these cases" in evaluate(run, data=other, split="all", device="cpu")["note"]
 
 
+def test_a_further_run_that_does_not_say_whom_it_has_learned_from_is_noted(prepared, run, cohort, tmp_path):
+    train(prepared, tmp_path / "with", SMALL.but(epochs=1), device="cpu")
+    note = f"{tmp_path / 'with'} does not say which scans it was trained on"
+    other = as_brats_2023(cohort, tmp_path / "other")
+    for data in (None, other):
+        assert note not in evaluate([run, tmp_path / "with"], data, device="cpu")["note"]
+    (tmp_path / "with" / "provenance.json").unlink()
+    for data in (None, other):
+        summary = evaluate([run, tmp_path / "with"], data, device="cpu")
+        assert summary["note"].count(note) == 1
+        assert evaluate([run, tmp_path / "with"], data, device="cpu") == summary
+    assert note in evaluate(tmp_path / "with", other, device="cpu")["note"]
+
+
 def test_a_rescaled_scan_is_not_recognised(run, cohort, tmp_path):
     """As the README says."""
     other = as_brats_2023(cohort, tmp_path / "other", lambda voxels: voxels.astype(np.float32) * 2)

@@ -218,7 +218,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
 
-    sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
+    sub = command(figures, "draw curves, metrics, the network and overlays of a run, evaluated first if necessary")
     sub.add_argument(
         "run", type=flags.path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)"
     )

@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unetlib.checks import name_of, samples
 from unetlib.support.chance import balanced, shuffled
+from unetlib.support.errors import UnetlibError
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """A data set to train on: `SliceDataset`, or your own class with these two methods."""
 
@@ -31,7 +34,8 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
 
     `images`: (N, C, S, S) in 0..1, of C sequences. `masks`: (N, K, S, S) of 0 and 1, of K regions. `parts`: the
     positions of each part of the split. `cases`: the number of slices of each case; they are stored one after another,
-    from feet to head. `neighbours`: how many slices below and above are added to each slice as channels.
+    from feet to head. `neighbours`: how many slices below and above are added to each slice as channels. `name`: for
+    messages.
     """
 
     images: np.ndarray
@@ -39,6 +43,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     parts: Mapping[str, np.ndarray]
     cases: np.ndarray
     neighbours: int = 0
+    name: str = "SliceDataset"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -57,9 +62,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         The channels run from the slice below to the slice above, C for each. At the ends of a case, its first or
         last slice is repeated.
         """
-        first, last = self.bounds[indices].T[:, :, None]
-        near = (indices[:, None] + np.arange(-self.neighbours, self.neighbours + 1)).clip(first, last)
-        images = self.images[near].reshape(len(indices), -1, *self.images.shape[2:])
+        images = with_neighbours(self.images, indices, self.neighbours, *self.bounds[indices].T[:, :, None])
         return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(self.masks[indices].astype(np.float32))
 
     @cached_property
@@ -74,13 +77,29 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         return np.asarray(self.masks.reshape(len(self.masks), -1).any(1))
 
 
-def epoch_order(dataset: Trainable, balance: bool, seed: int, epoch: int) -> np.ndarray:
-    """Return the positions of the training samples of an epoch, in random order.
+def with_neighbours(images: np.ndarray, indices: np.ndarray, neighbours: int, first: Any, last: Any) -> np.ndarray:
+    """Return images (N, C, S, S) at `indices` (M,) with neighbours as channels, (M, (2 `neighbours` + 1) C, S, S).
 
-    With `balance` these are the slices with tumour and as many without, drawn anew in each epoch; `dataset` is then a
-    `SliceDataset`. A pure function of its arguments.
+    Beyond `first` and `last`, numbers or arrays (M, 1), the images at these positions are repeated.
     """
-    training = dataset.indices("train")
+    near = (indices[:, None] + np.arange(-neighbours, neighbours + 1)).clip(first, last)
+    return images[near].reshape(len(indices), -1, *images.shape[2:])
+
+
+def epoch_order(dataset: Trainable, balance: bool, seed: int, epoch: int) -> np.ndarray:
+    """Return the positions of the training samples of an epoch, in random order; a pure function of its arguments.
+
+    With `balance` these are the slices with tumour and as many without, drawn anew in each epoch; `dataset` then needs
+    the attribute `tumour` of `SliceDataset`. Raises `UnetlibError` if it lacks it, or nothing is left to train on.
+    """
+    training = samples(dataset, "train")
     if balance:
-        training = balanced(training, dataset.tumour[training], seed, epoch)  # type: ignore[attr-defined]
+        tumour = np.asarray(getattr(dataset, "tumour", ()), bool)
+        if len(tumour) <= training.max() or not (tumour := tumour[training]).any():
+            raise UnetlibError(
+                f"{name_of(dataset)}: the train part of the split has no slice with tumour, which balance needs. "
+                "Prepare again with another seed or more patients, or train without balance (your own data set says "
+                "in `tumour`, (N,) booleans, which slices show tumour)."
+            )
+        training = balanced(training, tumour, seed, epoch)
     return shuffled(training, seed, epoch)

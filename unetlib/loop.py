@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unetlib.augment import change
+from unetlib.checks import finite, get_batch, samples
 from unetlib.dataset import Trainable, epoch_order
 from unetlib.hooks import Engine, Hook
 from unetlib.losses import get_loss
@@ -47,7 +48,7 @@ class Loop:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
         self.loss = get_loss(recipe.loss)
         self.validated = network  # validated and saved; may be replaced by averaged weights
-        self.shown = len(self.order())  # samples per epoch
+        self.shown, self.validation = len(self.order()), samples(dataset, "val")  # samples per epoch; to validate on
         self.steps = -(-self.shown // recipe.batch_size)  # per epoch; the last one may have fewer samples
 
     def run(self) -> State:
@@ -75,7 +76,7 @@ class Loop:
         recipe, state, number = self.recipe, self.state, self.state.epoch * self.steps + self.state.step
         self.call_hooks("on_step_start")
         self.engine.seed(step_seed(recipe.seed, state.epoch, state.step))
-        images, masks = self.engine.to_device(self.dataset.batch(positions))
+        images, masks = self.engine.to_device(get_batch(self.dataset, positions))
         images, masks = change(images, masks, recipe, state.epoch, state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, number, recipe.epochs * self.steps)
@@ -84,7 +85,7 @@ class Loop:
         loss = self.loss(self.engine.forward(self.network, images), masks)
         self.engine.backward(loss)
         self.gradient_norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)  # before clipping
-        self.call_hooks("on_gradients", loss.item())
+        self.call_hooks("on_gradients", finite(loss.item(), recipe.learning_rate))
         self.optimizer.step()
         state.loss_sum += loss.item() * len(positions)
         state.step += 1
@@ -93,15 +94,14 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the mean loss and the Dice, pooled over the validation samples; the mean over several regions."""
-        network, positions = self.validated.eval(), self.dataset.indices("val")
-        loss_sum, counts = 0.0, []
+        network, positions, loss_sum, counts = self.validated.eval(), self.validation, 0.0, []
         for batch in np.split(positions, range(VALIDATION_BATCH, len(positions), VALIDATION_BATCH)):
-            images, masks = self.engine.to_device(self.dataset.batch(batch))
+            images, masks = self.engine.to_device(get_batch(self.dataset, batch))
             logits = self.engine.forward(network, images)
             loss_sum += self.loss(logits, masks).item() * len(batch)
             counts.append(count((torch.sigmoid(logits) >= 0.5).cpu().numpy(), masks.bool().cpu().numpy()))
-        pooled = dice(Counts.concatenate(counts).sum())
-        return {"val_loss": loss_sum / len(positions), "val_dice": float(pooled.mean())}
+        loss, pooled = loss_sum / len(positions), dice(Counts.concatenate(counts).sum())
+        return {"val_loss": finite(loss, self.recipe.learning_rate), "val_dice": float(pooled.mean())}
 
     def call_hooks(self, method: str, *values: float) -> None:
         """Call this method of every hook, in order."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unetlib.checks import require_shape
 from unetlib.support.errors import UnetlibError, brief
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -57,6 +58,7 @@ def get_loss(name: str) -> Loss:
     terms = [LOSSES[part] for part in names]
 
     def total(logits: Tensor, masks: Tensor) -> Tensor:
+        require_shape(logits, masks.shape)
         return torch.stack([term(logits, masks) for term in terms]).sum()
 
     return total

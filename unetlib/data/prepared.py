@@ -103,7 +103,7 @@ class Prepared:
             patients = self.split.patients(part)
             mine = np.array([case["patient"] in patients for case in cases])
             parts[part] = np.flatnonzero(np.repeat(mine, numbers))
-        return SliceDataset(self.images, self.masks, parts, numbers, neighbours)
+        return SliceDataset(self.images, self.masks, parts, numbers, neighbours, str(self.folder))
 
     def __str__(self) -> str:
         cases = self.about["cases"]

@@ -132,15 +132,6 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | No
     return back.permute(1, 3, 2, 0).contiguous().numpy()
 
 
-def with_neighbours(slices: Tensor, neighbours: int) -> Tensor:
-    """Return every slice of a volume (Z, C, S, S) with its neighbours as channels, (Z, (2 `neighbours` + 1) C, S, S).
-
-    Beyond the ends, the first or the last slice is repeated.
-    """
-    near = torch.arange(len(slices))[:, None] + torch.arange(-neighbours, neighbours + 1)
-    return slices[near.clamp(0, len(slices) - 1)].flatten(1, 2)
-
-
 def _planes(voxels: np.ndarray, z: np.ndarray | slice = ALL) -> Tensor:
     """Slices `z` of (X, Y, Z) as float32 (N, Y, X), shifted to 0 if single precision could merge nearby values."""
     slices = voxels.transpose(2, 1, 0)[z]

@@ -207,8 +207,9 @@ class _Trial:
             self.adam.step()
         return time.perf_counter() - start
 
-    def _watch(self, _: nn.Module, __: object, output: Tensor) -> None:
-        output.register_hook(self._check)
+    def _watch(self, _: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.requires_grad:  # a frozen layer gives one without
+            output.register_hook(self._check)
         self._check()
 
     def _check(self, _: Tensor | None = None) -> None:

@@ -18,7 +18,10 @@ from unetlib.data.split import PARTS
 from unetlib.evaluation.summary import (
     GRIDS,
     PATIENT_COLUMNS,
+    PATIENTS_FILE,
     SLICE_COLUMNS,
+    SLICES_FILE,
+    SUMMARY_FILE,
     TOLERANCE_MM,
     patient_rows,
     results,
@@ -27,7 +30,7 @@ from unetlib.evaluation.summary import (
 from unetlib.evaluation.unseen import choose
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.run import Run
-from unetlib.support.errors import UnetlibError
+from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, locked, read_json, refuse_link, sha256, takes_paths, write_csv, write_json
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say, warn
@@ -63,7 +66,7 @@ def evaluate(
         )
     if split not in (None, *PARTS, "all"):
         raise UnetlibError(f"there is no part {split!r}; {', '.join(PARTS)} or all was expected.")
-    runs = [Run.of(one) for one in run] if isinstance(run, list | tuple) else [Run.of(run)]  # type: ignore[arg-type]
+    runs = Run.several(run)
     folder = _folder(runs, data, split)
     cohort, cases, notes = choose(runs, data, split, folder, assume)
     predictor = Predictor.open(runs, device, threads=threads)
@@ -103,17 +106,17 @@ def evaluate(
             "surface": surface_summary(patients),
         }
         region = ("region",) if any("region" in row for row in rows) else ()
-        write_csv(folder / "slices.csv", rows, (*SLICE_COLUMNS, *region))
-        write_csv(folder / "patients.csv", patients, (*PATIENT_COLUMNS, *region))
-        write_json(folder / "summary.json", {**summary, "check": _check(folder, summary)})
+        write_csv(folder / SLICES_FILE, rows, (*SLICE_COLUMNS, *region))
+        write_csv(folder / PATIENTS_FILE, patients, (*PATIENT_COLUMNS, *region))
+        write_json(folder / SUMMARY_FILE, {**summary, "check": _check(folder, summary)})
         parts.remove()
-        return read_json(folder / "summary.json")
+        return read_json(folder / SUMMARY_FILE)
 
 
 def _done(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the summary of a finished evaluation, unless one of its files is of another, damaged or edited."""
     try:
-        summary = read_json(folder / "summary.json")
+        summary = read_json(folder / SUMMARY_FILE)
         others = {name: value for name, value in summary.items() if name != "check"}
         return summary if (summary["key"], summary["check"]) == (key, _check(folder, others)) else None
     except (UnetlibError, OSError, KeyError):
@@ -122,7 +125,7 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
 
 def _check(folder: Path, summary: dict[str, Any]) -> str:
     """Return a hash that shows whether a summary and the tables beside it belong together."""
-    return digest([summary, sha256(folder / "slices.csv", folder / "patients.csv")])
+    return digest([summary, sha256(folder / SLICES_FILE, folder / PATIENTS_FILE)])
 
 
 def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Path], strict: bool) -> dict[str, str]:
@@ -155,7 +158,7 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
     if data is None:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
-    if (folder / "summary.json").exists() and read_json(folder / "summary.json").get("data") != str(data):
+    if (path := folder / SUMMARY_FILE).exists() and read_json(path).get("data") != str(data):
         raise UnetlibError(f"{folder} holds the result of another folder of that name. Rename it first.")
     return folder
 
@@ -170,8 +173,14 @@ def score(
     """Return the counts of every slice and region on both grids, and the surface metrics of every region.
 
     `voxels`: (X, Y, Z) or (C, X, Y, Z) in LPS order. `truth`: (K, X, Y, Z) booleans. `spacing`: mm per voxel. `names`
-    are added to every row, and the number of the region if there are several.
+    are added to every row, and the number of the region if there are several. Raises `UnetlibError` unless truth and
+    prediction have the same regions.
     """
+    if len(truth) != predictor.channels[1]:
+        raise UnetlibError(
+            f"{names['case']} has masks of {counted(len(truth), 'region')}, and the predictor finds "
+            f"{predictor.channels[1]}. Use `score` with a reference for each of them."
+        )
     found, window = predictor.all_slices(voxels), Window.of(voxels, predictor.recipe)
     prediction = predictor.decision.mask(slices_to_volume(found, truth.shape[1:], window), spacing)
     small = mask_to_slices(truth, predictor.recipe, window=window).numpy()

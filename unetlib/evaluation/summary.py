@@ -11,6 +11,7 @@ from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval, dice
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.support.files import read_csv, takes_paths
 
+SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = "summary.json", "slices.csv", "patients.csv"
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
 SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid in GRIDS for name in COUNTS))
@@ -101,7 +102,7 @@ def results_table(summary: dict[str, Any]) -> str:
         return _table(summary)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UnetlibError(
-            f"the summary.json of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
+            f"the {SUMMARY_FILE} of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
             "run the same command again."
         ) from error
 
@@ -149,8 +150,8 @@ def _table(summary: dict[str, Any]) -> str:
 @takes_paths
 def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
     """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
-    table = read_csv(folder / "patients.csv", numbers=("dice",))
+    table = read_csv(path := folder / PATIENTS_FILE, numbers=("dice",))
     rows = [row for row in table if (row.get("grid"), row.get("slices")) == (grid, slices) and row.get("patient")]
     if not rows:
-        raise UnetlibError(f"{folder / 'patients.csv'} lacks the {grid} grid and {slices} slices. Evaluate again.")
+        raise UnetlibError(f"{path} lacks the {grid} grid and {slices} slices. Evaluate again.")
     return sorted(rows, key=lambda row: -float(row["dice"]))

@@ -1,5 +1,6 @@
 """Which patients a run may be tested on: its own test patients, unchanged, or others that it has not learned from."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from unetlib.data.patients import SHARE, Case, Cohort, find_cases
 from unetlib.data.sameness import copy_of, hash_voxels
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
-from unetlib.runs.provenance import as_recorded, find_own, learned, part_by_sign, require_unchanged, signs
+from unetlib.runs.provenance import find_own, learned, own_cases, part_by_sign, reasons, signs
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import digest, read_json, sha256, write_json
@@ -24,11 +25,16 @@ def choose(
     `data`, `part` and `assume` as in `evaluate`; the hashes of other data's images are stored in `folder`. Raises
     `UnetlibError` when a case is missing or has changed, no case is left, or a run has learned from another's patients.
     """
+    unknown = [
+        f"{run} does not say which scans it was trained on: they cannot be recognised, and the scores may be too high."
+        for run in runs[data is None :]
+        if not run.provenance.get("cases")
+    ]
     if data is None:
         cohort, chosen, notes = choose_own(runs[0], part)
         if part in (None, "test"):
             _refuse_known(runs, chosen)
-        return cohort, chosen, notes
+        return cohort, chosen, [*notes, *unknown]
     found = [choose_others(data, run, part, folder, assume) for run in runs]
     cohort, chosen, notes = found[0]
     for _, others, more in found[1:]:
@@ -36,7 +42,7 @@ def choose(
         notes = list(dict.fromkeys(notes + more))
     if not chosen:
         raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
-    return cohort, chosen, notes
+    return cohort, chosen, [*notes, *unknown]
 
 
 def _refuse_known(runs: list[Run], chosen: list[Case]) -> None:
@@ -56,23 +62,16 @@ def choose_own(run: Run, part: str | None) -> tuple[Cohort, list[Case], list[str
 
     Raises `UnetlibError` when a case is missing, or its image or mask has changed.
     """
-    found, split, known = find_own(run), run.split, run.provenance.get("cases", {})
-    cohort = as_recorded(found, run)
-    wanted = PARTS if part == "all" else (part or "test",)
-    parts = {
-        case.id: known.get(case.id, {}).get("part") if known else split.part_of(case.patient) for case in cohort.cases
-    }
-    chosen = [case for case in cohort.cases if parts[case.id] in wanted]
-    _require_all(split.patients(*wanted), {id for id in known if known[id]["part"] in wanted}, chosen, cohort)
-    require_unchanged(known, chosen, cohort)
-    notes = [_warning(chosen, parts), divided_note(found, known)]
+    cohort, known = find_own(run), run.provenance.get("cases", {})
+    chosen = own_cases(run, cohort, *(PARTS if part == "all" else (part or "test",)))
+    notes = [_warning(run.split.part_of(case.patient) for case in chosen), divided_note(cohort, known)]
     if not known:
         notes.append("The run has no provenance.json: whether its patients' files have changed was not checked.")
     return cohort, chosen, notes
 
 
-def _warning(chosen: list[Case], parts: dict[str, str | None]) -> str:
-    known = sum(parts[case.id] in ("train", "val") for case in chosen)
+def _warning(parts: Iterable[str | None]) -> str:
+    known = sum(part in ("train", "val") for part in parts)
     return f"The run was trained or validated on {known} of these cases: the scores are too high." if known else ""
 
 
@@ -107,18 +106,18 @@ def choose_others(
         if not chosen:
             raise UnetlibError(
                 f"{root}: none of its {counted(len(cohort.cases), 'case')} is in the part {part!r} of the split."
-                f"{_reasons(cohort)} Name another folder with --data or another part with --split."
+                f"{reasons(cohort)} Name another folder with --data or another part with --split."
             )
-        return cohort, chosen, [_warning(chosen, parts)]
+        return cohort, chosen, [_warning(parts[case.id] for case in chosen)]
     chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
     seen = len(cohort.cases) - len(chosen)
     if not chosen:
         raise UnetlibError(
             f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}): their "
-            f"scores would be too high.{_reasons(cohort)} Name another folder with --data, or ask for these with "
+            f"scores would be too high.{reasons(cohort)} Name another folder with --data, or ask for these with "
             "--split all."
             if seen
-            else f"{root} holds no patient who can be scored.{_reasons(cohort)}"
+            else f"{root} holds no patient who can be scored.{reasons(cohort)}"
         )
     note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on."
     first = {hashes[case.id].get("image", case.id): case for case in reversed(chosen)}
@@ -197,23 +196,3 @@ def _hash_image(case: Case) -> str:
         return hash_voxels(read_volume(case.images["flair"]).voxels)
     except UnetlibError:
         return ""
-
-
-def _require_all(planned: set[str], known: set[str], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when patients or cases of the run's own split are missing."""
-    if missing := sorted(planned - {case.patient for case in chosen}):
-        raise UnetlibError(
-            f"{cohort.root} lacks {counted(len(missing), 'patient')} of the split that the run was made with "
-            f"({first_of(missing, 5)}). Put them back, or score what is there with --data {cohort.root}."
-            f"{_reasons(cohort)}"
-        )
-    if missing := sorted(known - {case.id for case in chosen}):
-        raise UnetlibError(
-            f"{cohort.root} lacks {counted(len(missing), 'case')} that the run was made with ({first_of(missing, 5)}). "
-            f"Put them back, or score what is there with --data {cohort.root}.{_reasons(cohort)}"
-        )
-
-
-def _reasons(cohort: Cohort) -> str:
-    """Return which cases cannot be used, and why."""
-    return "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())

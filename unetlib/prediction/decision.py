@@ -91,6 +91,12 @@ def write_decision(run: Run, decision: Decision, mean_dice: float, patients: int
     write_json(run.decision_file, asdict(decision) | about)
 
 
+def how_to_decide(run: Run) -> str:
+    """Return how a run gets its decision; without the latest checkpoint, `train` would replace the weights."""
+    again = f"unetlib train PREPARED {run}" if run.latest.exists() else f"in Python with unetlib.tune({str(run)!r})"
+    return f"Copy {run.recipe_file.name} and {run.decision_file.name} from the original run, or choose again: {again}"
+
+
 def read_decision(run: Run, recipe: Recipe) -> Decision | None:
     """Return the decision of a run: the recipe's threshold, or the one tuned for its weights (`None` if not tuned yet).
 
@@ -101,7 +107,7 @@ def read_decision(run: Run, recipe: Recipe) -> Decision | None:
     path = run.decision_file
     if not path.exists():
         return None
-    content, advice = read_json(path), f"Delete it, then choose again with: unetlib train PREPARED {run}"
+    content, advice = read_json(path), f"Delete it. {how_to_decide(run)}"
     require(content, path, advice, threshold=one_of(*THRESHOLDS), smallest_ml=one_of(*SIZES_ML), weights=TEXT)
     if content["weights"] != run.weights:
         return None

@@ -36,7 +36,8 @@ def predict(
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
     `run` may be several runs, whose probabilities are averaged. The mask is uint8, 0 or 1, with the shape, affine and
-    header of the input. With `probabilities`, a float32 `<name>_probability.nii.gz` is written, too. `channel` picks
+    header of the input. With `probabilities`, a float32 `<name>_probability.nii.gz` is written, too. If the runs find
+    several regions, each has files of its own, such as `<name>_mask_0.nii.gz`. `channel` picks
     the FLAIR volume of a 4-D file. `assume` ("ras" or "lps") is the orientation of images that do not state one; their
     masks do not state one either, so that every program shows both in the same way. `threads` is the number of CPU
     threads, by default one for each idle processor. The description in a mask's header names its weights and image; the
@@ -46,7 +47,12 @@ def predict(
     fails if it cannot be used, has the name of another one, or has a mask from other weights or another image (unless
     `overwrite`). Raises `UnetlibError` at once for a run that cannot be used or a folder that cannot be written.
     """
-    predictor, kinds = Predictor.open(run, device, threads=threads), ("mask", "probability")[: 1 + probabilities]
+    if not images:
+        raise UnetlibError("no image was given; NIfTI files were expected.")
+    predictor, regions = Predictor.open(run, device, threads=threads), [""]
+    if predictor.channels[1] > 1:
+        regions = [f"_{region}" for region in range(predictor.channels[1])]
+    kinds = [kind + region for kind in ("mask", "probability")[: 1 + probabilities] for region in regions]
     jobs, failed = list[_Job](), list[str]()
     images = list({files_of(path): path for path in images}.values())  # .hdr and .img are one image
     for path in images:
@@ -70,8 +76,8 @@ def predict(
                 failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.source}: {unforeseen(error)}")
             else:
                 found = segment(predictor, volume)
-                for array, file in zip((found.mask.astype(np.uint8), found.probability), job.files, strict=False):
-                    _save_like(volume, volume.to_stored(array[0]), job.origin, file)
+                for array, file in zip((*found.mask.astype(np.uint8), *found.probability), job.files, strict=False):
+                    _save_like(volume, volume.to_stored(array), job.origin, file)
                     say(str(file))
             bar.update()
     if failed:
@@ -95,7 +101,7 @@ class _Job:
         source: Source,
         images: list[Path],
         out: Path,
-        kinds: tuple[str, ...],
+        kinds: list[str],
         weights: str,
         overwrite: bool,
     ) -> "_Job":

@@ -11,13 +11,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from unetlib.data.slices import Window, image_to_slices, slices_to_volume, with_neighbours
+from unetlib.data.slices import Window, image_to_slices, slices_to_volume
+from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
-from unetlib.prediction.decision import Decision, read_decision
+from unetlib.prediction.decision import Decision, how_to_decide, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
-from unetlib.runs.run import SHIPPED, Run
-from unetlib.support.errors import UnetlibError
+from unetlib.runs.run import SHIPPED, Run, channels_of
+from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest
 from unetlib.support.messages import say
 
@@ -28,27 +29,39 @@ GRID = ("image_size", "crop")  # these fields determine the grid, which all memb
 class Predictor(ABC):
     """Predicts probabilities; `recipe` says how its input is made, `decision` how its output becomes a mask.
 
-    `key` is a hash of everything that its masks depend on, `epoch` the epoch of its weights, `note` a warning for the
-    readers of its results.
+    `key` is a hash of everything that its masks depend on, `epoch` the epoch of its weights, `channels` how many
+    sequences it takes and regions it gives, `note` a warning for the readers of its results, `members` what it wraps.
     """
 
     recipe: Recipe
     decision: Decision
     key: str
     epoch: int
+    channels: tuple[int, int] = 1, 1
+    members: "Sequence[Predictor]" = ()
 
     @property
     def note(self) -> str:
-        """Read when it is asked for: it takes the latest checkpoint, which a prediction does not need."""
-        return ""
+        """Those of the members, each once; read when asked for, since a prediction needs no latest checkpoint."""
+        return " ".join(filter(None, dict.fromkeys(one.note for one in self.members)))
 
     @abstractmethod
     def slices(self, slices: Tensor) -> Tensor:
         """Return the probability of each region, float32 (N, K, S, S) in 0..1, for prepared slices (N, C, S, S)."""
 
     def all_slices(self, voxels: np.ndarray) -> Tensor:
-        """Return the probabilities, float32 (Z, K, S, S), on the model's grid of a volume (X, Y, Z) or (C, X, Y, Z)."""
-        return self.slices(with_neighbours(image_to_slices(voxels, self.recipe), self.recipe.neighbours))
+        """Return the probabilities, float32 (Z, K, S, S), on the model's grid of a volume (X, Y, Z) or (C, X, Y, Z).
+
+        Raises `UnetlibError` for a volume of another shape or number of sequences.
+        """
+        if {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
+            raise UnetlibError(
+                f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
+                "(X, Y, Z) or (C, X, Y, Z) was expected. Files hold one sequence: give several to `Predictor.volume`."
+            )
+        small = image_to_slices(voxels, self.recipe).numpy()
+        near = with_neighbours(small, np.arange(len(small)), self.recipe.neighbours, 0, len(small) - 1)
+        return self.slices(torch.from_numpy(near))
 
     def volume(self, voxels: np.ndarray) -> np.ndarray:
         """Return the probabilities, float32 (K, X, Y, Z), of every voxel of a volume (X, Y, Z) or (C, X, Y, Z).
@@ -69,12 +82,9 @@ class Predictor(ABC):
         `decision` replaces the run's own. `threads`: number of CPU threads, by default one for each idle processor.
         Raises `UnetlibError` when a run cannot be used, or its decision has not been made yet.
         """
-        if isinstance(run, list | tuple):
-            if not run:
-                raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
-            members = [Predictor.open(one, device, decision, threads) for one in run]
-            return Ensemble(members) if len(members) > 1 else members[0]
-        run = Run.to_read(run)  # type: ignore[arg-type]
+        run, *others = Run.several(run)
+        if others:
+            return Ensemble([Predictor.open(one, device, decision, threads) for one in (run, *others)])
         if not run.weights and len(run.members) > 1:
             raise UnetlibError(
                 f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
@@ -84,8 +94,8 @@ class Predictor(ABC):
         decision = decision or read_decision(run, recipe)
         if decision is None:
             raise UnetlibError(
-                f"{run}: threshold and smallest component have not been chosen for these weights yet. Let the training "
-                f"finish: unetlib train PREPARED {run} (in Python: unetlib.tune)"
+                f"{run}: threshold and smallest component have not been chosen for these weights yet. "
+                f"{how_to_decide(run)}"
             )
         if recipe.members > 1:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in run.members], decision)
@@ -94,7 +104,10 @@ class Predictor(ABC):
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
         best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
-        own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads)
+        before, regions = channels_of(content, run.best)
+        near = 1 + 2 * recipe.neighbours
+        channels = (before or near) // near, regions
+        own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads, channels)
         return Mirrored(own) if recipe.mirror else own
 
 
@@ -110,6 +123,7 @@ class Trained(Predictor):
     best: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says of its weights
     run: Run | None = None
     threads: int | None = None  # None: one for each idle processor
+    channels: tuple[int, int] = 1, 1
 
     def __post_init__(self) -> None:
         self.epoch = self.best.get("epoch", 0)
@@ -121,13 +135,15 @@ class Trained(Predictor):
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
-        """Return the sigmoid of the network's logits; raises `UnetlibError` where they are not finite."""
+        """Return the sigmoid of the network's logits; raises `UnetlibError` if they or the images are not finite."""
         self.network.eval()
         found = []
         with prediction_threads(self.fabric, self.threads):
             for batch in slices.split(BATCH):
                 found.append(torch.sigmoid(self.network(self.fabric.to_device(batch))).float().cpu())
         if not torch.isfinite(probabilities := torch.cat(found)).all():
+            if not slices.isfinite().all():
+                raise UnetlibError("the volume holds NaN or infinite values; finite numbers were expected. Repair it.")
             raise UnetlibError(
                 "the network gives NaN: its weights are damaged. Restore the checkpoint, or train again."
             )
@@ -138,39 +154,35 @@ class Mirrored(Predictor):
     """The mean of a predictor's probabilities for a slice and for its mirror image."""
 
     def __init__(self, inner: Predictor) -> None:
-        self.inner, self.recipe, self.decision = inner, inner.recipe, inner.decision
-        self.key, self.epoch = inner.key, inner.epoch
-
-    @property
-    def note(self) -> str:
-        """That of the predictor."""
-        return self.inner.note
+        self.members, self.recipe, self.decision = [inner], inner.recipe, inner.decision
+        self.key, self.epoch, self.channels = inner.key, inner.epoch, inner.channels
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of both, after flipping the second one back."""
-        return (self.inner.slices(slices) + self.inner.slices(slices.flip(-1)).flip(-1)) / 2
+        (inner,) = self.members
+        return (inner.slices(slices) + inner.slices(slices.flip(-1)).flip(-1)) / 2
 
 
 class Ensemble(Predictor):
     """The mean of the probabilities of several predictors, each with input made by its own recipe.
 
-    Its decision is the mean of theirs, unless one is given. Raises `UnetlibError` when their grids differ.
+    Its decision is the mean of theirs, unless one is given. Raises `UnetlibError` when their grids, sequences or
+    regions differ.
     """
 
     def __init__(self, members: Sequence[Predictor], decision: Decision | None = None) -> None:
-        self.members, self.recipe = members, members[0].recipe
-        grids = [{name: getattr(member.recipe, name) for name in GRID} for member in members]
-        if differences := "; ".join(filter(None, (changed(grids[0], grid) for grid in grids))):
-            raise UnetlibError(f"the runs cannot be averaged: their grids differ ({differences}). Name others.")
+        self.members, self.recipe, self.channels = members, members[0].recipe, members[0].channels
+        forms = [
+            {name: getattr(one.recipe, name) for name in GRID}
+            | dict(zip(("sequences", "regions"), one.channels, strict=True))
+            for one in members
+        ]
+        if differences := "; ".join(filter(None, (changed(forms[0], form) for form in forms))):
+            raise UnetlibError(f"the runs cannot be averaged: they differ ({differences}). Name others.")
         thresholds, sizes = zip(*((one.decision.threshold, one.decision.smallest_ml) for one in members), strict=True)
         self.decision = decision or Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
         self.key = digest([*(one.key for one in members), self.decision.threshold, self.decision.smallest_ml])
         self.epoch = max(one.epoch for one in members)
-
-    @property
-    def note(self) -> str:
-        """The notes of all members, each once."""
-        return " ".join(filter(None, dict.fromkeys(one.note for one in self.members)))
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of the members' probabilities; raises `UnetlibError` if their input differs."""

@@ -7,15 +7,16 @@ import numpy as np
 from unetlib.data.patients import read_case
 from unetlib.prediction.decision import Decision, choose, dice_table, read_decision, write_decision
 from unetlib.prediction.predictor import Predictor
-from unetlib.runs.provenance import own_cohort, require_unchanged
+from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import locked, read_json, write_json
+from unetlib.support.errors import counted
+from unetlib.support.files import locked, read_json, takes_paths, write_json
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
 
+@takes_paths
 def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision:
     """Choose threshold and smallest component for `best_model.pth` of a run, and write them to `decision.json`.
 
@@ -31,30 +32,22 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             with locked(run.folder):
                 parts.remove()
         return known
-    member_of = {patient: member for member in run.members for patient in member.split.val}
-    patients = {*member_of}
-    cohort, prepared = own_cohort(run), run.provenance.get("cases", {})
-    cases = [case for case in cohort.cases if case.patient in patients and (not prepared or case.id in prepared)]
-    require_unchanged(prepared, cases, cohort)
-    if missing := sorted(patients - {case.patient for case in cases}):
-        raise UnetlibError(
-            f"{cohort.root} lacks the validation patients {', '.join(missing)}, on which threshold and smallest "
-            f"component are chosen. Put them back; if the data were moved, change `data` in {run.recipe_file}."
-        )
+    cohort = find_own(run)
+    asked = [(member, case) for member in run.members for case in own_cases(member, cohort, "val")]
+    cases, patients = [case for _, case in asked], {case.patient for _, case in asked}
     with locked(run.folder):
         parts, weights = Parts.open(run.folder), {member: member.weights for member in run.members}
         paths = {
-            case.id: parts.path(case.id, weights[member_of[case.patient]], case.stamp(cohort.root), recipe.mirror)
-            for case in cases
+            case.id: parts.path(case.id, weights[member], case.stamp(cohort.root), recipe.mirror)
+            for member, case in asked
         }
-        todo = [case for case in cases if not paths[case.id].exists()]
+        todo = [(member, case) for member, case in asked if not paths[case.id].exists()]
         threshold = Decision(recipe.threshold)
         predictors = {member: Predictor.open(member, device, threshold, threads) for member in run.members}
         with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
-            for case in todo:
-                predictor = predictors[member_of[case.patient]]
+            for member, case in todo:
                 volume, truth, _ = read_case(case)
-                table = dice_table(predictor.volume(volume.voxels)[0], truth, volume.spacing)
+                table = dice_table(predictors[member].volume(volume.voxels)[0], truth, volume.spacing)
                 write_json(paths[case.id], {"dice": table})
                 bar.update()
         by_patient: dict[str, list[list[list[float]]]] = {}

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -84,20 +84,43 @@ def find_own(run: Run) -> Cohort:
 
     Raises `UnetlibError` when it is not there.
     """
-    about = run.about()
-    if not about["data"]:
-        raise UnetlibError(f"{run} was trained on your own data set. Name a folder of patients with --data.")
-    if not (root := Path(about["data"])).exists():
+    if not (root := run.data).exists():
         raise UnetlibError(
             f"{root}, where the patients were, no longer exists. If they were moved, change `data` in "
             f"{run.recipe_file}; to score others, name their folder with --data."
         )
-    return find_cases(root, assume=about.get("assume"))
+    return find_cases(root, assume=run.about().get("assume"))
 
 
-def own_cohort(run: Run) -> Cohort:
-    """Return the cohort that a run was prepared from, with the patient names of its split."""
-    return as_recorded(find_own(run), run)
+def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
+    """Return a run's cases of the `wanted` parts, with the patient names of its split.
+
+    `cohort`: that of `find_own`. Raises `UnetlibError` when a case is missing, or its image or mask has changed.
+    """
+    split, known = run.split, run.provenance.get("cases", {})
+    patients = split.patients()
+    chosen = [
+        case
+        for case in _as_recorded(cohort.cases, known, patients)
+        if (known.get(case.id, {}).get("part") if known else split.part_of(case.patient)) in wanted
+    ]
+    for unit, planned, there in (
+        ("patient", split.patients(*wanted), {case.patient for case in chosen}),
+        ("case", {id for id in known if known[id]["part"] in wanted}, {case.id for case in chosen}),
+    ):
+        if missing := sorted(planned - there):
+            raise UnetlibError(
+                f"{cohort.root} lacks {counted(len(missing), unit)} that the run was made with "
+                f"({first_of(missing, 5)}). Put back what is missing; if the data were moved, change `data` in "
+                f"{run.recipe_file}; to score what is there, use --data {cohort.root}.{reasons(cohort)}"
+            )
+    _require_unchanged(known, chosen, cohort)
+    return chosen
+
+
+def reasons(cohort: Cohort) -> str:
+    """Return which cases cannot be used, and why."""
+    return "".join(f" {name}: {reason}" for name, reason in cohort.left_out.items())
 
 
 def learned(run: Run) -> dict[str, dict[str, Any]]:
@@ -126,22 +149,17 @@ def part_by_sign(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     return {sign: case["part"] for case in last_first for sign in signs(case)}
 
 
-def as_recorded(cohort: Cohort, run: Run) -> Cohort:
-    """Return the cases of a run's own data with the patient names of its split.
+def _as_recorded(cases: Iterable[Case], known: dict[str, dict[str, Any]], patients: set[str]) -> Iterator[Case]:
+    """Yield the cases of a run's own data with the names of the `patients` of its split.
 
     An older version may have named patients differently, or `patients.csv` may have been added later.
     """
-    known, split = run.provenance.get("cases", {}), run.split.patients()
-
-    def patient(case: Case) -> str:
-        if case.id in known:
-            return str(known[case.id]["patient"])
-        return case.id if case.id in split else case.patient  # before 0.3 only the split was recorded
-
-    return replace(cohort, cases=tuple(replace(case, patient=patient(case)) for case in cohort.cases))
+    for case in cases:  # before 0.3 only the split was recorded
+        name = case.id if case.id in patients else case.patient
+        yield replace(case, patient=known[case.id]["patient"] if case.id in known else name)
 
 
-def require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
+def _require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
     """Raise `UnetlibError` when images or masks of a run's own patients have changed.
 
     Voxels are compared, so files may be renamed or compressed again.

@@ -1,20 +1,22 @@
 """Start or resume a run: what its latest checkpoint must hold, and what must not have changed since."""
 
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from unetlib.checks import get_batch, samples
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
 from unetlib.dataset import Trainable
-from unetlib.loop import State
+from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, Recipe, changed
 from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
 from unetlib.runs.provenance import learned, part_by_sign, signs
 from unetlib.runs.run import Run, read_recipe
-from unetlib.support.errors import UnetlibError, counted, first_of, made_by
+from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.support.files import digest, read_csv, require_empty, sha256, write_csv, write_json
+from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
@@ -48,7 +50,12 @@ def write_recipe(
     run: Run, data: Prepared | Trainable, recipe: Recipe, prepared: dict[str, str], start_from: str | None = None
 ) -> None:
     """Write the recipe and the split of a run, and what it is trained on."""
-    about = {"unetlib": begun_by(run), "recipe": recipe.as_dict(), "prepared": prepared, "start_from": start_from}
+    about = {
+        "unetlib": made_by(recorded(run)),
+        "recipe": recipe.as_dict(),
+        "prepared": prepared,
+        "start_from": start_from,
+    }
     if isinstance(data, Prepared):
         data.split.save(run.split_file)
         write_json(run.recipe_file, about | {"data": str(data.data)} | ({"assume": data.assume} if data.assume else {}))
@@ -63,7 +70,7 @@ def describe_members(run: Run) -> None:
     write_json(run.recipe_file, {**own, "recipe": fields, "start_from": first.about()["start_from"]})
     write_json(run.provenance_file, {**first.provenance, "recipe": fields})
     rows = zip(*(read_csv(one.history_file, numbers=HISTORY_COLUMNS) for one in run.members), strict=True)
-    means = [{name: float(np.mean([float(row[name]) for row in same])) for name in HISTORY_COLUMNS} for same in rows]
+    means = [{name: sum(float(row[name]) for row in same) / len(same) for name in HISTORY_COLUMNS} for same in rows]
     write_history(run, [{**row, "epoch": int(row["epoch"])} for row in means])
 
 
@@ -90,9 +97,13 @@ def contents_of(data: Prepared | Trainable) -> dict[str, str]:
     """Return what a run is tied to: the contents of prepared slices, or a hash of some samples of another data set."""
     if isinstance(data, Prepared):
         return data.contents
-    samples = [[*map(int, data.indices(part))] for part in ("train", "val")]
-    arrays = [array for some in samples for array in data.batch(np.array(some[:4]))]
-    return {"data": digest([samples, *(array.double().sum((1, 2, 3)).tolist() for array in arrays)])}
+    positions = [samples(data, part) for part in ("train", "val")]
+    arrays = [array for some in positions for array in get_batch(data, some[:4])]
+    return {
+        "data": digest(
+            [[some.tolist() for some in positions], *(array.double().sum((1, 2, 3)).tolist() for array in arrays)]
+        )
+    }
 
 
 def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -> str | None:
@@ -117,12 +128,11 @@ def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -
     return first
 
 
-def begun_by(run: Run) -> str:
-    """Return the version of the library that started a run: this one if its recipe is missing or damaged."""
-    try:
-        return made_by(run.about()) if run.exists else __version__
-    except UnetlibError:
-        return __version__
+def recorded(run: Run) -> dict[str, Any]:
+    """Return the content of `recipe.json`; that of a new run if it is missing or damaged."""
+    with suppress(UnetlibError):
+        return run.about()
+    return {"unetlib": __version__}
 
 
 def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | Trainable) -> None:
@@ -169,36 +179,48 @@ def resume(
     content: dict[str, Any],
     network: nn.Module,
     average: nn.Module | None,
-    optimizer: Any,
-) -> State:
-    """Load a checkpoint into network, average and optimizer, and return its state."""
+    loop: Loop,
+) -> None:
+    """Load a checkpoint into network, average and loop, and say so; raises `UnetlibError` if it is beyond its end."""
     load_weights(network, content, run.latest)
-    load_optimizer(optimizer, content, run.latest)
+    load_optimizer(loop.optimizer, content, run.latest)
     if average is not None:
         load_weights(average, {"model": content.get("average")}, run.latest)
     require(content["progress"], f"{run.latest}, progress", RESTORE, **PROGRESS)
-    state = State(**{name: content["progress"][name] for name in PROGRESS})
+    state = loop.state = State(**{name: content["progress"][name] for name in PROGRESS})
     if len(state.history) != state.epoch:
         raise UnetlibError(f"{run.latest}: {len(state.history)} rows of history after {state.epoch} epochs. {RESTORE}")
-    return state
+    if state.step > loop.steps:
+        raise UnetlibError(f"{run.latest} is at step {brief(state.step)}, which no epoch has. Delete it to start over.")
+    if state.epoch > loop.recipe.epochs:
+        raise UnetlibError(
+            f"{run} has been trained for {counted(state.epoch, 'epoch')}; {loop.recipe.epochs} were asked for. Ask for "
+            "as many at least, or choose a new run folder."
+        )
+    now = loop.recipe.as_dict()
+    news = changed({**now, **recorded(run).get("recipe", {})}, now)
+    finished = state.epoch == loop.recipe.epochs
+    where = "finished already" if finished else f"resumed at epoch {state.epoch + 1}, step {state.step}"
+    say(f"{run}: {where}." + (f" Changed: {news}." if news else ""))
 
 
 def refuse_changes(
     content: dict[str, Any],
     run: Run,
     data: Prepared | Trainable,
+    now: dict[str, str],
     recipe: Recipe,
     channels: tuple[int, int],
     first: str | None,
 ) -> None:
     """Raise `UnetlibError` if a run would resume with another recipe, other slices or other first weights.
 
-    The fields of the stage `predict` may change.
+    `now`: the contents of `data`. The fields of the stage `predict` may change.
     """
     hint = f"It is not a training checkpoint (perhaps a copy of {run.best.name}?). {RESTORE}"
     require(content, run.latest, hint, optimizer=RECORD, progress=RECORD, prepared=RECORD)
     advice = "Choose a new run folder, or use what the run was started with."
-    before, now = content["prepared"], contents_of(data)
+    before = content["prepared"]
     if isinstance(data, Prepared):
         before = {**Recipe.published.stage(PREPARE), **before}
         if before.get("data") == data.digest("sha256"):  # the hash that version 0.3 stored

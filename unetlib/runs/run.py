@@ -1,5 +1,6 @@
 """The folder of a training run; no other code knows the names of its files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,21 @@ from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, home, read_json, sha256
+from unetlib.support.messages import warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
 
 PHANTOMS = "phantoms"  # the name of the run that comes with the library
 SHIPPED = Path(__file__).parents[1] / "phantom" / "run"
+
+
+class _File:
+    """The path of a file or folder in a run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: "Run", _: type) -> Path:
+        return run.folder / self.name
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,15 @@ class Run:
     """
 
     folder: Path
+    latest = _File("latest_checkpoint.pth")  # checkpoint to resume from
+    recipe_file = _File("recipe.json")  # recipe, prepared slices and data
+    split_file = _File("split.json")  # patients for training, validation and testing
+    history_file = _File("history.csv")  # one row for each epoch
+    provenance_file = _File("provenance.json")  # cases, software and machines
+    decision_file = _File("decision.json")  # threshold and smallest component, as chosen on validation patients
+    evaluation = _File("evaluation")  # folder of the scores of the run's own test patients; subfolders hold others
+    figures = _File("figures")  # folder
+    card = _File("card")  # folder of the model card
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", home(self.folder))  # a text will do, and `~`
@@ -45,6 +66,14 @@ class Run:
         found = cls.of(run)
         return cls(SHIPPED) if str(found) == PHANTOMS and not found.exists else found
 
+    @classmethod
+    def several(cls, runs: "Run | Path | str | Sequence[Run | Path | str]") -> "list[Run]":
+        """Return one run to read, or each of several; raises `UnetlibError` if there are none."""
+        found = [*map(cls.to_read, runs)] if isinstance(runs, list | tuple) else [cls.to_read(runs)]  # type: ignore[arg-type]
+        if not found:
+            raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
+        return found
+
     def __str__(self) -> str:
         return PHANTOMS if self.folder == SHIPPED else str(self.folder)
 
@@ -52,40 +81,10 @@ class Run:
         return str(self.folder)
 
     @property
-    def latest(self) -> Path:
-        """Checkpoint to resume from."""
-        return self.folder / "latest_checkpoint.pth"
-
-    @property
     def best(self) -> Path:
         """Weights of the epoch with the highest validation Dice."""
         packed = self.folder / "best_model.safetensors"  # of the run that comes with the library
         return packed if packed.exists() else self.folder / "best_model.pth"
-
-    @property
-    def recipe_file(self) -> Path:
-        """Recipe, prepared slices and data of the run."""
-        return self.folder / "recipe.json"
-
-    @property
-    def split_file(self) -> Path:
-        """Patients for training, validation and testing."""
-        return self.folder / "split.json"
-
-    @property
-    def history_file(self) -> Path:
-        """Table with one row for each epoch."""
-        return self.folder / "history.csv"
-
-    @property
-    def provenance_file(self) -> Path:
-        """Cases, software and machines."""
-        return self.folder / "provenance.json"
-
-    @property
-    def decision_file(self) -> Path:
-        """Threshold and smallest component, as chosen on validation patients."""
-        return self.folder / "decision.json"
 
     @property
     def members(self) -> "tuple[Run, ...]":
@@ -106,21 +105,6 @@ class Run:
         return sha256(files[0]) if len(files) == 1 else digest([sha256(file) for file in files])
 
     @property
-    def evaluation(self) -> Path:
-        """Folder of the scores of the run's own test patients; other scores are in its subfolders."""
-        return self.folder / "evaluation"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of figures."""
-        return self.folder / "figures"
-
-    @property
-    def card(self) -> Path:
-        """Folder of the model card."""
-        return self.folder / "card"
-
-    @property
     def exists(self) -> bool:
         """Whether a run was started here."""
         return self.recipe_file.exists()
@@ -129,13 +113,26 @@ class Run:
         """Return the content of `recipe.json`; raises `UnetlibError` when it is missing, damaged or invalid."""
         path = self.recipe_file
         if not path.is_file():
-            raise UnetlibError(
-                f"{self} is not a run folder (it has no {path.name}). Train first: unetlib train PREPARED {self}"
+            advice = (
+                "Copy it from the original run."
+                if self.best.exists()
+                else f"Train first: unetlib train PREPARED {self}"
             )
+            raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {advice}")
         about, assume = read_json(path), optional(one_of(None, *ASSUMABLE))
         require(about, path, "Restore it.", recipe=RECORD, prepared=RECORD, data=TEXT, assume=assume)
         read_recipe(about["recipe"], path)
         return about
+
+    @property
+    def data(self) -> Path:
+        """The folder of patients that it was prepared from; raises `UnetlibError` if it was trained on other data."""
+        if data := self.about()["data"]:
+            return Path(data)
+        raise UnetlibError(
+            f"{self} was trained on your own data set, so it has no patients to tune, test or draw. To score it, name "
+            f"a folder of patients: unetlib evaluate {self} --data DATA"
+        )
 
     @property
     def recipe(self) -> Recipe:
@@ -170,8 +167,10 @@ class Run:
         load_weights(network, content, path)
         if self.exists:
             own = self.recipe
-            recipe = recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed)
-        return network.eval(), recipe, content
+            return network.eval(), recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed), content
+        note = f"{self} has no {self.recipe_file.name}: threshold and mirror are those of the training."
+        warn(note)
+        return network.eval(), recipe, {**content, "note": " ".join(filter(None, (content.get("note"), note)))}
 
     def caveats(self, best: dict[str, Any] | None = None) -> str:
         """Return warnings if the weights `best`, by default its own, are not those of a finished training; else ""."""

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
+from unetlib.checks import get_batch, name_of, samples
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
-from unetlib.engine.hooks import AveragedWeights, Bar, FiniteLoss, Stop, stop_on_signal
+from unetlib.engine.parallel import share_statistics
+from unetlib.engine.steps import AveragedWeights, Bar, Stop, stop_on_signal
 from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe, mixed_presets
-from unetlib.runs.hooks import Checkpoints, Farewell, History, Rows
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     begin_with,
@@ -34,12 +35,14 @@ from unetlib.runs.resume import (
     write_recipe,
 )
 from unetlib.runs.run import SHIPPED, Run
-from unetlib.support.errors import UnetlibError, brief, counted
-from unetlib.support.files import home, locked
+from unetlib.runs.saving import Checkpoints, Farewell, History, Rows
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.files import home, locked, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import first_process, say
 
 
+@takes_paths
 def train(
     data: Prepared | Trainable | Path | str,
     run: Run | Path | str,
@@ -64,9 +67,9 @@ def train(
     default the run keeps its number, or measures which is fastest. If the recipe has `tune`, call `tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
-    schedule is constant, and the fields of the stage `predict` always), from other weights or on other slices, when
-    another process is training it, when there is nothing to train on, or when the loss is no longer finite;
-    `KeyboardInterrupt` when Ctrl-C or SIGTERM stopped it.
+    schedule is constant, but not to fewer than are done, and the fields of the stage `predict` always), from other
+    weights or on other slices, when another process is training it, when there is nothing to train on or a batch is not
+    as it should be, or when the loss is no longer finite; `KeyboardInterrupt` when Ctrl-C or SIGTERM stopped it.
     """
     for name, steps in (("checkpoint_every", checkpoint_every), ("max_steps", max_steps)):
         if steps is not None and steps < 1:
@@ -140,7 +143,7 @@ def _train(
         say(f"{run}: {hint}")
     with stop_on_signal() as asked, progress(members * total, "train", "step", place * total + done) as bar:
         bar.leave = place == members - 1
-        stop = Stop(asked, loop.engine, options.max_steps)
+        stop = Stop(asked, loop.engine.fabric, options.max_steps)
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
         always, checkpoints = loop.hooks[:-1], loop.hooks[-1]
         loop.hooks = [*always, Bar(bar), *options.hooks, stop, checkpoints, Farewell(stop), history]
@@ -157,11 +160,16 @@ def open_loop(
     checkpoint_every: int = 100,
 ) -> Loop:
     """Start a run, or resume it from its latest checkpoint, with the hooks that it always has; see `train`."""
-    engine = FabricEngine.start(device, recipe.precision)
+    engine = FabricEngine(device, recipe.precision)
     own = data.about["recipe"] if isinstance(data, Prepared) else {}
     recipe = recipe.but(**own, precision=resolve_precision(recipe.precision, engine.device))
     dataset: Trainable = data.dataset(recipe.neighbours) if isinstance(data, Prepared) else data
-    shape, channels = _require_samples(data, dataset)
+    shape, regions = _shape(dataset, recipe)
+    channels, contents = (shape[0], regions), contents_of(data)
+    if recipe.tune and not own:
+        raise UnetlibError(
+            "recipe: tune needs the patients of a prepared folder; for your own data set, set it to False."
+        )
     if first_process():
         restore_checkpoints(run)
     engine.fabric.barrier()
@@ -170,90 +178,59 @@ def open_loop(
         start_from = Run(SHIPPED)
     first = first_weights(run, start_from, content)
     if content is not None:
-        refuse_changes(content, run, data, recipe, channels, first)
+        refuse_changes(content, run, data, contents, recipe, channels, first)
         first = content.get("start_from")
     network = build_network(recipe, *channels).to(engine.device)
     if content is None and start_from is not None:
         begin_with(network, start_from, recipe, data)
     average = copy.deepcopy(network) if recipe.average else None
-    engine.share_statistics(network)
+    if engine.fabric.world_size > 1:
+        share_statistics(network)
     loop = Loop(engine.setup(network), dataset, recipe, engine=engine)
     if content is not None:
-        loop.state = resume(run, content, network, average, loop.optimizer)
-    averaging = []
+        resume(run, content, network, average, loop)
     if average is not None:
-        loop.validated, averaging = engine.setup(average), [AveragedWeights(network, average)]
-    _require_steps(loop, data, run)
-    watched = _threads(run, engine, network, (recipe.batch_size, *shape), threads, content, loop)
-    about = {"recipe": recipe.as_dict(), "prepared": contents_of(data), "start_from": first, "channels": list(channels)}
+        loop.validated = engine.setup(average)
+    watched = _threads(run, loop, network, (recipe.batch_size, *shape), threads, content)
+    about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
         _describe(run, data, recipe, engine, about, start_from if content is None else None, watched.number)
         if loop.state.history:  # after a kill between the checkpoint and this file
             write_history(run, loop.state.history)
-    loop.hooks = [
-        watched,
-        FiniteLoss(),
-        *averaging,
-        Checkpoints(run, about, watched, network, average or network, checkpoint_every),
-    ]
+    averaging = [AveragedWeights()] if recipe.average else []
+    loop.hooks = [watched, *averaging, Checkpoints(run, about, watched, checkpoint_every)]
     return loop
 
 
-def _require_samples(data: Prepared | Trainable, dataset: Trainable) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Return the shape of an image (C, H, W) and the input and output channels; raises `UnetlibError` if empty."""
-    where = data.folder if isinstance(data, Prepared) else type(data).__name__
-    for part in ("train", "val"):
-        if not len(dataset.indices(part)):
-            raise UnetlibError(
-                f"{where}: the {part} part of the split has no slice (a patient without tumour?). "
-                "Prepare again with another seed, more patients, or --slices all."
-            )
-    images, masks = dataset.batch(dataset.indices("train")[:1])
-    shapes = [tuple(getattr(one, "shape", ())) for one in (images, masks)]
-    fits = min(map(len, shapes)) >= 4 and shapes[0][2:] == shapes[1][2:]
-    if not fits or not ((masks == 0) | (masks == 1)).all():
+def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, int, int], int]:
+    """Return the shape (C, S, S) of an image, and the regions; raises `UnetlibError` unless they fit the recipe."""
+    images, masks = get_batch(dataset, samples(dataset, "train")[:1])
+    channels, *size = images.shape[1:]
+    near, side = getattr(dataset, "neighbours", recipe.neighbours), recipe.image_size
+    if size != [side, side] or near != recipe.neighbours or channels % (1 + 2 * near):
         raise UnetlibError(
-            f"{where}: a batch has images of shape {shapes[0]} and masks of shape {shapes[1]}; tensors (N, C, H, W) "
-            "and (N, K, H, W) of one height and width were expected, with masks of 0 and 1."
+            f"{name_of(dataset)}: its images are {channels} x {size[0]} x {size[1]} with {near} neighbours; the recipe "
+            f"has image_size {side} and neighbours {recipe.neighbours}. Change one of them: a prediction follows the "
+            "recipe."
         )
-    return tuple(images.shape[1:]), (images.shape[1], masks.shape[1])
-
-
-def _require_steps(loop: Loop, data: Prepared | Trainable, run: Run) -> None:
-    """Raise `UnetlibError` if an epoch has no samples, or a checkpoint is beyond its end."""
-    if loop.state.step > loop.steps:
-        raise UnetlibError(
-            f"{run.latest} is at step {brief(loop.state.step)}, which no epoch has. Delete it to start over."
-        )
-    if not loop.shown:
-        where = data.folder if isinstance(data, Prepared) else type(data).__name__
-        raise UnetlibError(
-            f"{where}: the train part of the split has no slice with tumour, which balance needs. Prepare "
-            "again with another seed or more patients, or train without balance."
-        )
+    return (channels, side, side), masks.shape[1]
 
 
 def _threads(
     run: Run,
-    engine: FabricEngine,
+    loop: Loop,
     network: torch.nn.Module,
     shape: tuple[int, ...],
     asked: int | None,
     content: dict[str, Any] | None,
-    loop: Loop,
 ) -> Threads:
     """Return the number of threads for training: requested, stored in the run, or measured."""
     kept = content.get("threads") if content else None
     kept = kept if type(kept) is int and kept > 0 else None  # version 0.3 stores none
-    if content:
-        where = f"epoch {loop.state.epoch + 1}, step {loop.state.step}"
-        finished = loop.state.epoch >= loop.recipe.epochs
-        say(f"{run}: finished already." if finished else f"{run}: resumed at {where}.")
-        if finished:
-            return Threads(kept)
-    return Threads.settle(
-        str(run), engine.fabric, network, shape, asked, kept, lambda number: note_threads(run, number)
-    )
+    if loop.state.epoch >= loop.recipe.epochs:
+        return Threads(kept)
+    fabric = loop.engine.fabric  # type: ignore[attr-defined]
+    return Threads.settle(str(run), fabric, network, shape, asked, kept, lambda number: note_threads(run, number))
 
 
 def _describe(

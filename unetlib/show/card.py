@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from unetlib.data.split import PARTS
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.summary import SLICES_FILE, read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS
 from unetlib.prediction.decision import read_decision
@@ -103,7 +103,7 @@ class _Facts:
         self.cohort, self.split, self.provenance = find_own(run), run.split, run.provenance
         self.dices = np.array([float(row["dice"]) for row in read_patients(run.evaluation)])
         counts = ("tumour", *(f"native_{name}" for name in COUNTS))
-        rows = read_csv(run.evaluation / "slices.csv", numbers=counts)
+        rows = read_csv(run.evaluation / SLICES_FILE, numbers=counts)
         self.rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in rows]
         self.millilitres, self.synthetic = {}, False
         scored = {row["case"] for row in self.rows}

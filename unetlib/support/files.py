@@ -14,12 +14,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from types import UnionType
+from typing import Any, NoReturn, ParamSpec, TypeVar, get_args, get_origin
 
 from filelock import FileLock, Timeout
 
-from unetlib.support.errors import UnetlibError, first_of
+from unetlib.support.errors import UnetlibError, brief, first_of
 
 MAX_TEXT = 2**25  # largest JSON or CSV file in bytes: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished job; removed at the end
@@ -27,6 +29,7 @@ LOCK = ".unetlib-lock"
 P = ParamSpec("P")
 R = TypeVar("R")
 _PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
+_NUMBERS: dict[type, type] = {int: Integral, float: Real, bool: Integral}  # numpy's, too
 _FULL = "Free some space there, then give the same command again."
 CURES = {  # advice for each error that prevents writing, apart from missing permission
     errno.ENOSPC: _FULL,
@@ -46,31 +49,50 @@ def fold(name: str) -> str:
 
 
 def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
-    """Let parameters annotated as `Path` also take strings, and expand `~` to the user's folder."""
+    """Let parameters annotated as `Path` also take strings, and refuse arguments of other types than annotated.
+
+    `~` becomes the user's folder; where a list is expected, one path will do.
+    """
     signature = inspect.signature(function)
-    names = [name for name, parameter in signature.parameters.items() if parameter.annotation in _PATHS]
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         given = signature.bind(*args, **kwargs)
-        for name in names:
-            if (value := given.arguments.get(name)) == "" and signature.parameters[name].default is None:
-                given.arguments[name] = None
-            elif value is not None:
-                given.arguments[name] = [*map(home, value)] if isinstance(value, list | tuple) else home(value)
+        for name, value in given.arguments.items():
+            parameter = signature.parameters[name]
+            if parameter.annotation in _PATHS and value is not None:
+                if parameter.annotation == list[Path]:
+                    value = [*map(home, value if isinstance(value, list | tuple) else [value])]
+                else:
+                    value = None if value == "" and parameter.default is None else home(value)
+            if expected := _unlike(value, parameter.annotation):
+                raise UnetlibError(f"{function.__name__}: {name} is {brief(value)}; {expected} was expected.")
+            given.arguments[name] = value
         return function(*given.args, **given.kwargs)
 
     return wrapped
 
 
+def _unlike(value: Any, annotation: Any) -> str:
+    """Return what was expected instead of an argument; empty if it is of an annotated type, or all are allowed."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    kinds = {get_origin(one) or one for one in members}
+    if kinds & {Any, inspect.Parameter.empty} or not all(isinstance(kind, type) for kind in kinds):
+        return ""
+    allowed = tuple(_NUMBERS.get(kind, kind) for kind in kinds if kind is str or type(value) is not str)
+    return "" if isinstance(value, allowed) else " or ".join(sorted(kind.__name__ for kind in kinds))
+
+
 def home(path: str | os.PathLike[str]) -> Path:
-    """Return a path with `~` expanded; raises `UnetlibError` for an empty string or an unknown user."""
+    """Return a path with `~` expanded; raises `UnetlibError` for what is no path, or an unknown user."""
     if path == "":  # `Path` would take it as the working directory
         raise UnetlibError("an empty text was given where a path was expected. Name a file or folder.")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:  # ~nobody
         raise UnetlibError(f"{path}: there is no user of that name. Give the folder itself.") from error
+    except TypeError as error:
+        raise UnetlibError(f"{brief(path)} was given where a path was expected. Name a file or folder.") from error
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class _Printer(logging.Handler):
 def show_messages() -> None:
     """Print messages from now on, as commands and notebooks do."""
     LOG.setLevel(logging.INFO)
+    LOG.propagate = False  # a handler of the root logger would print them again
     if not any(isinstance(handler, _Printer) for handler in LOG.handlers):
         LOG.addHandler(_Printer())
 

@@ -13,10 +13,11 @@ from PIL import Image
 from unetlib import metrics
 from unetlib.data.patients import Case, read_case
 from unetlib.data.volumes import Volume
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
-from unetlib.runs.provenance import own_cohort
+from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
 from unetlib.show.plots.common import (
     ERRORS,
@@ -37,9 +38,9 @@ from unetlib.show.plots.common import (
 )
 from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
-from unetlib.support.errors import UnetlibError
-from unetlib.support.files import atomic, read_csv, read_json, takes_paths
+from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
+from unetlib.support.messages import quiet
 from unetlib.unet import UNet
 
 
@@ -81,11 +82,10 @@ class Ranked:
 def best_median_worst(run: Run | Path | str, device: str = "auto") -> list[Ranked]:
     """Return the best, median and worst test patient of an evaluated run, each predicted anew; nobody twice.
 
-    Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run has not been
-    evaluated or one of the patients is gone.
+    Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run cannot be evaluated.
     """
     run = Run.of(run)
-    ranked = _ranking(run)
+    ranked = _ranking(run, device)
     chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
     ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
     return _predicted(run, dict(reversed(ranks.items())), device)
@@ -98,19 +98,17 @@ def worst(run: Run | Path | str, number: int, device: str = "auto") -> list[Rank
     Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
     """
     run = Run.of(run)
-    ranked = _ranking(run)
+    ranked = _ranking(run, device)
     places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
     return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
 
 
 def _predicted(run: Run, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
     """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
-    cohort, predictor, found = own_cohort(run), Predictor.open(run, device), []
+    cases, predictor, found = own_cases(run, find_own(run), "test"), Predictor.open(run, device), []
     with progress(len(ranks), "overlays", "patient") as bar:
         for patient, (rank, dice) in ranks.items():
-            case = next((case for case in cohort.cases if case.patient == patient), None)
-            if case is None:
-                raise UnetlibError(f"{patient} is no longer in {cohort.root}. Put the patient back, or evaluate again.")
+            case = next(case for case in cases if case.patient == patient)
             volume, truth, _ = read_case(case)
             prediction = segment(predictor, volume).mask[0]
             found.append(Ranked(rank, dice, case, volume, truth, prediction))
@@ -118,9 +116,9 @@ def _predicted(run: Run, ranks: dict[str, tuple[str, float]], device: str) -> li
     return found
 
 
-def _ranking(run: Run) -> list[dict[str, str]]:
-    if not (run.evaluation / "patients.csv").exists():
-        raise UnetlibError(f"{run} has not been evaluated. Do so first: unetlib evaluate {run}")
+def _ranking(run: Run, device: str) -> list[dict[str, str]]:
+    with quiet():  # it is reused, unless the weights or the decision have changed since
+        evaluate(run, device=device)
     return read_patients(run.evaluation)
 
 
@@ -187,14 +185,15 @@ def _save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
 
 @takes_paths
 def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "auto") -> list[Path]:
-    """Draw an evaluated run, and return the files written, in `RUN/figures` unless `out` is given.
+    """Draw a run, evaluated first if necessary; return the files written, in `RUN/figures` unless `out` is given.
 
     `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice),
     `architecture.png` and `overlay.gif` (through the tumour of the median patient). Raises
-    `UnetlibError` when the run has not been evaluated or a patient is gone.
+    `UnetlibError` when the run cannot be evaluated.
     """
     run = Run.of(run)
-    folder, patients, ranked = out or run.figures, len(_ranking(run)), best_median_worst(run, device)
+    summary, ranked = evaluate(run, device=device), best_median_worst(run, device)
+    folder, patients = out or run.figures, summary["patients"]
     net, recipe, _ = run.load()
     synthetic = any(is_synthetic(one.volume) for one in ranked)
     source = "synthetic images" if synthetic else ""
@@ -204,7 +203,7 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     figures = {
         "curves.png": curves_figure(history, "synthetic cohort" if synthetic else ""),
         "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
-        "metrics.png": metrics_figure(read_json(run.evaluation / "summary.json"), source),
+        "metrics.png": metrics_figure(summary, source),
     }
     if isinstance(net, UNet):
         figures["architecture.png"] = architecture_figure(net, recipe.image_size)

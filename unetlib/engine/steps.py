@@ -1,6 +1,5 @@
-"""Hooks of every training that write no files: a check, averaged weights, a progress bar, a clean stop."""
+"""Hooks that act in each step and write no files: averaged weights, a progress bar, a clean stop."""
 
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,38 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from unetlib.engine.device import process_count
-from unetlib.engine.fabric import FabricEngine
+from unetlib.engine.parallel import any_of
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
-from unetlib.support.errors import UnetlibError
 
 
-class FiniteLoss(Hook):
-    """Stop with an error when the loss is no longer finite."""
-
-    def on_gradients(self, loop: Loop, loss: float) -> None:
-        """Raise `UnetlibError` before the weights change."""
-        if not math.isfinite(loss):
-            raise UnetlibError(
-                f"the loss is {loss}: training has diverged, or the prepared slices are not finite. The last "
-                f"checkpoint is kept; start a new run folder with a learning rate below {loop.recipe.learning_rate}."
-            )
-
-
-@dataclass
 class AveragedWeights(Hook):
-    """Keep a running `average` of a network's weights over the steps."""
-
-    network: nn.Module
-    average: nn.Module
+    """Keep a running average of the weights over the steps, in the network that is validated."""
 
     def on_step_end(self, loop: Loop, loss: float) -> None:
         """Move the average towards the weights."""
         number = loop.state.epoch * loop.steps + loop.state.step - 1
-        move_average(self.average, self.network, loop.recipe.average, number)
+        move_average(loop.validated, loop.network, loop.recipe.average, number)
 
 
 @torch.no_grad()
@@ -76,7 +59,7 @@ class Stop(Hook):
     """End the training after `max_steps` of this call, or after the step in which any process got a signal."""
 
     asked: Callable[[], bool]
-    engine: FabricEngine
+    fabric: Fabric
     max_steps: int | None = None
     taken: int = 0
     by_signal: bool = False
@@ -84,8 +67,8 @@ class Stop(Hook):
     def on_step_end(self, loop: Loop, loss: float) -> None:
         """Set `loop.stopping`, in all processes; another hook may have set it."""
         self.taken += 1
-        self.by_signal = self.engine.any_of(self.asked())
-        loop.stopping = self.engine.any_of(loop.stopping) or self.by_signal or self.taken == self.max_steps
+        self.by_signal = any_of(self.fabric, self.asked())
+        loop.stopping = any_of(self.fabric, loop.stopping) or self.by_signal or self.taken == self.max_steps
 
 
 @contextmanager

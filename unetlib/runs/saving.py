@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from unetlib.engine.hooks import Stop
+from unetlib.engine.steps import Stop
 from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
@@ -31,8 +29,6 @@ class Checkpoints(Hook):
     run: Run
     about: dict[str, Any]
     threads: Threads
-    network: nn.Module
-    validated: nn.Module  # the network, or the average of its weights
     every: int
     unplanned: bool = False
     clock: float = field(default_factory=lambda: time.monotonic())
@@ -52,7 +48,7 @@ class Checkpoints(Hook):
         state, row = loop.state, loop.state.history[-1]
         if row["val_dice"] > state.best_dice:
             state.best_dice = row["val_dice"]
-            best = {"model": self.validated.state_dict(), "epoch": state.epoch, "val_dice": state.best_dice}
+            best = {"model": loop.validated.state_dict(), "epoch": state.epoch, "val_dice": state.best_dice}
             self._write(self.run.best, best)
         self.save(loop)
 
@@ -63,9 +59,9 @@ class Checkpoints(Hook):
         for group in loop.optimizer.param_groups:  # each step sets its own; the last value would differ after a resume
             group["lr"] = loop.recipe.learning_rate
         content = {"optimizer": loop.optimizer.state_dict(), "progress": asdict(loop.state)}
-        if self.validated is not self.network:
-            content["average"] = self.validated.state_dict()
-        self._write(self.run.latest, {"model": self.network.state_dict(), **content}, keep=not self.unplanned)
+        if loop.validated is not loop.network:
+            content["average"] = loop.validated.state_dict()
+        self._write(self.run.latest, {"model": loop.network.state_dict(), **content}, keep=not self.unplanned)
         self.unplanned = unplanned
 
     def _write(self, path: Path, content: dict[str, Any], keep: bool = True) -> None:

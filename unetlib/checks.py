@@ -1,0 +1,76 @@
+"""What the training loop refuses: data sets, batches, logits and losses that it cannot use, each in one sentence."""
+
+import math
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetlib.support.errors import UnetlibError, brief
+
+
+def name_of(dataset: Any) -> str:
+    """Return what messages call a data set."""
+    return str(getattr(dataset, "name", type(dataset).__name__))
+
+
+def samples(dataset: Any, part: str) -> np.ndarray:
+    """Return the positions (M,) of the samples of a part; raises `UnetlibError` if there are none."""
+    if not all(callable(getattr(dataset, method, None)) for method in ("indices", "batch")):
+        raise UnetlibError(
+            f"{name_of(dataset)} is no data set to train on; `Prepared.open(folder).dataset()`, or your own class with "
+            "the methods of `Trainable`, was expected."
+        )
+    found = np.empty(0, int)
+    with suppress(LookupError):  # it has no such part
+        found = np.asarray(dataset.indices(part))
+    if not found.size:
+        raise UnetlibError(
+            f"{name_of(dataset)}: the {part} part of the split has no slice (a patient without tumour?). Prepare again "
+            "with another seed, more patients, or --slices all."
+        )
+    if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0:
+        raise UnetlibError(f"{name_of(dataset)}: indices({part!r}) gave {brief(found)}; positions (M,) were expected.")
+    return found
+
+
+def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return the batch at these positions; raises `UnetlibError` unless it is as `Trainable` describes."""
+    try:
+        images, masks = batch = dataset.batch(indices)
+        found = " and ".join(f"{type(one).__name__} {tuple(one.shape)} of {one.dtype}" for one in batch)
+        fits = all(isinstance(one, Tensor) and one.dtype == torch.float32 and one.dim() == 4 for one in batch)
+        fits = fits and len(images) == len(masks) == len(indices) and images.shape[2:] == masks.shape[2:]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:  # such as a position out of range
+        fits, found = False, f"{type(error).__name__}: {error}"
+    if not fits:
+        raise UnetlibError(
+            f"{name_of(dataset)}: the batch of the samples {brief(indices.tolist())} is {found}; images (N, C, H, W) "
+            "and masks (N, K, H, W) were expected, both float32 tensors."
+        )
+    usable = images.isfinite().flatten(1).all(1) & ((masks == 0) | (masks == 1)).flatten(1).all(1)
+    if not usable.all():
+        raise UnetlibError(
+            f"{name_of(dataset)}: the images of sample {indices[usable.int().argmin()]} are not finite, or its masks "
+            "have other values than 0 and 1."
+        )
+    return images, masks
+
+
+def require_shape(logits: object, shape: tuple[int, ...]) -> None:
+    """Raise `UnetlibError` unless the output of a network is one tensor of this shape."""
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if found != tuple(shape):
+        raise UnetlibError(f"the network gave {found}; one tensor of logits, {tuple(shape)}, was expected.")
+
+
+def finite(loss: float, learning_rate: float) -> float:
+    """Return a loss; raises `UnetlibError` when it is not finite."""
+    if not math.isfinite(loss):
+        raise UnetlibError(
+            f"the loss is {loss}: training has diverged. Start anew, in a new folder, with a learning rate below "
+            f"{learning_rate}. Earlier checkpoints are kept."
+        )
+    return loss
