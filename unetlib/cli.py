@@ -181,7 +181,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-steps", type=flags.positive, metavar="STEPS", help="do at most this many now, then save a checkpoint"
     )
     flags.device(sub)
-    flags.threads(sub, "measured, and stored in the run")
+    flags.threads(sub, "that of the run, else one for each idle processor")
 
     sub = command(evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")

@@ -58,8 +58,8 @@ def train(
     `max_steps` steps in this call, which then returns the state. The recipe's fields of the stage `prepare` are taken
     from the prepared folder. `on_epoch` is called with the rows of `history.csv` after every epoch, and at the start if
     there are any; `hooks` are your own hooks. `start_from` is another run, whose best weights are the first ones here
-    (pre-training). `threads` is the number of CPU threads; by default the run keeps its number, or measures which is
-    fastest. If the recipe has `tune`, call `tune` afterwards.
+    (pre-training). `threads` is the number of CPU threads; by default the run keeps its number, or takes one for
+    each idle processor. If the recipe has `tune`, call `tune` afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
     schedule is constant, and the fields of the stage `predict` always), from other weights or on other slices, when
@@ -114,7 +114,7 @@ def open_loop(
     own = data.about["recipe"] if isinstance(data, Prepared) else {}
     recipe = recipe.but(**own, precision=resolve_precision(recipe.precision, engine.device))
     dataset: Trainable = data.dataset(recipe.neighbours) if isinstance(data, Prepared) else data
-    shape, channels = _require_samples(data, dataset)
+    channels = _require_samples(data, dataset)
     if first_process():
         restore_checkpoints(run)
     engine.fabric.barrier()
@@ -135,7 +135,7 @@ def open_loop(
     if average is not None:
         loop.validated, averaging = engine.setup(average), [AveragedWeights(network, average)]
     _require_steps(loop, data, run)
-    watched = _threads(run, engine, network, (recipe.batch_size, *shape), threads, content, loop)
+    watched = _threads(run, engine, threads, content, loop)
     about = {"recipe": recipe.as_dict(), "prepared": contents_of(data), "start_from": first, "channels": list(channels)}
     if first_process():
         _describe(run, data, recipe, engine, about, start_from if content is None else None, watched.number)
@@ -150,8 +150,8 @@ def open_loop(
     return loop
 
 
-def _require_samples(data: Prepared | Trainable, dataset: Trainable) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Return the shape of an image (C, H, W) and the input and output channels; raises `UnetlibError` if empty."""
+def _require_samples(data: Prepared | Trainable, dataset: Trainable) -> tuple[int, int]:
+    """Return the input and output channels of a data set; raises `UnetlibError` if it is empty."""
     where = data.folder if isinstance(data, Prepared) else type(data).__name__
     for part in ("train", "val"):
         if not len(dataset.indices(part)):
@@ -167,7 +167,7 @@ def _require_samples(data: Prepared | Trainable, dataset: Trainable) -> tuple[tu
             f"{where}: a batch has images of shape {shapes[0]} and masks of shape {shapes[1]}; tensors (N, C, H, W) "
             "and (N, K, H, W) of one height and width were expected, with masks of 0 and 1."
         )
-    return tuple(images.shape[1:]), (images.shape[1], masks.shape[1])
+    return images.shape[1], masks.shape[1]
 
 
 def _require_steps(loop: Loop, data: Prepared | Trainable, run: Run) -> None:
@@ -184,16 +184,8 @@ def _require_steps(loop: Loop, data: Prepared | Trainable, run: Run) -> None:
         )
 
 
-def _threads(
-    run: Run,
-    engine: FabricEngine,
-    network: torch.nn.Module,
-    shape: tuple[int, ...],
-    asked: int | None,
-    content: dict[str, Any] | None,
-    loop: Loop,
-) -> Threads:
-    """Return the number of threads for training: requested, stored in the run, or measured."""
+def _threads(run: Run, engine: FabricEngine, asked: int | None, content: dict[str, Any] | None, loop: Loop) -> Threads:
+    """Return the number of threads for training: requested, stored in the run, or one for each idle processor."""
     kept = content.get("threads") if content else None
     kept = kept if type(kept) is int and kept > 0 else None  # version 0.3 stores none
     if content:
@@ -202,9 +194,7 @@ def _threads(
         say(f"{run}: finished already." if finished else f"{run}: resumed at {where}.")
         if finished:
             return Threads(kept)
-    return Threads.settle(
-        str(run), engine.fabric, network, shape, asked, kept, lambda number: note_threads(run, number)
-    )
+    return Threads.settle(str(run), engine.fabric, asked, kept, lambda number: note_threads(run, number))
 
 
 def _describe(
