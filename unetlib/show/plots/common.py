@@ -41,6 +41,17 @@ def new_figure(alt: str, height: float = 3.0, note: str | None = None) -> Figure
     return figure
 
 
+def new_chart(
+    alt: str, height: float = 3.0, note: str | None = None, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, Any]:
+    """Return a figure, and what `Figure.subplots` gives: axes without a line at the top and on the right."""
+    figure = new_figure(alt, height, note)
+    panels = figure.subplots(rows, columns, **options)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
 def signed(note: str) -> str:
     """Return a note followed by the disclaimer, which stands once under each figure of a network's results."""
     return "\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER]))
@@ -71,7 +82,15 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     light or dark. The colours of a legend are kept exactly; greys, other colours and half-transparent pixels are
     quantised apart: MRI has so many greys that the few pixels of a legend would drift.
     """
-    _suit_any_page(figure)
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        if to_hex(patch.get_facecolor()) == "#ffffff":
+            patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.tick_params(which="both", color=INK, labelcolor=INK)
+        axes.spines[:].set_color(INK)
+    for text in figure.findobj(Text):
+        if str(text.get_color()) == "black":
+            text.set_color(INK)
     buffer, small = BytesIO(), BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     pixels = np.asarray(Image.open(buffer).convert("RGBA"))
@@ -93,19 +112,6 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     return small.getvalue()
 
 
-def _suit_any_page(figure: Figure) -> None:
-    """Make what matplotlib draws in white transparent, and what it draws in black grey."""
-    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
-        if to_hex(patch.get_facecolor()) == "#ffffff":
-            patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.tick_params(which="both", color=INK, labelcolor=INK)
-        axes.spines[:].set_color(INK)
-    for text in figure.findobj(Text):
-        if str(text.get_color()) == "black":
-            text.set_color(INK)
-
-
 @takes_paths
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
@@ -113,16 +119,16 @@ def save(figure: Figure, path: Path) -> None:
         temporary.write_bytes(to_png(figure, dpi=120))
 
 
-def show_slice(axes: Axes, image: np.ndarray) -> None:
-    """Show a slice (H, W) in grey, windowed to its 0.5 and 99.5 percentiles, without ticks."""
-    low, high = np.percentile(image, (0.5, 99.5))
-    show_grey(axes, image, low, max(high, low + 1e-6))
+def show_slice(axes: Axes, image: np.ndarray, title: str = "", window: Sequence[float] | None = None) -> None:
+    """Show a slice (H, W) voxel by voxel in grey, without ticks.
 
-
-def show_grey(axes: Axes, image: np.ndarray, low: float = 0, high: float = 1) -> None:
-    """Show a slice (H, W) voxel by voxel, `low` as black and `high` as white, without ticks."""
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    `window`: the values shown as black and as white; by default the 0.5 and 99.5 percentiles.
+    """
+    low, high = np.percentile(image, (0.5, 99.5)) if window is None else window
+    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
     axes.set(xticks=[], yticks=[], facecolor="black")
+    if title:
+        axes.set_title(title, fontsize=10)
 
 
 def cut_to_head(panels: Sequence[tuple[Axes, np.ndarray]], marks: Sequence[np.ndarray] = ()) -> float:
@@ -134,24 +140,21 @@ def cut_to_head(panels: Sequence[tuple[Axes, np.ndarray]], marks: Sequence[np.nd
     ratios = []
     for shape in {image.shape for _, image in panels}:
         alike = [(axes, image) for axes, image in panels if image.shape == shape]
-        left, right, top, bottom = _box([image for _, image in alike], [mark for mark in marks if mark.shape == shape])
+        spans = []  # the first of what is to be seen and the one after the last, of columns and of rows
+        for across, size in ((0, shape[1]), (1, shape[0])):
+            lines = [foreground(image).mean(across) >= 0.01 for _, image in alike]
+            lines += [mark.any(across) for mark in marks if mark.shape == shape]
+            seen = np.flatnonzero(np.any(lines, axis=0))
+            spans.append((seen[0], seen[-1] + 1) if len(seen) else (0, size))
+        margin = round(0.04 * max(end - begin for begin, end in spans))
+        (left, right), (top, bottom) = (
+            (max(begin - margin, 0), min(end + margin, size))
+            for (begin, end), size in zip(spans, reversed(shape), strict=True)
+        )
         for axes, _ in alike:
             axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
-        ratios += [float(axes.get_aspect()) * (bottom - top) / (right - left) for axes, _ in alike]
+            ratios.append(float(axes.get_aspect()) * (bottom - top) / (right - left))
     return max(ratios)
-
-
-def _box(images: Sequence[np.ndarray], marks: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    """Return the first column of what is to be seen, the one after the last, and the rows likewise."""
-    limits = []
-    for across, size in ((0, images[0].shape[1]), (1, images[0].shape[0])):
-        lines = [foreground(image).mean(across) >= 0.01 for image in images] + [mark.any(across) for mark in marks]
-        seen = np.flatnonzero(np.any(lines, axis=0))
-        limits.append((seen[0], seen[-1] + 1) if len(seen) else (0, size))
-    margin = round(0.04 * max(end - begin for begin, end in limits))
-    (left, right), (top, bottom) = limits
-    height, width = images[0].shape
-    return max(left - margin, 0), min(right + margin, width), max(top - margin, 0), min(bottom + margin, height)
 
 
 def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra: float = 0.6) -> None:

@@ -25,6 +25,7 @@ from unetlib.show.plots.common import (
     in_notebook,
     label_errors,
     legend_above,
+    new_chart,
     new_figure,
     show_slice,
 )
@@ -126,10 +127,8 @@ def loss_figure() -> Figure:
     """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
     logits = np.linspace(-6, 6, 241)
     probabilities = 1 / (1 + np.exp(-logits))
-    figure = new_figure(
-        "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0", 3.2
-    )
-    losses, gradients = figure.subplots(1, 2)
+    alt = "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0"
+    figure, (losses, gradients) = new_chart(alt, 3.2, None, 1, 2)
     for target, colour in ((1, ORANGE), (0, BLUE)):
         name = f"target {target} ({'tumour' if target else 'no tumour'})"
         losses.plot(logits, np.logaddexp(0, logits) - target * logits, color=colour, label=name)
@@ -139,7 +138,6 @@ def loss_figure() -> Figure:
     for axes in (losses, gradients):
         axes.axvline(0, color=GREY, lw=0.8)
         axes.axhline(0, color=GREY, lw=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
     legend_above(figure, losses, 2)
     return figure
 
@@ -173,18 +171,16 @@ def probability_figure(
     alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
     figure = new_figure(f"{alt} {threshold:g} is right and wrong", note=note or DISCLAIMER)
     outlined, shaded, compared = figure.subplots(1, 3)
-    for axes in (outlined, compared):
-        show_slice(axes, image)
+    show_slice(outlined, image, "FLAIR, truth outlined")
+    show_slice(compared, image, f"probability >= {threshold:g} against truth")
     draw_outline(outlined, truth)
     shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     shaded.set(xticks=[], yticks=[])
+    shaded.set_title("probability of tumour", fontsize=10)
     figure.colorbar(shades, ax=shaded, shrink=0.7)
     panels, marks = (outlined, shaded, compared), [truth, probability >= threshold]
     fit_height(figure, cut_to_head([(axes, image) for axes in panels], marks), 3, extra=1)
     draw_errors(compared, truth, probability >= threshold)
-    titles = ("FLAIR, truth outlined", "probability of tumour", f"probability >= {threshold:g} against truth")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title, fontsize=10)
     label_errors(compared)
     legend_above(figure, compared)
     return figure
@@ -198,28 +194,20 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
     best = int(np.argmax(column["val_dice"]))
-    alt = (
-        f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is {column['val_dice'][best]:.3f}"
-    )
-    figure = new_figure(f"{alt}, in epoch {epochs[best]}", 3.4)
-    losses, dices = figure.subplots(1, 2)
+    alt = f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is"
+    reached = f"{column['val_dice'][best]:.3f}"
+    figure, (losses, dices) = new_chart(f"{alt} {reached}, in epoch {epochs[best]}", 3.4, None, 1, 2)
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
     dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
-    dices.annotate(
-        f"best: {column['val_dice'][best]:.3f} in epoch {epochs[best]}",
-        (epochs[best], column["val_dice"][best]),
-        xytext=(0.95, 0.08),
-        textcoords="axes fraction",
-        ha="right",
-    )
+    place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
+    dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)
     dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(-0.04, 1.04))
     for axes in (losses, dices):
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
         if killed_at is not None:
             axes.axvline(killed_at, color=GREY, linestyle="--", label="killed and resumed")
     losses.legend(frameon=False)
