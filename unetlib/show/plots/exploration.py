@@ -199,9 +199,8 @@ def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     alt = f"A row a patient, {len(portraits)} in all: which slices from neck to crown hold tumour, and their share"
     figure = new_figure(alt, 3.8, note=note)
     strips, shares = figure.subplots(1, 2, width_ratios=(2, 1))
-    picture = strips.imshow(
-        100 * np.stack(shares_at), cmap="magma", aspect="auto", origin="lower", interpolation="nearest"
-    )
+    look = {"cmap": "magma", "aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+    picture = strips.imshow(100 * np.stack(shares_at), **look)
     figure.colorbar(picture, ax=strips, label="% of the slice that is tumour")
     strips.set(xlabel="height of the slice: neck to crown, %", ylabel="patients", yticks=[])
     shares.barh(range(len(order)), [100 * one.share_of_slices for one in order], height=0.9, color=BLUE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unetlib.data.patients import Case, read_case
+from unetlib.data.slices import foreground as find_head
 from unetlib.data.volumes import Volume
 from unetlib.support.jobs import progress
 
@@ -48,11 +49,6 @@ class Portrait:
         """Share of the axial slices with tumour, 0..1."""
         return float((self.tumour_per_slice > 0).mean())
 
-    @property
-    def share_of_voxels(self) -> float:
-        """Share of the voxels that are tumour, 0..1."""
-        return float(self.tumour_per_slice.mean() / self.pixels)
-
 
 def portray(cases: Sequence[Case]) -> list[Portrait]:
     """Read the FLAIR image and the mask of each case, one at a time, and keep what the figures need.
@@ -67,14 +63,12 @@ def portray(cases: Sequence[Case]) -> list[Portrait]:
     return portraits
 
 
-def find_head(voxels: np.ndarray) -> np.ndarray:
-    """Return where a volume is brighter than its mean, as a boolean array: the head, roughly, with or without skull."""
-    return voxels > voxels.mean()
-
-
 def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
     head = find_head(image.voxels)
-    low, high = _box(head)
+    # The corners of the head: what lies between are the planes that hold more than a few voxels of it.
+    sums = [head.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    spans = [np.flatnonzero(line > 0.02 * line.max()) for line in sums]
+    low, high = np.array([(float(span[0]), float(span[-1] + 1)) for span in spans]).T
     inside, places = image.voxels[head], np.argwhere(mask)
     centre = (places.mean(0) + 0.5 - low) / (high - low) if len(places) else np.full(3, np.nan)
     return Portrait(
@@ -88,13 +82,6 @@ def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
         _flattened(head.mean(2) > 0.1, low, high),
         centre,
     )
-
-
-def _box(head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corners (3,) of a head: what lies between is the planes that hold more than a few voxels of it."""
-    sums = [head.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    spans = [np.flatnonzero(line > 0.02 * line.max()) for line in sums]
-    return np.array([span[0] for span in spans], float), np.array([span[-1] + 1 for span in spans], float)
 
 
 def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

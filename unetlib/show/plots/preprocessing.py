@@ -34,9 +34,8 @@ def sheet_figure(
     `images`, `masks`: one (H, W) array a slice, real numbers and 0/1 or bool.
     """
     rows = -(-len(images) // columns)
-    figure = new_figure(
-        f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}", note=note
-    )
+    alt = f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}"
+    figure = new_figure(alt, note=note)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, image, mask, title in zip(figure.axes[: len(images)], images, masks, titles, strict=True):
@@ -53,15 +52,12 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
     pixels brighter than the mean of `clean`: head rather than background.
     """
-    figure = new_figure(
-        "A slice as it is, the same slice darkened by one bright voxel, and the histograms of both", note=note
-    )
+    alt = "A slice as it is, the same slice darkened by one bright voxel, and the histograms of both"
+    figure = new_figure(alt, note=note)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     inside = clean > clean.mean()
-    for axes, image, title, colour in (
-        (left, clean, "as it is", BLUE),
-        (middle, spoiled, "with one bright voxel", ORANGE),
-    ):
+    pictures = (left, clean, "as it is", BLUE), (middle, spoiled, "with one bright voxel", ORANGE)
+    for axes, image, title, colour in pictures:
         show_slice(axes, image, title, (0, 1))
         right.hist(image[inside], bins=50, range=(0, 1), histtype="stepfilled", alpha=0.6, color=colour, label=title)
     row, column = np.unravel_index(spoiled.argmax(), spoiled.shape)
@@ -82,9 +78,8 @@ def grid_figure(
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    figure = new_figure(
-        "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost", 3.6, note=note
-    )
+    alt = "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost"
+    figure = new_figure(alt, 3.6, note=note)
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
         (native, image, mask, "as scanned"),

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from IPython.display import Image, display
+from IPython import display as notebook
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -40,6 +40,7 @@ CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
     "1 x 1 convolution",
 )
 COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
+LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for kind in ARROWS}
 GAP = 1.1  # between the middles of two pictures of a level, in units of the drawing
 
 
@@ -80,7 +81,7 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     draw.arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
     for x, text in ((0.0, "slice"), (end, "logits")):
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
-    handles = [Line2D([], [], color=COLOURS[kind], linestyle=_line(kind), lw=2, label=kind) for kind in ARROWS]
+    handles = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=kind) for kind in ARROWS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
@@ -112,11 +113,7 @@ class _Drawing:
     def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Draw what is done between two pictures."""
         look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
-        self.axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": _line(kind)})
-
-
-def _line(kind: str) -> Literal["-", "--"]:
-    return "--" if kind == SKIP else "-"
+        self.axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": LINES[kind]})
 
 
 def _width(channels: int) -> float:
@@ -147,9 +144,8 @@ def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray
 
     `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
     """
-    figure = new_figure(
-        f"{len(images)} slices of a batch: found, missed and false alarm in colours", note=note or DISCLAIMER
-    )
+    alt = f"{len(images)} slices of a batch: found, missed and false alarm in colours"
+    figure = new_figure(alt, note=note or DISCLAIMER)
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
@@ -225,8 +221,8 @@ class LiveCurves:
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Draw the epochs so far."""
         png, about = in_notebook(curves_figure(history, self.title, self.killed_at))
-        picture = Image(data=png, **about)
+        picture = notebook.Image(data=png, **about)
         if self.shown is None:
-            self.shown = display(picture, display_id=True)
+            self.shown = notebook.display(picture, display_id=True)
         else:
             self.shown.update(picture)
