@@ -8,8 +8,7 @@ from matplotlib.colors import to_rgb
 from tests.conftest import LPS
 from unetlib import plots
 from unetlib.data.patients import find_cases
-from unetlib.show.plots.exploration import LABELS
-from unetlib.show.plots.portraits import BINS
+from unetlib.show.plots.exploration import BINS, LABELS
 
 SPACING = (1.0, 2.0, 3.0)
 

@@ -101,11 +101,10 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    """Draw the figures of a run, or of the course."""
-    from unetlib.course.start import course_figures
+    """Draw the figures of a run."""
     from unetlib.show.plots import make_figures
 
-    for path in make_figures(args.run, args.out, args.device) if args.run else course_figures(args.out, args.device):
+    for path in make_figures(args.run, args.out, args.device):
         say(str(path))
 
 
@@ -207,12 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.threads(sub, "one for each idle processor")
 
     sub = command(figures, "draw curves, metrics, the network and overlays of an evaluated run")
-    sub.add_argument(
-        "run", type=flags.path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)"
-    )
-    sub.add_argument(
-        "--out", type=flags.path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository"
-    )
+    sub.add_argument("run", type=flags.path, metavar="RUN", help="its folder")
+    sub.add_argument("--out", type=flags.path, metavar="DIR", help="default: RUN/figures")
     flags.device(sub)
 
     sub = command(card, "write a model card: what a run was trained on, its scores, its failures and its limits")

@@ -125,7 +125,6 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
 
 
 def _flags(recipe: Recipe, changes: Mapping[str, tuple[Any, Any]]) -> dict[str, str]:
-    """Return the flags of `prepare` and `train` that give a recipe."""
     flags = {PREPARE: "", TRAIN: ""}
     for stage in STAGES:
         for name in (name for name in recipe.stage(stage) if name in changes):
@@ -149,7 +148,6 @@ def _parts(split: Split, cases: Iterable[Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def _machine(session: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return machine, precision and software of a session of the training."""
     machine = f"{session['device']}; {session['processor']}; {counted(session['threads'], 'thread')}"
     packages = [f"{name} {session[name]}" for name in PACKAGES if name in session]
     own = f"unetlib {session['unetlib']}, Python {session['python']}, "
@@ -163,7 +161,6 @@ def _score(summary: Mapping[str, Any], grid: str, slices: str, aggregation: str)
 
 
 def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
-    """Return what went wrong with a patient, from the counts of all slices."""
     rows = [row for row in rows if row["patient"] == patient]
     tp, fp, fn = (sum(row[f"native_{name}"] for row in rows) for name in ("tp", "fp", "fn"))
     true, marked = (
@@ -174,7 +171,6 @@ def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
 
 
 def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, bytes]:
-    """Return the images of a card by file name."""
     main = _score(facts.summary, "native", "all", "per patient") or {}
     figures = {
         "patients.png": plots.patients_figure(facts.dices.tolist(), main.get("dice_interval"), facts.note),
@@ -190,7 +186,6 @@ def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, b
 
 
 def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str:
-    """Return the card as Markdown."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - no HTML
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
     environment.filters |= {"previous": previous, "sha256": sha256, "score": _score, "errors_of": _errors}

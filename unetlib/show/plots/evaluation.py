@@ -11,17 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from unetlib import metrics
 from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
-from unetlib.show.plots.common import (
-    BLUE,
-    ERRORS,
-    FAINT,
-    GREY,
-    INK,
-    ORANGE,
-    legend_above,
-    new_chart,
-    signed,
-)
+from unetlib.show.plots.colours import BLUE, ERRORS, FAINT, GREY, INK, ORANGE
+from unetlib.show.plots.common import legend_above, new_chart, signed
 from unetlib.support.errors import counted
 
 

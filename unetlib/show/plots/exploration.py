@@ -1,6 +1,7 @@
 """Figures of chapter 1: what the images hold, in one patient and across a cohort."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
@@ -9,27 +10,96 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetlib.data.patients import MODALITIES, Case, read_case
-from unetlib.data.volumes import read_volume
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    FALSE_NEGATIVE,
-    GREY,
-    ORANGE,
-    OUTLINE,
-    cut_to_head,
-    draw_outline,
-    fit_height,
-    is_synthetic,
-    largest_slice,
-    new_chart,
-    new_figure,
-    show_slice,
-)
-from unetlib.show.plots.portraits import Portrait
+from unetlib.data.slices import foreground as find_head
+from unetlib.data.volumes import Volume, read_volume
+from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, ORANGE, OUTLINE
+from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
+from unetlib.support.jobs import progress
 
+BINS = 48  # of a head's width and length in a portrait: about 3 mm each
+SAMPLE = 5000  # intensities kept of a patient
 LABELS = {1: "#56B4E9", 2: "#009E73", 3: "#CC79A7", 4: "#D55E00"}
 HEAD_ASPECT = 1.2  # length to width
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What one patient adds to the figures of a cohort, without the voxels.
+
+    `tumour_per_slice`: (Z,) voxels of tumour. `pixels`: those of one axial slice. `sample`: some
+    intensities inside the head, `limits` the lowest and highest of the volume. `tumour_map` and
+    `head_map`: (BINS, BINS) bool, the volume all slices added up, x by y, in the box around the head.
+    `centre`: (3,), the tumour's middle in that box, 0..1 along x, y, z; NaN without tumour.
+    """
+
+    id: str
+    spacing: tuple[float, float, float]
+    tumour_per_slice: np.ndarray
+    pixels: int
+    sample: np.ndarray
+    limits: tuple[float, float]
+    tumour_map: np.ndarray
+    head_map: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def millilitres(self) -> float:
+        """Size of the whole tumour; 1 ml is 1,000 cubic millimetres."""
+        return float(self.tumour_per_slice.sum() * np.prod(self.spacing) / 1000)
+
+    @property
+    def tumour_slices(self) -> int:
+        """Number of axial slices with at least one voxel of tumour."""
+        return int((self.tumour_per_slice > 0).sum())
+
+    @property
+    def share_of_slices(self) -> float:
+        """Share of the axial slices with tumour, 0..1."""
+        return float((self.tumour_per_slice > 0).mean())
+
+
+def portray(cases: Sequence[Case]) -> list[Portrait]:
+    """Read the FLAIR image and the mask of each case, one at a time, and keep what the figures need.
+
+    Raises `UnetlibError` as `read_case` does.
+    """
+    portraits = []
+    with progress(len(cases), "read", "case") as bar:
+        for case in cases:
+            portraits.append(_portray(case.id, *read_case(case)[:2]))
+            bar.update()
+    return portraits
+
+
+def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
+    head = find_head(image.voxels)
+    # The corners of the head: what lies between are the planes that hold more than a few voxels of it.
+    sums = [head.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    spans = [np.flatnonzero(line > 0.02 * line.max()) for line in sums]
+    low, high = np.array([(float(span[0]), float(span[-1] + 1)) for span in spans]).T
+    inside, places = image.voxels[head], np.argwhere(mask)
+    centre = (places.mean(0) + 0.5 - low) / (high - low) if len(places) else np.full(3, np.nan)
+    return Portrait(
+        id,
+        image.spacing,
+        mask.sum((0, 1)),
+        mask.shape[0] * mask.shape[1],
+        inside[:: max(1, inside.size // SAMPLE)].astype(np.float32),
+        (float(image.voxels.min()), float(image.voxels.max())),
+        _flattened(mask.max(2), low, high),
+        _flattened(head.mean(2) > 0.1, low, high),
+        centre,
+    )
+
+
+def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return a mask (X, Y) on the (BINS, BINS) of the box: a bin is true where a voxel of the mask lies in it."""
+    places = (np.argwhere(flat) + 0.5 - low[:2]) / (high - low)[:2]
+    bins = (places[((places >= 0) & (places < 1)).all(1)] * BINS).astype(int)
+    found = np.zeros((BINS, BINS), bool)
+    found[tuple(bins.T)] = True
+    return found
 
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:

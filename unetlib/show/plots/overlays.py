@@ -18,9 +18,9 @@ from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import own_cohort
 from unetlib.runs.run import Run
-from unetlib.show.plots.common import (
-    ERRORS,
-    OUTLINE,
+from unetlib.show.plots.colours import ERRORS, OUTLINE
+from unetlib.show.plots.common import legend_above, new_figure, save, signed, to_png
+from unetlib.show.plots.drawing import (
     cut_to_head,
     draw_errors,
     draw_outline,
@@ -28,12 +28,7 @@ from unetlib.show.plots.common import (
     is_synthetic,
     label_errors,
     largest_slice,
-    legend_above,
-    new_figure,
-    save,
     show_slice,
-    signed,
-    to_png,
 )
 from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure

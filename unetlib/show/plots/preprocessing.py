@@ -7,19 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from unetlib.show.plots.common import (
-    BLUE,
-    GREY,
-    ORANGE,
-    cut_to_head,
-    draw_errors,
-    draw_outline,
-    fit_height,
-    label_errors,
-    new_chart,
-    new_figure,
-    show_slice,
-)
+from unetlib.show.plots.colours import BLUE, GREY, ORANGE
+from unetlib.show.plots.common import new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
 
 
 def sheet_figure(

@@ -8,20 +8,9 @@ from matplotlib.patches import Rectangle
 
 from unetlib.data.slices import Window
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    FAINT,
-    GREY,
-    INK,
-    ORANGE,
-    draw_curves,
-    fit_height,
-    new_chart,
-    new_figure,
-    show_slice,
-    signed,
-)
+from unetlib.show.plots.colours import BLUE, FAINT, GREY, INK, ORANGE
+from unetlib.show.plots.common import DISCLAIMER, draw_curves, new_chart, new_figure, signed
+from unetlib.show.plots.drawing import fit_height, show_slice
 
 
 def staircase_figure(

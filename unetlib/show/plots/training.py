@@ -7,28 +7,13 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from IPython import display as notebook
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    GREY,
-    INK,
-    ORANGE,
-    cut_to_head,
-    draw_errors,
-    draw_outline,
-    fit_height,
-    in_notebook,
-    label_errors,
-    legend_above,
-    new_chart,
-    new_figure,
-    show_slice,
-)
+from unetlib.show.plots.colours import BLUE, GREY, INK, ORANGE
+from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
 from unetlib.support.errors import counted
 from unetlib.unet import UNet
 
@@ -62,58 +47,48 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
     axes.set_axis_off()
-    draw = _Drawing(axes, heights, middles)
+
+    def box(level: int, centre: float, channels: int, copied: bool = False) -> tuple[float, float]:
+        height, middle, width = heights[level], middles[level], _width(channels)
+        face = "#EEEEEE" if copied else matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
+        corner = (centre - width / 2, middle - height / 2)
+        axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
+        place, side = (corner[0] + width - 0.15, "right") if copied else (centre, "center")  # a copy stands close
+        axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
+        return corner[0], corner[0] + width
+
+    def arrow(kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
+        axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": LINES[kind]})
+
+    def row(level: int, left: float, channels: Sequence[int]) -> tuple[float, float]:
+        edges = [box(level, left + index * GAP, count) for index, count in enumerate(channels)]
+        for (_, start), (stop, _) in pairwise(edges):
+            arrow(CONVOLUTION, (start + 0.06, middles[level]), (stop - 0.06, middles[level]))
+        return edges[-1]
+
     for level in range(depth + 1):
         channels, side, _ = shapes[f"down {level}"]
         incoming = net.down[level][0].in_channels  # type: ignore[index]
         left, back = 2 * GAP * level, 2 * GAP * (2 * depth - level)  # where the ways down and up enter this level
         axes.text(left - 0.4, middles[level], f"{side} x {side}", ha="right", va="center", fontsize=9)
-        last = draw.row(level, left, [incoming, channels, channels])
+        last = row(level, left, [incoming, channels, channels])
         if level < depth:
             from_below = net.up[depth - 1 - level][0].in_channels - channels  # type: ignore[index]
-            draw.row(level, back, [from_below, shapes[f"up {level}"][0], shapes[f"up {level}"][0]])
-            copied = draw.box(level, back - _width(from_below) / 2 - _width(channels) / 2, channels, "#EEEEEE")
-            draw.arrow(SKIP, (last[1] + 0.06, middles[level]), (copied[0] - 0.06, middles[level]))
+            row(level, back, [from_below, shapes[f"up {level}"][0], shapes[f"up {level}"][0]])
+            copied = box(level, back - _width(from_below) / 2 - _width(channels) / 2, channels, copied=True)
+            arrow(SKIP, (last[1] + 0.06, middles[level]), (copied[0] - 0.06, middles[level]))
             over, under = middles[level] - heights[level] / 2, middles[level + 1] + heights[level + 1] / 2 + 0.36
-            draw.arrow(POOLING, (left + 2 * GAP, over - 0.06), (left + 2 * GAP, under))
-            draw.arrow(UPSAMPLING, (back, under), (back, over - 0.06))
-    logits, features = draw.box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
-    draw.arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
+            arrow(POOLING, (left + 2 * GAP, over - 0.06), (left + 2 * GAP, under))
+            arrow(UPSAMPLING, (back, under), (back, over - 0.06))
+    logits, features = box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
+    arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
     for x, text in ((0.0, "slice"), (end, "logits")):
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
     handles = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=kind) for kind in ARROWS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
-
-
-class _Drawing:
-    """Boxes and arrows on axes; level `i` is as high as `heights[i]`, around `middles[i]`."""
-
-    def __init__(self, axes: Axes, heights: Sequence[float], middles: Sequence[float]) -> None:
-        self.axes, self.heights, self.middles = axes, heights, middles
-
-    def row(self, level: int, left: float, channels: Sequence[int]) -> tuple[float, float]:
-        """Draw the pictures before, within and after a block; return the edges of the last."""
-        edges = [self.box(level, left + index * GAP, count) for index, count in enumerate(channels)]
-        for (_, start), (stop, _) in pairwise(edges):
-            self.arrow(CONVOLUTION, (start + 0.06, self.middles[level]), (stop - 0.06, self.middles[level]))
-        return edges[-1]
-
-    def box(self, level: int, centre: float, channels: int, colour: str | None = None) -> tuple[float, float]:
-        """Draw a picture with its channels above it; return its left and right edge."""
-        height, middle, width = self.heights[level], self.middles[level], _width(channels)
-        face = colour or matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
-        corner = (centre - width / 2, middle - height / 2)
-        self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
-        place, side = (corner[0] + width - 0.15, "right") if colour else (centre, "center")  # a copy stands close
-        self.axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
-        return corner[0], corner[0] + width
-
-    def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Draw what is done between two pictures."""
-        look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
-        self.axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": LINES[kind]})
 
 
 def _width(channels: int) -> float:
