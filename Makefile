@@ -33,7 +33,7 @@ notebooks: .venv/installed
 	$(BIN)/unetlib course --refresh
 
 figures: .venv/installed
-	$(BIN)/unetlib figures
+	$(BIN)/python -m figures.make
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.train_step

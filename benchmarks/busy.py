@@ -1,12 +1,12 @@
-"""Training beside busy programs: with each fixed number of threads, with PyTorch's own, and with the measured one.
+"""Training beside busy programs: with one thread and with all, with PyTorch's own, and with the chosen one.
 
 `python -m benchmarks.busy`. Steps of the notebooks' recipe (width 16, 96 x 96, batch 4, bf16 where the processor has
 it) on prepared phantoms, alone and beside one and two processes that each keep a processor busy. All ways train for
-some seconds in turns, and the measured number is chosen anew each time. "0.3" is what version 0.3 does: PyTorch's own
+some seconds in turns, and the number is chosen anew each time. "0.3" is what version 0.3 does: PyTorch's own
 number. Slices a second leave out the choice, whose seconds are given below the table.
 
 Then a load begins in mid-run, and ends: the slices a second in the last seconds of each stretch include the
-measurements that watch the load.
+looks at the load.
 """
 
 import os
@@ -31,7 +31,6 @@ from unetlib.runs.training import open_loop
 from unetlib.support.command import BEGINS_ANEW, run_command
 
 RECIPE = Recipe.published.but(width=16)
-SHAPE = (RECIPE.batch_size, 1, RECIPE.image_size, RECIPE.image_size)
 LOADS = {"alone": 0, "beside one": 1, "beside two": 2}
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 STRETCHES = {"alone": (0, 20.0), "beside one": (1, 40.0), "alone again": (0, 160.0)}  # busy processes, seconds
@@ -73,17 +72,17 @@ def fixed(number: int) -> Callable[[Loop], Threads]:
     return choose
 
 
-def measured(loop: Loop) -> Threads:
+def chosen(loop: Loop) -> Threads:
     """Choose the number of threads as a run does that begins in a new process."""
     threads._use(MOST)
-    threads._measured.clear()
-    return Threads.settle("", loop.engine.fabric, loop.network.module, SHAPE, None, None)
+    threads._idle_at_first.cache_clear()
+    return Threads.settle("", loop.engine.fabric, None, None)
 
 
 def compare(loop: Loop, repeats: int, seconds: float) -> tuple[str, str]:
     """Return a table, slices a second of all ways beside all loads, and what the choice took."""
-    ways = {f"{number} thread{'s' * (number > 1)}": fixed(number) for number in threads.numbers(MOST)}
-    ways = {**ways, f"0.3: {MOST}": fixed(MOST), "measured": measured}
+    ways = {f"{number} thread{'s' * (number > 1)}": fixed(number) for number in sorted({1, MOST})}
+    ways = {**ways, f"0.3: {MOST}": fixed(MOST), "chosen": chosen}
     speed: dict[tuple[str, str], list[float]] = {(way, load): [] for way in ways for load in LOADS}
     costs, steps = [], endless(loop)
     for repeat in range(repeats):
@@ -92,26 +91,26 @@ def compare(loop: Loop, repeats: int, seconds: float) -> tuple[str, str]:
                 for way, choose in in_turn(ways, repeat):
                     start = time.perf_counter()
                     choose(loop)  # the choice alone; the watch is shown below
-                    if choose is measured:
+                    if choose is chosen:
                         costs.append(time.perf_counter() - start)
                     train_for(steps, 0.2, 1.0)  # to warm up
                     speed[way, load].append(train_for(steps, seconds, seconds))
     best = {load: max(statistics.median(speed[way, load]) for way in ways if "thread" in way) for load in LOADS}
     rows = [[way, *(spread(speed[way, load]) for load in LOADS)] for way in ways]
-    ratios = [statistics.median(speed["measured", load]) / best[load] for load in LOADS]
-    rows.append(["measured, of the best fixed", *(f"{ratio:.0%}" for ratio in ratios)])
+    ratios = [statistics.median(speed["chosen", load]) / best[load] for load in LOADS]
+    rows.append(["chosen, of the best fixed", *(f"{ratio:.0%}" for ratio in ratios)])
     return markdown_table(["slices/s", *LOADS], rows), f"The choice took {spread(costs)} s."
 
 
 def in_mid_run(loop: Loop) -> str:
     """Return a table: slices a second at the end of stretches with and without a load, the number before and after."""
     rows, steps, others = [], endless(loop), loop.hooks
-    for way, choose in {"0.3": fixed(MOST), "measured and watched": measured}.items():
+    for way, choose in {"0.3": fixed(MOST), "chosen and watched": chosen}.items():
         watched, cells = choose(loop), []
         loop.hooks = [watched, *others]
         for number, seconds in STRETCHES.values():
             with busy(number):
-                speed = train_for(steps, seconds if choose is measured else 2 * LAST, LAST)
+                speed = train_for(steps, seconds if choose is chosen else 2 * LAST, LAST)
             cells.append(f"{speed:.3g} ({watched.number})")
         rows.append([way, *cells])
     return markdown_table(["slices/s, a load in mid-run", *STRETCHES], rows)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from figures.make import find_browser
 from unetlib.data.prepare import prepare
 from unetlib.recipe import Recipe
 from unetlib.runs.training import train
-from unetlib.show.screenshot import find_browser
 from unetlib.support.files import read_json, write_json
 from unetlib.support.messages import show_messages
 

@@ -21,8 +21,8 @@ import psutil
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 
 import unetlib
+from figures.make import find_browser
 from unetlib.course.chapters import QUIET
-from unetlib.show.screenshot import find_browser
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),

@@ -1,5 +1,6 @@
 """The model card: its numbers are those of the run, its images are there, and it is whole or absent."""
 
+import ast
 import re
 import shutil
 from collections import defaultdict
@@ -14,11 +15,13 @@ from unetlib.metrics import bootstrap_interval
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
 from unetlib.runs.run import Run
 from unetlib.show import card as module
-from unetlib.show.card import SOURCES, write_card
+from unetlib.show.card import TEMPLATE, write_card
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
+TABLE = TEMPLATE.read_text(encoding="utf-8").split("for word, source in ")[1].split(".items()")[0]
+SOURCES = ast.literal_eval(TABLE)  # word of a layout -> what to cite
 MILLILITRE = 0.001  # of a voxel of 1 mm, as `write_patient` has them
 
 

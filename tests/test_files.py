@@ -356,7 +356,7 @@ def test_a_lock_removes_what_a_killed_process_was_writing(tmp_path):
 
 def test_a_folder_that_cannot_be_locked_is_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UnetlibError, match=r"file is a file; a folder was expected"), locked(tmp_path / "file"):
+    with pytest.raises(UnetlibError, match=r"A file stands where a folder was expected"), locked(tmp_path / "file"):
         pass
     monkeypatch.setattr(os, "mkdir", refuse(errno.EROFS))
     with pytest.raises(UnetlibError, match="Read-only file system"), locked(tmp_path / "new"):

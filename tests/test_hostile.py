@@ -26,10 +26,10 @@ from PIL import Image
 from tests.conftest import BEST, LATEST, LPS, SMALL, write_patient
 from unetlib.cli import main
 from unetlib.data.archive import open_data
+from unetlib.data.cases import HASHES
 from unetlib.data.check import check
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
-from unetlib.data.sameness import HASHES
 from unetlib.data.split import Split
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients, results_table

@@ -257,8 +257,8 @@ def test_an_image_that_cannot_be_used_keeps_no_other_from_its_mask(trained, imag
     ("name", "content", "told"),
     [
         ("a.nii.gz.part", None, "a.nii.gz.part is not named .nii or .nii.gz. It begins like NIfTI: rename it"),
-        ("a.dcm", bytes(128) + b"DICM", "It is DICOM. Convert the whole series"),
-        ("a.mat", bytes(range(256)), "Convert it to NIfTI first."),
+        ("a.dcm", bytes(128) + b"DICM", "it is DICOM. Convert the whole series"),
+        ("a.mat", bytes(range(256)), "Convert it, or copy"),
         ("missing", b"", "missing does not exist"),
         ("folder", b"", "folder is a folder. "),
         ("x" * 300 + ".nii", b"", "cannot be reached (File name too long). Check its name"),

@@ -155,7 +155,7 @@ DICOM = bytes(128) + b"DICM" + bytes(400)
         (b"\x93NUMPY\1\0", "a NumPy array. Save it with nibabel"),
         (struct.pack("<i", 348) + bytes(344), "Analyze does not tell left from right"),
         (struct.pack(">i", 348) + bytes(344), "Analyze does not tell left from right"),
-        (bytes(range(1, 200)), "does not begin like NIfTI. Copy or download it again"),
+        (bytes(range(1, 200)), "does not begin like NIfTI. Convert it, or copy or download it again"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -187,8 +187,8 @@ def test_archives_under_the_name_of_an_image_are_told(tmp_path):
         ({"vox_offset": 3e6}, "correct vox_offset"),
         ({"magic": b"ni1\0"}, "its voxels are announced in another file, .img. Put the .img beside"),
         ({"sform_code": 17}, r"have the codes [17, 0]; 0 to 5 were expected. If its affine is right, set the code"),
-        ({"datatype": 3}, "Save its voxels as int16 or float32"),
-        ({"scl_slope": 1, "scl_inter": float("inf")}, "Save it again without a scale"),
+        ({"datatype": 3}, "data code 3 not recognized. Its header is damaged or of another program. Export it again"),
+        ({"scl_slope": 1, "scl_inter": float("inf")}, "Its header is damaged or of another program. Export it again"),
         ({"sform_code": 0, "qform_code": 1, "quatern_b": 3.0}, "its qform is no rotation"),
         ({"sform_code": 0, "qform_code": 1, "pixdim1": 0}, "its voxels are 0 x 1 x 1 wide. Export it again"),
         ({"sform_code": 0, "qform_code": 1, "pixdim1": float("nan")}, "its voxels are nan x 1 x 1 wide"),

@@ -204,7 +204,7 @@ def test_a_viewer_of_many_volumes_takes_what_a_small_one_leaves(monkeypatch):
     assert shown == [viewer.to_fragment() for viewer in (many, small, many)], "a third each would be too little"
     monkeypatch.setenv(embedded.SHARED, "0")
     with pytest.raises(UnetlibError, match="a whole number of viewers was expected"):
-        embedded.embed_bytes()
+        small._repr_mimebundle_()
 
 
 def test_viewers_share_a_page_and_the_largest_becomes_a_still_where_they_do_not_fit():

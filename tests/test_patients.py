@@ -601,7 +601,7 @@ def test_another_archive_or_a_failed_download_gets_advice_of_its_own(tmp_path, n
 def test_a_home_of_nobody_to_extract_into_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("UNETLIB_EXTRACTED", "~nobody-of-that-name/x")
     (tmp_path / "a.tar").write_bytes(bytes(1024))
-    with pytest.raises(UnetlibError, match="UNETLIB_EXTRACTED is '~nobody-of-that-name/x': there is no user"):
+    with pytest.raises(UnetlibError, match="~nobody-of-that-name/x: there is no user"):
         open_data(tmp_path / "a.tar")
 
 

@@ -15,7 +15,7 @@ from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
-from unetlib.show.plots import common
+from unetlib.show.plots import colours
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, write_json
 
@@ -114,17 +114,17 @@ def test_a_patient_who_is_gone_is_a_sentence(evaluated, cohort, tmp_path):
 
 def test_the_colours_of_a_picture_are_kept_whatever_greys_surround_them():
     """A legend has few pixels, an MRI has many: as one palette of 256, the greys would win."""
-    colours = [common.TRUE_POSITIVE, common.FALSE_POSITIVE, common.FALSE_NEGATIVE, common.OUTLINE]
+    kept = [colours.TRUE_POSITIVE, colours.FALSE_POSITIVE, colours.FALSE_NEGATIVE, colours.OUTLINE]
     figure = Figure(figsize=(4, 4))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(np.random.default_rng(0).random((400, 400)), cmap="gray", aspect="auto")
     axes.imshow(np.random.default_rng(1).random((40, 40)), cmap="viridis", extent=(0, 200, 200, 399), aspect="auto")
-    for number, colour in enumerate(colours):
+    for number, colour in enumerate(kept):
         axes.add_patch(Rectangle((100 * number, 100), 8, 8, color=colour, lw=0))
     axes.set(xlim=(0, 400), ylim=(400, 0))
     image = Image.open(BytesIO(plots.to_png(figure)))
     assert image.mode == "P"
     shown = np.asarray(image.convert("RGB")).astype(int)
-    for number, colour in enumerate(colours):
+    for number, colour in enumerate(kept):
         wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
         assert np.abs(shown[104, 100 * number + 4] - wanted).max() <= 3

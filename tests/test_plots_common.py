@@ -15,7 +15,7 @@ from unetlib.data.slices import Window
 from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.show.plots import common
+from unetlib.show.plots import colours
 from unetlib.unet import UNet
 
 IMAGE = np.zeros((40, 30))
@@ -101,8 +101,8 @@ def test_every_figure_has_an_alt_text_twice_the_pixels_and_suits_a_dark_page(nam
 
 @pytest.mark.parametrize("page", ["white", "#111111"])
 def test_letters_and_curves_are_seen_on_light_and_dark_pages(page):
-    assert contrast(common.INK, page) > 4.3
-    assert all(contrast(colour, page) > 3 for colour in common.CURVES)
+    assert contrast(colours.INK, page) > 4.3
+    assert all(contrast(colour, page) > 3 for colour in colours.CURVES)
 
 
 def test_letters_axes_and_ticks_are_drawn_in_ink():
@@ -114,7 +114,7 @@ def test_letters_axes_and_ticks_are_drawn_in_ink():
     axes.legend()
     pixels = np.asarray(decoded(plots.to_png(figure)).convert("RGBA")).astype(int)
     solid = pixels[(pixels[..., 3] == 255)][:, :3]
-    ink, chosen = (np.abs(solid - 255 * np.array(to_rgb(colour))).max(axis=1) <= 8 for colour in (common.INK, "black"))
+    ink, chosen = (np.abs(solid - 255 * np.array(to_rgb(colour))).max(axis=1) <= 8 for colour in (colours.INK, "black"))
     assert ink.sum() > 300
     assert 50 < chosen.sum() < 500, "a colour that was asked for stays"
 

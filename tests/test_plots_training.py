@@ -161,7 +161,7 @@ def test_live_curves_are_redrawn_in_one_place(monkeypatch):
         drawn.append(arguments)
         return plots.loss_figure()
 
-    monkeypatch.setattr("unetlib.show.plots.training.display", display)
+    monkeypatch.setattr("unetlib.show.plots.training.notebook.display", display)
     monkeypatch.setattr("unetlib.show.plots.training.curves_figure", curves)
     live = plots.LiveCurves("a title", killed_at=1.5)
     for epochs in (1, 2, 3):

@@ -13,8 +13,8 @@ import torch
 
 from tests.conftest import SMALL
 from unetlib import __version__
+from unetlib.data.cases import HASHES
 from unetlib.data.prepared import Prepared
-from unetlib.data.sameness import HASHES
 from unetlib.runs import provenance
 from unetlib.runs.provenance import part_by_sign, signs
 from unetlib.runs.run import Run

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetlib.data.cases import hash_case, hash_voxels
 from unetlib.data.patients import find_cases, read_labels
-from unetlib.data.sameness import hash_case, hash_voxels
 from unetlib.data.volumes import Source, read_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from figures import make as screenshot
 from unetlib import SliceViewer
-from unetlib.show import screenshot
 from unetlib.support.errors import UnetlibError
 
 

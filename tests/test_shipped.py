@@ -12,6 +12,7 @@ import torch
 from tests.conftest import LPS, SMALL, write_patient
 from unetlib import Recipe
 from unetlib.data.prepare import prepare
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.checkpoint import load_checkpoint
@@ -68,6 +69,22 @@ def test_it_finds_a_bright_ball_in_a_head_that_it_has_never_seen(there):
     (mask,) = predict("phantoms", [there / "head.nii.gz"], there / "out", device="cpu")
     found = np.asarray(nib.load(mask).dataobj) > 0
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.7
+
+
+def test_scores_of_it_are_written_beside_a_copy_in_the_working_directory(there):
+    for index in range(2):
+        write_patient(there / "data", index)
+    summary = evaluate("phantoms", there / "data", device="cpu")
+    assert summary["patients"] == 2
+    assert (there / "phantoms" / "evaluation" / "data-data" / "summary.json").exists()
+    assert not Run(SHIPPED).evaluation.exists()
+    assert evaluate("phantoms", there / "data", device="cpu") == summary
+
+
+def test_a_folder_of_another_kind_and_that_name_is_not_written_to(there):
+    write_patient(there / "phantoms", 0)
+    with pytest.raises(UnetlibError, match="phantoms holds BraTS2021_00000 and is not a run folder"):
+        evaluate("phantoms", there / "phantoms", device="cpu")
 
 
 def test_a_run_of_that_name_in_the_working_directory_comes_first(there, run):

@@ -72,33 +72,7 @@ _HOME = {
     "tune": "prediction.tuning",
 }
 _MODULES = {"losses", "metrics", "plots"}
-__all__ = [
-    "Loop",
-    "Predictor",
-    "Prepared",
-    "Recipe",
-    "Run",
-    "SliceViewer",
-    "UNet",
-    "UnetlibError",
-    "__version__",
-    "build_network",
-    "check",
-    "evaluate",
-    "find_cases",
-    "losses",
-    "make_cohort",
-    "metrics",
-    "plots",
-    "predict",
-    "prepare",
-    "read_case",
-    "register_network",
-    "segment",
-    "start",
-    "train",
-    "tune",
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:

@@ -110,11 +110,10 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def figures(args: argparse.Namespace) -> None:
-    """Draw the figures of a run, or of the course."""
-    from unetlib.course.start import course_figures
+    """Draw the figures of a run."""
     from unetlib.show.plots import make_figures
 
-    for path in make_figures(args.run, args.out, args.device) if args.run else course_figures(args.out, args.device):
+    for path in make_figures(args.run, args.out, args.device):
         say(str(path))
 
 
@@ -193,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-steps", type=flags.positive, metavar="STEPS", help="do at most this many now, then save a checkpoint"
     )
     flags.device(sub)
-    flags.threads(sub, "measured, and stored in the run")
+    flags.threads(sub, "that of the run, else one for each idle processor")
 
     sub = command(evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
@@ -219,12 +218,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.threads(sub, "one for each idle processor")
 
     sub = command(figures, "draw curves, metrics, the network and overlays of a run, evaluated first if necessary")
-    sub.add_argument(
-        "run", type=flags.path, nargs="?", metavar="RUN", help="its folder (default: the notebooks' own run)"
-    )
-    sub.add_argument(
-        "--out", type=flags.path, metavar="DIR", help="default: RUN/figures, or figures/ of the repository"
-    )
+    sub.add_argument("run", type=flags.path, metavar="RUN", help="its folder")
+    sub.add_argument("--out", type=flags.path, metavar="DIR", help="default: RUN/figures")
     flags.device(sub)
 
     sub = command(card, "write a model card: what a run was trained on, its scores, its failures and its limits")

@@ -71,7 +71,6 @@ def refresh_notebooks() -> None:
 
 
 def _chapters() -> list[Path]:
-    """Return the notebooks in order; raises `UnetlibError` where there are none."""
     chapters = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
     if not chapters:
         raise UnetlibError(f"{NOTEBOOKS} holds no notebooks: the course runs from a clone of its repository.")

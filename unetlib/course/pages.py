@@ -119,7 +119,6 @@ class Pages:
 
 
 def _relative(to: Path, path: Path) -> str:
-    """Return the address of a file as seen from another."""
     return Path(os.path.relpath(to, path.parent)).as_posix()
 
 
@@ -133,7 +132,6 @@ def _to_come(path: Path) -> Any:
 
 
 def _title(notebook: Any) -> str:
-    """Return the first heading of the first cell."""
     found = re.search(r"^#+ *(.+)", notebook.cells[0].source if notebook.cells else "", re.MULTILINE)
     return found[1] if found else "A chapter"
 
@@ -170,7 +168,6 @@ def _contents(page: str) -> str:
 
 
 def _within(page: str, limit: int) -> str:
-    """Return a page of at most `limit` bytes, where necessary with its largest viewers as stills."""
     for viewer in sorted(VIEWER.finditer(page), key=lambda found: len(found[0]), reverse=True):
         if len(page.encode()) > limit:
             still = f"<figure>{viewer[1]}<figcaption>This viewer is too large for a page.</figcaption></figure>"

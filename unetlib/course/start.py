@@ -24,9 +24,7 @@ from unetlib.phantom.cohort import make_cohort
 from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, Recipe, changed
 from unetlib.runs.run import Run
-from unetlib.show.plots import DISCLAIMER, best_median_worst, case_figure, in_notebook, is_synthetic, make_figures, save
-from unetlib.show.screenshot import viewer_picture
-from unetlib.show.viewer import SliceViewer
+from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import quiet, show_messages
@@ -208,7 +206,6 @@ def _is_synthetic(case: Case) -> bool:
 
 
 def _introduce(course: Course) -> None:
-    """Print at the top of a chapter which data it shows."""
     patients = counted(len({case.patient for case in course.cohort.cases}), "patient")
     what = f"**real MRI**, {patients} in `{course.data.name}` ({course.cohort.cases[0].layout})"
     if course.synthetic:
@@ -238,19 +235,3 @@ def _sentence(shell: Any, kind: type[BaseException], error: BaseException, *_: o
     lines = [f"{kind.__name__}: {error}"]
     shell._showtraceback(kind, error, lines)  # a custom handler has to show the error itself
     return lines
-
-
-@takes_paths
-def course_figures(out: Path | None = None, device: str = "auto") -> list[Path]:
-    """Draw the figures of the README from the notebooks' cohort and run, which are made where they are missing.
-
-    They go to `figures/` of the repository unless `out` is given. Returns their paths.
-    """
-    folder = out or REPOSITORY / "figures"
-    course = start(work=REPOSITORY / "notebooks" / "work")
-    run_recipe(course.recipe, course.prepared, course.run, course.data, part="test", device=device)
-    paths = make_figures(course.run, folder, device)
-    save(case_figure(course.cohort.cases[:3]), folder / "cohort.png")
-    shown = best_median_worst(course.run, device)[1]
-    viewer = SliceViewer(shown.volume, truth=shown.truth, prediction=shown.prediction, title=shown.case.id)
-    return [*paths, folder / "cohort.png", viewer_picture(viewer, folder / "viewer.png")]

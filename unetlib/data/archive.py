@@ -15,7 +15,7 @@ from unetlib.data.contents import what_it_is
 from unetlib.data.layouts import IMAGES
 from unetlib.data.naming import TABLE
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import fold, locked, read_json, refuse_link, takes_paths, write_json
+from unetlib.support.files import fold, home, locked, read_json, refuse_link, takes_paths, write_json
 from unetlib.support.jobs import progress
 
 PLACE = "UNETLIB_EXTRACTED"  # the environment variable that names a folder to extract into
@@ -49,7 +49,7 @@ def open_data(path: Path) -> Path:
             f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
         )
     end = next((end for end in TAR if path.name.lower().endswith(end)), path.suffix)
-    target = (_place() or path.parent) / f"{path.name[: len(path.name) - len(end)]}.extracted"
+    target = home(os.environ.get(PLACE) or path.parent) / f"{path.name[: len(path.name) - len(end)]}.extracted"
     origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
     with suppress(UnetlibError):
         if read_json(target / MARKER) == origin:
@@ -70,7 +70,6 @@ def open_data(path: Path) -> Path:
 
 
 def _make(target: Path, archive: Path, origin: dict[str, Any]) -> None:
-    """Extract an archive to `target`, which appears when it is complete."""
     temporary = target.with_name(f".tmp-{target.name}")
     for folder in (target, temporary):
         refuse_link(folder)
@@ -86,14 +85,6 @@ def _make(target: Path, archive: Path, origin: dict[str, Any]) -> None:
             (temporary / "images").rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _place() -> Path | None:
-    """Return the folder that the environment names to extract into; raises `UnetlibError` for `~` of nobody."""
-    try:
-        return Path(os.environ[PLACE]).expanduser() if os.environ.get(PLACE) else None
-    except RuntimeError as error:
-        raise UnetlibError(f"{PLACE} is {os.environ[PLACE]!r}: there is no user of that name.") from error
 
 
 class _Metered:
@@ -126,16 +117,20 @@ def _extract(archive: Path, folder: Path) -> None:
             tar.pax_headers = {}
             name = fold(str(PurePosixPath(member.name)))  # ./a is a, and A is a on Windows and macOS
             wanted = member.isfile() and (name.endswith(WANTED) or name.rpartition("/")[2] == TABLE)
-            _refuse_hostile(archive, member, wanted, name in seen)
+            _refuse_hostile(archive, member, wanted, name in seen, shutil.disk_usage(folder).free)
             if number == MAX_MEMBERS:
                 raise UnetlibError(f"{archive} holds more than {MAX_MEMBERS} members. Extract what you need yourself.")
             if wanted:
                 seen.add(name)
-                _require_room(archive, member, folder)
                 stream.left = member.size
                 tar.extract(member, folder, filter="data")
             bar.update((raw.tell() >> 20) - bar.n)
-        _require_end(stream.stream, tar.offset)
+        # `tarfile` takes an archive that just stops for its end, and never reads gzip's last checksum.
+        stream.stream.seek(tar.offset)
+        if stream.stream.read(512) != bytes(512):
+            raise tarfile.ReadError("its end is missing")
+        while stream.stream.read(1 << 20):
+            pass
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
@@ -164,37 +159,22 @@ def _require_tar(archive: Path) -> None:
         ) from error
 
 
-def _refuse_hostile(archive: Path, member: tarfile.TarInfo, wanted: bool, seen: bool) -> None:
-    """Raise `UnetlibError` for a member that would reach outside of the folder, overwrite another, or is too large."""
+def _refuse_hostile(archive: Path, member: tarfile.TarInfo, wanted: bool, seen: bool, free: int) -> None:
+    """Raise `UnetlibError` for a member that would reach outside of the folder or overwrite another, or is too large.
+
+    `wanted`: it would be extracted, to a disk with so many bytes `free`. `seen`: there is another of that name.
+    """
     absolute = member.name.startswith(("/", "\\")) or PureWindowsPath(member.name).drive
-    for is_hostile, why in (
-        (not (member.isfile() or member.isdir()), "is a link or a device, which could reach outside of the folder"),
-        (absolute, "is an absolute path, which could reach outside of the folder"),
-        (".." in re.split(r"[\\/]", member.name), "is a path with '..', which could reach outside of the folder"),
-        (wanted and seen, "is there twice"),
-        (wanted and member.size > MAX_FILE, f"announces {member.size} bytes, which no image of an MRI has"),
-        (wanted and member.issparse(), f"leaves out most of its {member.size} bytes, as no image of an MRI does"),
+    full = f"needs {member.size} bytes and the disk has room for {free}, of which {ROOM} stay free"
+    get = "Get the archive from its publisher, or extract it yourself and give the folder."
+    for is_hostile, why, advice in (
+        (not (member.isfile() or member.isdir()), "is a link or a device, which could lead out of the folder", get),
+        (absolute, "is an absolute path, which could reach outside of the folder", get),
+        (".." in re.split(r"[\\/]", member.name), "is a path with '..', which could reach outside of the folder", get),
+        (wanted and seen, "is there twice", get),
+        (wanted and member.size > MAX_FILE, f"announces {member.size} bytes, which no image of an MRI has", get),
+        (wanted and member.issparse(), f"leaves out most of its {member.size} bytes, as no image of an MRI does", get),
+        (wanted and member.size + ROOM > free, full, ELSEWHERE),
     ):
         if is_hostile:
-            raise UnetlibError(
-                f"{archive} was refused: its member {member.name!r} {why}. Get the archive from its publisher, or "
-                "extract it yourself and give the folder."
-            )
-
-
-def _require_room(archive: Path, member: tarfile.TarInfo, folder: Path) -> None:
-    """Raise `UnetlibError` before a member is extracted that does not fit the disk."""
-    if member.size + ROOM > (free := shutil.disk_usage(folder).free):
-        raise UnetlibError(
-            f"{archive} cannot be extracted: {member.name!r} needs {member.size} bytes and the disk has room for "
-            f"{free}, of which {ROOM} stay free. {ELSEWHERE}"
-        )
-
-
-def _require_end(stream: IO[bytes], offset: int) -> None:
-    """Raise when an archive just stops: `tarfile` takes that for its end, and never reads gzip's last checksum."""
-    stream.seek(offset)
-    if stream.read(512) != bytes(512):
-        raise tarfile.ReadError("its end is missing")
-    while stream.read(1 << 20):
-        pass
+            raise UnetlibError(f"{archive} was refused: its member {member.name!r} {why}. {advice}")

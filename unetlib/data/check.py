@@ -5,17 +5,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unetlib.data.cases import SHARE, Case, read_case, unforeseen
+from unetlib.data.cases import SHARE, Case, copy_of, hash_voxels, read_case, unforeseen
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.patients import Cohort, find_cases
-from unetlib.data.sameness import copy_of, hash_voxels
 from unetlib.data.volumes import Volume, read_shape
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import takes_paths
 from unetlib.support.jobs import run_jobs
+
+WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}  # of a line: words stay whole
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Report:
         rows += [("Note", note) for note in self.notes]
         rows += [("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
         total = len(self.findings) + len(self.left_out)
-        return "\n".join([*(_line(*row) for row in rows), f"{len(self.findings)} of {total} cases usable."])
+        lines = [textwrap.fill(f"{title:11}{text}", 100, subsequent_indent=" " * 11, **WHOLE) for title, text in rows]
+        return "\n".join([*lines, f"{len(self.findings)} of {total} cases usable."])
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         cases, findings = self.usable, self.findings.values()
@@ -87,13 +90,6 @@ class Report:
         yield "Tumour", f"{np.mean(percent):.2f} % of the voxels of a case ({min(percent):.2f} to {max(percent):.2f} %)"
         empty = sorted(id for id, finding in self.findings.items() if not finding.tumour)
         yield "No tumour", f"{counted(len(empty), 'case')}{': ' * bool(empty)}{first_of(empty)}"
-
-
-def _line(title: str, text: str) -> str:
-    return textwrap.fill(
-        text, 100, initial_indent=f"{title:11}", subsequent_indent=" " * 11, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
 
 
 def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
@@ -118,10 +114,10 @@ def check(data: Path, workers: int | None = None, assume: str | None = None) -> 
         else:
             left_out[case.id] = result
     first: dict[str, str] = {}
-    for id in [case.id for case in cohort.cases if case.id in findings]:  # in the order of `prepare`
-        if (other := first.setdefault(findings[id].scan, id)) != id:
-            left_out[id] = copy_of(other)
-            del findings[id]
+    for case in cohort.cases:  # in the order of `prepare`
+        if case.id in findings and (other := first.setdefault(findings[case.id].scan, case.id)) != case.id:
+            left_out[case.id] = copy_of(other)
+            del findings[case.id]
     return Report(cohort, dict(sorted(findings.items())), left_out)
 
 

@@ -59,7 +59,16 @@ def what_it_is(head: bytes, kind: str) -> str:
             return f"{name}. {advice}"
     if all(byte in string.printable.encode() for byte in head):
         return f"a text file. If it says where the image is, give that. {AGAIN}"
-    return f"a file that does not begin like {kind}. {AGAIN}"
+    return f"a file that does not begin like {kind}. Convert it, or copy or download it again."
+
+
+def first_bytes(path: Path) -> bytes:
+    """Return the first 540 bytes of a file; raises `UnetlibError` when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(540)
+    except OSError as error:
+        raise UnetlibError(f"{path} cannot be read ({reason(error)}). Check that you may read it.") from error
 
 
 def reason(error: BaseException) -> str:

@@ -169,7 +169,6 @@ class Folder:
         return owners
 
     def _add(self, place: Path, name: str) -> None:
-        """Give one file to the case that its path names."""
         path = "/".join((self.root.name, *place.relative_to(self.root).parts, name))
         found = None if name.lower() in STRAY else layouts.recognise(path) or self._in_task(place, name)
         if found is None:

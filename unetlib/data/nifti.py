@@ -12,7 +12,7 @@ import numpy as np
 from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 
-from unetlib.data.contents import AGAIN, EXPORT, damage_in, reason, require_file, what_it_is
+from unetlib.data.contents import EXPORT, damage_in, first_bytes, reason, require_file, what_it_is
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import fold
 
@@ -25,11 +25,6 @@ IMAGES = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.nifti2.Nifti2Pai
 CODES = nib.nifti1.xform_codes.value_set("code")
 
 Stream = gzip.GzipFile | io.BufferedReader
-
-
-def is_nifti(name: str) -> bool:
-    """Tell whether a file is named like NIfTI: one file, or one of a pair."""
-    return name.lower().endswith(ENDINGS)
 
 
 def stem(name: str) -> str:
@@ -51,7 +46,6 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def _ending(path: Path) -> str:
-    """Return ".hdr" or ".img" for a file of a pair, compressed or not."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
@@ -78,26 +72,16 @@ def open_nifti(path: Path) -> Iterator[Any]:
 
 def require_name(path: Path) -> None:
     """Raise `UnetlibError` unless an image is named like NIfTI; what to do depends on what it holds."""
-    if is_nifti(path.name):
-        return
-    require_file(path, EXPECTED)
-    with _open(path) as stream, damage_in(path):
-        head = stream.read(540)
-    what = what_it_is(head, "NIfTI")
-    advice = "Convert it to NIfTI first." if AGAIN in what else f"It is {what}"
-    if any(_begins_like(kind.header_class, head) for kind in IMAGES):
-        advice = "It begins like NIfTI: rename it, once its copy or download is complete."
-    raise UnetlibError(f"{path} is not named .nii or .nii.gz. {advice}")
+    if not path.name.lower().endswith(ENDINGS):
+        with open_nifti(path):  # raises where it is something else
+            advice = "It begins like NIfTI: rename it, once its copy or download is complete."
+            raise UnetlibError(f"{path} is not named .nii or .nii.gz. {advice}")
 
 
 def _open(path: Path) -> Stream:
     """Return an open file, unpacked if it is gzip: by its first bytes, not its name."""
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        return igzip.open(path) if packed else open(path, "rb")  # 2.7 x faster than gzip
-    except OSError as error:
-        raise UnetlibError(f"{path} cannot be read ({reason(error)}). Check that you may read it.") from error
+    packed = first_bytes(path).startswith(b"\x1f\x8b")
+    return igzip.open(path) if packed else open(path, "rb")  # 2.7 x faster than gzip
 
 
 def _read(stream: Stream, voxels: Stream, path: Path) -> Any:
@@ -117,7 +101,8 @@ def _read(stream: Stream, voxels: Stream, path: Path) -> Any:
         header = kind.header_class.from_fileobj(io.BytesIO(head))  # in a damaged file, nibabel would search without end
         return kind(ArrayProxy(voxels, header), None, header)  # the affine is that of the header
     except Exception as error:
-        raise UnetlibError(f"{path} cannot be read as NIfTI: {reason(error)}. {_advice(error)}") from error
+        what = f"{path} cannot be read as NIfTI: {reason(error)}"
+        raise UnetlibError(f"{what}. Its header is damaged or of another program. {EXPORT}") from error
 
 
 def _begins_like(header: Any, head: bytes) -> bool:
@@ -150,18 +135,6 @@ def _faults(raw: Any, single: bool, alone: bool) -> list[tuple[bool, str, str]]:
     ]  # fmt: skip
 
 
-def _advice(error: Exception) -> str:
-    """Return what to do about an error of nibabel."""
-    text = str(error).lower()
-    if "data code" in text or "datatype" in text:
-        return "Save its voxels as int16 or float32."
-    if "slope" in text or "inter" in text:
-        return "Save it again without a scale (scl_slope 1, scl_inter 0)."
-    if "dim" in text or "sizeof_hdr" in text or "bitpix" in text:
-        return f"Its header is damaged or of another program. {EXPORT}"
-    return f"Its header is damaged. {AGAIN}"
-
-
 def require_voxels(image: Any, path: Path) -> None:
     """Read a compressed file to its end, where its checksum is; raises `UnetlibError` when it is damaged."""
     voxels = image.dataobj.file_like
@@ -177,8 +150,6 @@ def single_header(header: Any) -> Any:
     if getattr(header, "is_single", True):
         return header
     kind = nib.Nifti2Header if isinstance(header, nib.nifti2.Nifti2PairHeader) else nib.Nifti1Header
-    single = kind(endianness=header.endianness)
-    for name in header.keys():  # noqa: SIM118 (a header is no dictionary)
-        if name not in ("magic", "vox_offset"):
-            single[name] = header[name]
+    single = kind(header.binaryblock, header.endianness, check=False)
+    single["magic"], single["vox_offset"] = kind.single_magic, 0
     return single

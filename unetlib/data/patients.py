@@ -1,23 +1,48 @@
 """Find the patients in a folder, whatever its layout.
 
 A data set is recognised by its file names alone (see `layouts`). A file that cannot be used is never skipped in
-silence: its case is left out by name, with a sentence that says why.
+silence: its case is left out by name, with a sentence that says why, and which file looks like the one that it lacks.
 """
 
-from collections import Counter
+import re
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unetlib.data import naming
-from unetlib.data.advice import nothing_found, suggest
-from unetlib.data.archive import open_data
+from unetlib.data.archive import TAR, open_data
 from unetlib.data.cases import SHARE, Case, read_case, read_labels, unforeseen
-from unetlib.data.folder import Folder
-from unetlib.data.layouts import AUTOMATIC, KAGGLE, LAYOUTS, MASK, MODALITIES
+from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
+from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
+from unetlib.data.nifti import stem
 from unetlib.data.volumes import assumption
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import takes_paths
+from unetlib.support.files import fold, takes_paths
+
+MASK_WORDS = re.compile(
+    r"seg|mask|label|roi|tumou?r|lesion|gt[vl]?(?![a-z])|truth|annot|contour|delineat|outline|manual|expert|o?edema"
+    r"|(?<![a-z])(?:wt|tc|et|core|whole|glioma)(?![a-z])",
+    re.IGNORECASE,
+)
+NO_MASK = re.compile(r"brain|skull|bet(?![a-z])|prob", re.IGNORECASE)
+MODALITY_WORDS = re.compile(rf"(?:^|[^a-z0-9])(?P<word>{'|'.join(WORDS)})(?:[^a-z0-9]|$)", re.IGNORECASE)
+FLAIR_WORDS = re.compile(
+    r"tirm|(?:dark|black).?fluid|fluid.?att|flair|(?<![a-z0-9])t2.?f(?:l|luid)?(?![a-z])", re.IGNORECASE
+)
+
+# What a data folder may hold that is no image for this library, by the end of a name, and what to do about it.
+FOREIGN = {
+    (".mha", ".mhd"): "BraTS 2012 to 2016 come as .mha: convert them to NIfTI, for example with SimpleITK",
+    (".dcm", ".ima", "dicomdir"): "DICOM: convert the series to NIfTI, for example with dcm2niix",
+    (".h5", ".hdf5"): "slices in HDF5: take the data set as its publisher gives it, in NIfTI",
+    (".nrrd", ".nhdr"): "NRRD: convert it to NIfTI, for example with 3D Slicer",
+    (".npy", ".npz"): "NumPy arrays, which do not say how they are oriented: take the original images",
+    (".mgz", ".mgh"): "MGH of FreeSurfer: convert it to NIfTI with mri_convert",
+    (".png", ".jpg", ".jpeg"): "PNG or JPEG, which have lost the intensities: take the original images",
+    (".zip", ".7z", ".rar"): "archives: unpack them first",
+}
 
 __all__ = ["LAYOUTS", "MODALITIES", "SHARE", "Case", "Cohort", "find_cases", "read_case", "read_labels", "unforeseen"]
 
@@ -57,9 +82,9 @@ def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -
     if modality not in MODALITIES:
         raise UnetlibError(f"{modality!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
     folder = Folder.read(open_data(data))
-    suggest(folder, modality)
+    _suggest(folder, modality)
     if not folder.drafts:
-        raise UnetlibError(nothing_found(folder))
+        raise UnetlibError(_nothing_found(folder))
     drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
     left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(modality))}
     table, about_table = _table(folder)
@@ -126,3 +151,66 @@ def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
         yield f"{counted(folder.tests, 'image')} in imagesTs, without masks: ignored."
     if other := [path.name for path in folder.images]:
         yield f"No layout knows the names of {counted(len(other), 'image')}, ignored: {first_of(other, 3)}."
+
+
+def _suggest(folder: Folder, modality: str) -> None:
+    """Note as a case's `hint` which file, under a name that no layout knows, looks like the one that it lacks."""
+    owners, names, homes = folder.owners(), sorted((fold(path.name), path) for path in folder.images), defaultdict(list)
+    for path in folder.images:
+        homes[path.parent].append(path)
+    for key, draft in list(folder.drafts.items()):
+        lacks = modality if modality not in draft.case().images else "" if draft.has(MASK, AUTOMATIC) else MASK
+        if draft.clash or not lacks or not (draft.has(*IMAGE_KINDS) or lacks == modality):
+            continue
+        near = [*_starting_with(names, key)]
+        for place in draft.folders:
+            alone = all(other is draft or not other.has(*IMAGE_KINDS) for other in owners[place])
+            near += homes[place] if alone else []
+        short = next((short for short in beginnings(key) if lacks == MASK and short in folder.drafts), "")
+        if short and not folder.drafts[short].has(*IMAGE_KINDS):
+            near += folder.drafts.pop(short).files.values()
+        draft.hint = next((_rename(path, draft, lacks) for path in near if _looks_like(path, lacks)), "")
+
+
+def _rename(path: Path, draft: Draft, kind: str) -> str:
+    what, name = f"its {kind} image", f"as in {draft.layout.example}"
+    if kind == MASK:
+        what, name = "its mask", draft.layout.mask.format(id=draft.id)
+    return f"{path} looks like {what}: if it is, rename it {name}."
+
+
+def _starting_with(names: list[tuple[str, Path]], key: str) -> Iterator[Path]:
+    """Yield the files of a sorted list whose names begin with a case's id."""
+    at = bisect_left(names, (key,))
+    while at < len(names) and names[at][0].startswith(key):
+        if not names[at][0][len(key) :][:1].isalnum():
+            yield names[at][1]
+        at += 1
+
+
+def _looks_like(path: Path, kind: str) -> bool:
+    name = stem(path.name)
+    if kind == MASK:
+        return bool(MASK_WORDS.search(name) and not NO_MASK.search(name))
+    if kind == "flair" and FLAIR_WORDS.search(name):
+        return True
+    return any(BY_NAME[NAMELESS].kind_of(found["word"]) == kind for found in MODALITY_WORDS.finditer(name))
+
+
+def _nothing_found(folder: Folder) -> str:
+    """Return the sentence about a folder without a case: what it holds, what was expected, what to do."""
+    files, root = folder.unknown, folder.root
+    example = f", for example {files[0].relative_to(root)}" if files else ""
+    found = f"{counted(len(files), 'other file')}{example}" if files else "no file at all"
+    if folder.tests:
+        found = f"{counted(folder.tests, 'image')} in imagesTs, without masks, and {found}"
+    ends = Counter(kind for path in files for kind in FOREIGN if path.name.lower().endswith(kind))
+    if ends:
+        found += f" ({FOREIGN[ends.most_common(1)[0][0]]})"
+    archive = next((path for path in files if path.name.lower().endswith(TAR)), None)
+    action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
+    expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))
+    found = " ".join([f"{found}.", *folder.notes])
+    return (
+        f"{root} holds no patient: it holds {found} Names like these were expected, at any depth: {expected}. {action}"
+    )

@@ -12,24 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
+from unetlib.data.cases import HASHES, copy_of, hash_case
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases, read_labels
 from unetlib.data.prepared import Prepared
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
-from unetlib.data.sameness import HASHES, copy_of, hash_case
 from unetlib.data.slices import Window, choose_slices, image_to_slices, mask_to_slices
 from unetlib.recipe import PREPARE, Recipe
+from unetlib.support import files
 from unetlib.support.errors import UnetlibError, brief, counted
-from unetlib.support.files import (
-    atomic,
-    locked,
-    refuse_packed,
-    require_empty,
-    sha256,
-    takes_paths,
-    write_csv,
-    write_json,
-)
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
@@ -80,21 +71,21 @@ def _prepare_case(job: _Job) -> str | None:
     z = choose_slices(volume.voxels, mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than resizing all, then selecting
     masks = mask_to_slices(mask, job.recipe, z, Window.of(volume.voxels, job.recipe))
-    with atomic(job.part) as temporary, open(temporary, "wb") as file:
+    with files.atomic(job.part) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             images=images.numpy().astype(np.float16),
             masks=masks.numpy(),
             z=z,
             tumour_voxels=mask[:, :, z].sum((0, 1)),
-            sha256=np.array(sha256(*job.case.files())),
+            sha256=np.array(files.sha256(*job.case.files())),
             image=np.array(image),
             content=np.array(content),
         )
     return None
 
 
-@takes_paths
+@files.takes_paths
 def holds_patients(folder: Path) -> bool:
     """Tell whether a folder, or a .tar, is to be prepared: it holds something, but nothing that `prepare` wrote."""
     if folder.is_dir():
@@ -103,7 +94,7 @@ def holds_patients(folder: Path) -> bool:
     return folder.is_file()
 
 
-@takes_paths
+@files.takes_paths
 def prepare(
     data: Path,
     folder: Path,
@@ -128,15 +119,15 @@ def prepare(
     _report(cohort.left_out, strict)
     if cohort.doubt:
         warn(cohort.doubt)
-    with locked(folder):
+    with files.locked(folder):
         for shard in folder.glob(f"{SHARD}-*"):  # raises if a shard is still running
-            with locked(shard):
+            with files.locked(shard):
                 pass
             shutil.rmtree(shard, ignore_errors=True)
         return _prepare(cohort, folder, recipe, workers, strict, rebuild)
 
 
-@takes_paths
+@files.takes_paths
 def prepare_shard(
     data: Path,
     folder: Path,
@@ -155,7 +146,7 @@ def prepare_shard(
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
     cohort = find_cases(data, assume=assume)
     mine = cohort.cases[int(number) - 1 :: int(total)]
-    with locked(folder / f"{SHARD}-{number}-of-{total}"):
+    with files.locked(folder / f"{SHARD}-{number}-of-{total}"):
         _run(_plan(cohort, mine, recipe, folder), workers, strict=False)
     return len(mine)
 
@@ -166,7 +157,7 @@ def _prepare(
     jobs = _plan(cohort, cohort.cases, recipe, folder)
     known = any((folder / name).exists() for name in ("prepared.json", "split.json"))
     if not known or (folder / "recipe.json").exists():  # run folders have a split, too
-        require_empty(folder, "a prepared folder")
+        files.require_empty(folder, "a prepared folder")
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
         refuse_changes(prepared, cohort, {job.case.id: job.stamp for job in jobs}, recipe)
@@ -197,7 +188,7 @@ def _prepare(
         "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
         **({"assume": cohort.assume} if cohort.assume else {}),
     }
-    write_json(folder / "prepared.json", about)  # last: if it exists, the folder is complete
+    files.write_json(folder / "prepared.json", about)  # last: if it exists, the folder is complete
     Parts(folder).remove()
     return Prepared.open(folder)
 
@@ -256,11 +247,11 @@ def _merge(folder: Path, jobs: list[_Job], patients: dict[str, str], recipe: Rec
     for name, dtype in (("images", np.float16), ("masks", np.uint8)):
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         # Written, not memory-mapped: on a full disk this raises an error, but a mapped page would kill the process.
-        with atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+        with files.atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             write_array_header_1_0(file, header)
             for job in jobs:
                 file.write(_read_part(job)[name].tobytes())
-    write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
+    files.write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
     return cases
 
 
@@ -268,7 +259,7 @@ def _read_part(job: _Job) -> dict[str, np.ndarray]:
     """Return the arrays that `_prepare_case` has written; raises `UnetlibError` when they are damaged or invalid."""
     side = job.recipe.image_size
     try:
-        refuse_packed(job.part)
+        files.refuse_packed(job.part)
         with np.load(job.part, allow_pickle=False) as file:
             part = {name: file[name] for name in ("images", "masks", "z", "tumour_voxels", *HASHES)}
         images, masks, number = part["images"], part["masks"], len(part["z"])

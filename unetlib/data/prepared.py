@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from unetlib.data.sameness import HASHES
+from unetlib.data.cases import HASHES
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from unetlib.data.cases import is_unchanged
 from unetlib.data.naming import TABLE, divided, key
 from unetlib.data.patients import Cohort
 from unetlib.data.prepared import Prepared
-from unetlib.data.sameness import is_unchanged
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import assumed_as
 from unetlib.recipe import PREPARE, Recipe, changed
@@ -38,37 +38,40 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, now: dict[str, list[list[
             f"{folder} was prepared with {assumed_as(prepared.assume)}, not with {assumed_as(cohort.assume)}. {again}"
         )
     before = about.get("patients_csv", {})
-    renamed = sorted(
-        name
-        for name in before.keys() | cohort.table.keys()
-        if key(before.get(name, "")) != key(cohort.table.get(name, ""))
-    )
-    if renamed:
+    tables = before.keys() | cohort.table.keys()
+    if renamed := sorted(one for one in tables if key(before.get(one, "")) != key(cohort.table.get(one, ""))):
         raise UnetlibError(
             f"{folder} was split by other patients: {TABLE} has changed for {counted(len(renamed), 'case')} "
             f"({first_of(renamed, 5)}). {again}"
         )
-    stamps = {name: case["stamp"] for name, case in about["cases"].items()} | about["unusable"]
-    cases, known = {case.id: case for case in cohort.cases}, about["cases"]
-
-    def is_same(name: str) -> bool:
-        if name not in known:  # it could not be read, so only its stamp can be compared
-            return now[name] == stamps[name]
-        return is_unchanged(cases[name], cohort.root, stamps[name], known[name])
-
-    differing = sorted(stamps.keys() ^ now.keys() | {name for name in stamps.keys() & now.keys() if not is_same(name)})
+    known, unusable = about["cases"], about["unusable"]
+    differing = (known.keys() | unusable.keys()) ^ now.keys()
+    for case in cohort.cases:
+        if (about_case := known.get(case.id)) is None:  # it could not be read, so only its stamp can be compared
+            same = now[case.id] == unusable.get(case.id)
+        else:
+            same = is_unchanged(case, cohort.root, about_case["stamp"], about_case)
+        differing |= set() if same else {case.id}
     if differing:
         raise UnetlibError(
             f"{folder} was prepared from other data: {counted(len(differing), 'case')} added, removed or changed "
-            f"({first_of(differing, 5)}). {again}"
+            f"({first_of(sorted(differing), 5)}). {again}"
         )
 
 
 def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -> Split:
     """Return the split in the folder, or a new one; with `rebuild`, also a new one if the old one does not fit."""
     path, fresh = folder / "split.json", make_split(patients, recipe.split_seed, recipe.train_fraction)
-    if not path.exists() or (rebuild and not _still_fits(folder, patients, recipe)):
+    if not path.exists():
         return fresh
+    if rebuild:  # is it of these patients, and drawn with the same seed and fraction?
+        try:
+            before = read_json(folder / "prepared.json")["recipe"]
+            same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
+            if not same or Split.load(path).patients() != patients:
+                return fresh
+        except (UnetlibError, KeyError):
+            return fresh
     split = Split.load(path)
     planned = split.patients()
     if planned != patients:
@@ -78,13 +81,3 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
         )
     say(f"{path} exists: the split is reused.")
     return split
-
-
-def _still_fits(folder: Path, patients: set[str], recipe: Recipe) -> bool:
-    """Tell whether an old split is of these patients, and drawn with the same seed and fraction."""
-    try:
-        split, before = Split.load(folder / "split.json"), read_json(folder / "prepared.json")["recipe"]
-    except (UnetlibError, KeyError):
-        return False
-    same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
-    return same and split.patients() == patients

@@ -92,9 +92,8 @@ class Split:
 def make_split(patients: Iterable[str], seed: int = 0, train_fraction: float = 0.70) -> Split:
     """Return a random patient-level split: `train_fraction` of the patients, the rest halved into val and test.
 
-    Patients are sorted by the SHA-256 of seed and id, so the split depends on nothing else, such as
-    the order of the folder, the system or the version of a generator.
-    Raises `UnetlibError` for fewer than three patients.
+    Patients are sorted by the SHA-256 of seed and id, so the split depends on nothing else, such as the order of the
+    folder, the system or the version of a generator. Raises `UnetlibError` for fewer than three patients.
     """
     ids = sorted(set(patients))
     if len(ids) < 3:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unetlib.data.contents import AGAIN, EXPORT, TIFF, damage_in, reason, require_file, what_it_is
+from unetlib.data.contents import AGAIN, EXPORT, TIFF, damage_in, first_bytes, reason, require_file, what_it_is
 from unetlib.support.errors import UnetlibError
 
 MAX_SIDE = 2**15 - 1  # pixels along an axis: what a NIfTI header can hold
@@ -22,13 +22,10 @@ def is_tiff(path: Path) -> bool:
 def open_tiff(path: Path) -> Image.Image:
     """Return an image whose pixels are not read yet; raises `UnetlibError` when it is no TIFF of reasonable size."""
     require_file(path, "A TIFF file was expected.")
+    head = first_bytes(path)
     try:
         image = Image.open(path, formats=["TIFF"])  # Pillow would hand PostScript of that name to Ghostscript
-    except PermissionError as error:
-        raise UnetlibError(f"{path} cannot be read ({reason(error)}). Check that you may read it.") from error
     except Exception as error:  # Pillow too raises a dozen kinds on damaged headers
-        with open(path, "rb") as file:
-            head = file.read(540)
         what = f"damaged. {AGAIN}" if head.startswith(TIFF) else what_it_is(head, "TIFF")
         raise UnetlibError(f"{path} cannot be read as TIFF ({reason(error)}): it is {what}") from error
     if max(image.size) > MAX_SIDE:

@@ -82,6 +82,10 @@ class Volume:
         """Return an (X, Y, Z) array in LPS order in the axis order and directions of the file."""
         return apply_orientation(array, ornt_transform(LPS, io_orientation(self.stored_affine)))
 
+    def to_lps(self, array: np.ndarray) -> np.ndarray:
+        """Return an array in the axis order and directions of the file in LPS order."""
+        return apply_orientation(array, ornt_transform(io_orientation(self.stored_affine), LPS))
+
 
 def read_volume(source: Source) -> Volume:
     """Return the volume at `source`, turned to LPS.
@@ -257,11 +261,6 @@ def _orientation(affine: np.ndarray, name: str) -> np.ndarray:
             "is unknown. Export the file again with a valid sform or qform."
         )
     return orientation
-
-
-def to_lps(stored: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Return an array in the order of a file with this affine, (4, 4), in LPS order."""
-    return apply_orientation(stored, ornt_transform(io_orientation(affine), LPS))
 
 
 def _turn(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1Header) -> Volume:

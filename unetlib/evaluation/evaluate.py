@@ -66,7 +66,7 @@ def evaluate(
         )
     if split not in (None, *PARTS, "all"):
         raise UnetlibError(f"there is no part {split!r}; {', '.join(PARTS)} or all was expected.")
-    runs = Run.several(run)
+    runs = [one.unpacked() for one in Run.several(run)]
     folder = _folder(runs, data, split)
     cohort, cases, notes = choose(runs, data, split, folder, assume)
     predictor = Predictor.open(runs, device, threads=threads)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unetlib.data.cases import copy_of, hash_voxels
 from unetlib.data.naming import TABLE, divided, key, patient_of
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases
-from unetlib.data.sameness import copy_of, hash_voxels
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.runs.provenance import find_own, learned, own_cases, part_by_sign, reasons, signs

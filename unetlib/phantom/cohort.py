@@ -77,7 +77,6 @@ def _claim(out: Path, patients: int, seed: int, varied: bool) -> None:
 
 
 def _write_patient(job: tuple[Path, int, int, bool]) -> None:
-    """Write one patient's folder, whole or not at all."""
     folder, seed, index, varied = job
     temporary = folder.with_name(f".tmp-{getpid()}-{folder.name}")
     phantom = make_patient(seed, index, varied)

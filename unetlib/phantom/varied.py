@@ -112,7 +112,11 @@ def _scan(
     scan = _acquire(rng, scan, inside > 0.5, stripped)
     scale = float(np.exp(rng.uniform(np.log(100), np.log(1500))))
     units = scale * np.clip(scan / float(np.quantile(scan[inside > 0.5], 0.99)), 0, 4)
-    seg = OEDEMA * _large_components((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5))
+    # Without the specks that no expert would draw: components below a tenth of the largest.
+    components, _ = ndimage.label((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5))
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    seg = OEDEMA * (sizes > sizes.max() / 10)[components]
     affine = np.diag([-pixel, -pixel, thick, 1])
     return Phantom({"flair": np.rint(units).astype(np.int16)}, seg.astype(np.uint8), affine)
 
@@ -139,11 +143,3 @@ def _distance(brain: np.ndarray) -> np.ndarray:
     edt = ndimage.distance_transform_edt
     closed = edt(edt(~brain) < 5) > 5
     return ndimage.gaussian_filter((edt(~closed) - edt(closed)).astype(np.float32), 1.2) * STEP
-
-
-def _large_components(mask: np.ndarray) -> np.ndarray:
-    """Return a mask without the specks that no expert would draw: components below a tenth of the largest."""
-    components, _ = ndimage.label(mask)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return (sizes > sizes.max() / 10)[components]

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from unetlib.data.cases import HASHES, is_unchanged
 from unetlib.data.naming import world_name
 from unetlib.data.patients import Case, Cohort, find_cases
 from unetlib.data.prepared import Prepared
-from unetlib.data.sameness import HASHES, is_unchanged
 from unetlib.data.split import PARTS
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run

@@ -1,5 +1,6 @@
 """The folder of a training run; no other code knows the names of its files."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, home, read_json, sha256
-from unetlib.support.messages import warn
+from unetlib.support.files import digest, home, read_json, require_empty, sha256
+from unetlib.support.messages import say, warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
 
 PHANTOMS = "phantoms"  # the name of the run that comes with the library
@@ -73,6 +74,18 @@ class Run:
         if not found:
             raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
         return found
+
+    def unpacked(self) -> "Run":
+        """Return this run, or a copy of the one that comes with the library, in the working directory.
+
+        Results are written beside the copy. Raises `UnetlibError` if something else has its name.
+        """
+        if self.folder != SHIPPED:
+            return self
+        require_empty(Path(PHANTOMS), "a run folder")
+        shutil.copytree(SHIPPED, PHANTOMS, dirs_exist_ok=True)
+        say(f"{PHANTOMS} is now a folder here, with a copy of these weights: results are written there.")
+        return Run(Path(PHANTOMS))
 
     def __str__(self) -> str:
         return PHANTOMS if self.folder == SHIPPED else str(self.folder)

@@ -64,7 +64,8 @@ def train(
     from the prepared folder. `on_epoch` is called with the rows of `history.csv` after every epoch, and at the start if
     there are any; `hooks` are your own hooks. `start_from` is another run, whose best weights are the first ones here
     (pre-training), or "phantoms", the weights that come with the library. `threads` is the number of CPU threads; by
-    default the run keeps its number, or measures which is fastest. If the recipe has `tune`, call `tune` afterwards.
+    default the run keeps its number, or takes one for each idle processor. If the recipe has `tune`, call `tune`
+    afterwards.
 
     Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
     schedule is constant, but not to fewer than are done, and the fields of the stage `predict` always), from other
@@ -191,7 +192,7 @@ def open_loop(
         resume(run, content, network, average, loop)
     if average is not None:
         loop.validated = engine.setup(average)
-    watched = _threads(run, loop, network, (recipe.batch_size, *shape), threads, content)
+    watched = _threads(run, loop, threads, content)
     about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
         _describe(run, data, recipe, engine, about, start_from if content is None else None, watched.number)
@@ -216,21 +217,14 @@ def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, int, int], in
     return (channels, side, side), masks.shape[1]
 
 
-def _threads(
-    run: Run,
-    loop: Loop,
-    network: torch.nn.Module,
-    shape: tuple[int, ...],
-    asked: int | None,
-    content: dict[str, Any] | None,
-) -> Threads:
-    """Return the number of threads for training: requested, stored in the run, or measured."""
+def _threads(run: Run, loop: Loop, asked: int | None, content: dict[str, Any] | None) -> Threads:
+    """Return the number of threads for training: requested, stored in the run, or one for each idle processor."""
     kept = content.get("threads") if content else None
     kept = kept if type(kept) is int and kept > 0 else None  # version 0.3 stores none
     if loop.state.epoch >= loop.recipe.epochs:
         return Threads(kept)
     fabric = loop.engine.fabric  # type: ignore[attr-defined]
-    return Threads.settle(str(run), fabric, network, shape, asked, kept, lambda number: note_threads(run, number))
+    return Threads.settle(str(run), fabric, asked, kept, lambda number: note_threads(run, number))
 
 
 def _describe(

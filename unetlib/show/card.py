@@ -6,14 +6,16 @@ Reporting", FAT* 2019.
 
 import shlex
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
-from unetlib.data.split import PARTS
+from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE, read_patients
@@ -31,16 +33,6 @@ from unetlib.support.files import atomic, locked, read_csv, refuse_link, require
 PAGE, TEMPLATE, TITLE = "README.md", Path(__file__).with_name("card.md.j2"), "# Model card: "
 UNFINISHED = f"{TITLE}not finished\n\nIt was stopped. Give the same command again.\n"
 FAILURES = 3  # patients shown
-SOURCES = {  # what to cite, by a word of the layout of the data; "" always
-    "": "U-Net: O. Ronneberger, P. Fischer, T. Brox, MICCAI 2015.",
-    "BraTS 20": "BraTS: B. Menze et al., IEEE TMI 34, 2015; S. Bakas et al., Scientific Data 4, 2017; U. Baid et al., "
-    "arXiv:2107.02314, 2021.",
-    "Decathlon": "Medical Segmentation Decathlon: M. Antonelli et al., Nature Communications 13:4128, 2022.",
-    "TCGA": "TCGA-LGG images: The Cancer Imaging Archive, CC BY 3.0. Masks: M. Buda, A. Saha, M. A. Mazurowski, "
-    "Computers in Biology and Medicine 109, 2019, CC BY-NC-SA 4.0.",
-    "synthetic": "Anatomy of the synthetic cohort: ICBM 2009a templates, copyright 1993-2009 Louis Collins, McConnell "
-    "Brain Imaging Centre, Montreal Neurological Institute, McGill University (V. Fonov et al., NeuroImage 47, 2009).",
-}
 
 
 @takes_paths
@@ -60,9 +52,9 @@ def write_card(run: Run | Path | str, out: Path | None = None, device: str = "au
         require_empty(folder, "a model card")
     summary = evaluate(run, device=device)
     try:
-        facts = _Facts(run, summary)
+        facts = _read(run, summary)
         failures = plots.worst(run, FAILURES, device)
-        files = _images(facts, failures) | {PAGE: printable(_page(facts, failures)).encode()}
+        files = _images(facts, failures) | {PAGE: printable(_page(run, facts, failures)).encode()}
     except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         raise UnetlibError(
             f"a file of {run} is not one that unetlib wrote ({brief(str(error))}). Delete {run.evaluation}, then "
@@ -93,109 +85,93 @@ def _save(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-class _Facts:
-    """What a card states, read from the files of an evaluated run; `millilitres`: the size of a voxel, by test case."""
-
-    def __init__(self, run: Run, summary: dict[str, Any]) -> None:
-        self.run, self.summary, self.record = run, summary, run.about()
-        self.net, self.recipe, self.best = run.load()
-        self.decision = read_decision(run, self.recipe)
-        self.cohort, self.split, self.provenance = find_own(run), run.split, run.provenance
-        self.dices = np.array([float(row["dice"]) for row in read_patients(run.evaluation)])
-        counts = ("tumour", *(f"native_{name}" for name in COUNTS))
-        rows = read_csv(run.evaluation / SLICES_FILE, numbers=counts)
-        self.rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in rows]
-        self.millilitres, self.synthetic = {}, False
-        scored = {row["case"] for row in self.rows}
-        for case in (case for case in self.cohort.cases if case.id in scored):  # one volume in memory at a time
-            volume = read_volume(case.images["flair"])
-            self.millilitres[case.id] = float(np.prod(volume.spacing)) / 1000
-            self.synthetic |= plots.is_synthetic(volume)
-
-    @property
-    def note(self) -> str:
-        """What must stand under every image."""
-        return ("synthetic images; " if self.synthetic else "") + plots.DISCLAIMER
-
-    @property
-    def changes(self) -> dict[str, tuple[Any, Any]]:
-        """The fields that differ from the published recipe, with (own, published) value."""
-        own, published = self.recipe.as_dict(), Recipe.published.as_dict()
-        return {name: (own[name], published[name]) for name in own if own[name] != published[name]}
-
-    @property
-    def flags(self) -> dict[str, str]:
-        """The flags on the command line of `prepare` and `train` that give this recipe."""
-        changes, flags = self.changes, {PREPARE: "", TRAIN: ""}
-        for stage in STAGES:
-            fields = (name for name in self.recipe.stage(stage) if name in changes)
-            flags[PREPARE if stage == PREPARE else TRAIN] += "".join(f" {_flag(n, changes[n][0])}" for n in fields)
-        return flags
-
-    @property
-    def parts(self) -> list[tuple[str, int, Any, Any]]:
-        """Name, patients, cases and prepared slices of each part of the split, `None` where not recorded."""
-        rows: list[tuple[str, int, Any, Any]] = []
-        for part in PARTS:
-            cases = [case for case in self.provenance.get("cases", {}).values() if case["part"] == part]
-            slices = [case["slices"] for case in cases if "slices" in case]
-            known = sum(slices) if cases and len(slices) == len(cases) else None
-            rows.append((part, len(getattr(self.split, part)), len(cases) or None, known))
-        return rows
-
-    @property
-    def machines(self) -> list[tuple[str, str, str]]:
-        """Machine, precision and software of each session of the training, each once."""
-        rows = [
-            (
-                f"{one['device']}; {one['processor']}; {counted(one['threads'], 'thread')}",
-                one["precision"],
-                f"unetlib {one['unetlib']}, Python {one['python']}, "
-                + ", ".join(f"{name} {one[name]}" for name in PACKAGES if name in one),
-            )
-            for one in self.provenance.get("sessions", [])
-        ]
-        return list(dict.fromkeys(rows))
-
-    @property
-    def layouts(self) -> list[str]:
-        """The layouts of the data."""
-        return sorted({case.layout for case in self.cohort.cases})
-
-    @property
-    def sources(self) -> list[str]:
-        """What to cite."""
-        about = ["synthetic"] if self.synthetic else self.layouts
-        return [text for word, text in SOURCES.items() if any(word in one for one in about)]
-
-    def score(self, grid: str, slices: str, aggregation: str) -> dict[str, Any] | None:
-        """Return one entry of the summary, `None` where no slice has tumour."""
-        wanted = {"grid": grid, "slices": slices, "aggregation": aggregation}
-        return next((entry for entry in self.summary["figures"] if wanted.items() <= entry.items()), None)
-
-    def false_alarms(self) -> list[float]:
-        """Return, for each test case that has slices without tumour, the volume marked in them, in millilitres."""
-        found: dict[str, float] = defaultdict(float)
-        for row in self.rows:
-            if not row["tumour"]:
-                found[row["case"]] += row["native_fp"] * self.millilitres[row["case"]]
-        return list(found.values())
-
-    def errors_of(self, patient: str) -> dict[str, Any]:
-        """Return what went wrong with a patient, from the counts of all slices."""
-        rows = [row for row in self.rows if row["patient"] == patient]
-        tp, fp, fn = (sum(row[f"native_{name}"] for row in rows) for name in ("tp", "fp", "fn"))
-        true, marked = (
-            sum((row["native_tp"] + row[f"native_{other}"]) * self.millilitres[row["case"]] for row in rows)
-            for other in ("fn", "fp")
-        )
-        outside = sum(row["native_fp"] for row in rows if not row["tumour"])
-        return {"true_ml": true, "marked_ml": marked, "kind": _kind(tp, fp, fn), "wrong": fp + fn, "outside": outside}
+def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
+    """Return what a card states, from the files of an evaluated run, under the names that its template uses."""
+    net, recipe, best = run.load()
+    cohort, provenance = find_own(run), run.provenance
+    counts = ("tumour", *(f"native_{name}" for name in COUNTS))
+    found = read_csv(run.evaluation / SLICES_FILE, numbers=counts)
+    rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in found]
+    scored, millilitres, synthetic = {row["case"] for row in rows}, {}, False
+    for case in (case for case in cohort.cases if case.id in scored):  # one volume in memory at a time
+        volume = read_volume(case.images["flair"])
+        millilitres[case.id] = float(np.prod(volume.spacing)) / 1000
+        synthetic |= plots.is_synthetic(volume)
+    alarms: dict[str, float] = defaultdict(float)  # ml marked in slices without tumour, by case
+    for row in rows:
+        row["ml"] = millilitres[row["case"]]  # of a voxel
+        if not row["tumour"]:
+            alarms[row["case"]] += row["native_fp"] * row["ml"]
+    own, published = recipe.as_dict(), Recipe.published.as_dict()
+    changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
+    layouts = sorted({case.layout for case in cohort.cases})
+    return SimpleNamespace(
+        **{"summary": summary, "recipe": recipe, "best": best, "net": net, "cohort": cohort, "provenance": provenance},
+        **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "rows": rows},
+        record=run.about(),
+        decision=read_decision(run, recipe),
+        earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
+        divided=divided_note(cohort, provenance.get("cases", {})),
+        dices=np.array([float(row["dice"]) for row in read_patients(run.evaluation)]),
+        alarms=list(alarms.values()),
+        note=("synthetic images; " if synthetic else "") + plots.DISCLAIMER,
+        about="synthetic" if synthetic else " ".join(layouts),
+        flags=_flags(recipe, changes),
+        parts=[*_parts(run.split, provenance.get("cases", {}).values())],
+        machines=list(dict.fromkeys(map(_machine, provenance.get("sessions", [])))),
+        seconds=sum(load_checkpoint(one.latest)["progress"]["seconds"] for one in run.members if one.latest.exists()),
+        epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
+    )
 
 
-def _images(facts: _Facts, failures: list[plots.Ranked]) -> dict[str, bytes]:
-    """Return the images of a card by file name."""
-    main = facts.score("native", "all", "per patient") or {}
+def _flags(recipe: Recipe, changes: Mapping[str, tuple[Any, Any]]) -> dict[str, str]:
+    flags = {PREPARE: "", TRAIN: ""}
+    for stage in STAGES:
+        for name in (name for name in recipe.stage(stage) if name in changes):
+            flags[PREPARE if stage == PREPARE else TRAIN] += f" {_flag(name, changes[name][0])}"
+    return flags
+
+
+def _flag(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag(name) if value else flag(name).replace("--", "--no-", 1)
+    return f"{flag(name)} {shlex.quote(_text(value))}"
+
+
+def _parts(split: Split, cases: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int, int | None, int | None]]:
+    """Yield name, patients, cases and prepared slices of each part of the split, `None` where not recorded."""
+    for part in PARTS:
+        own = [case for case in cases if case["part"] == part]
+        slices = [case["slices"] for case in own if "slices" in case]
+        known = sum(slices) if own and len(slices) == len(own) else None
+        yield part, len(split.patients(part)), len(own) or None, known
+
+
+def _machine(session: Mapping[str, Any]) -> tuple[str, str, str]:
+    machine = f"{session['device']}; {session['processor']}; {counted(session['threads'], 'thread')}"
+    packages = [f"{name} {session[name]}" for name in PACKAGES if name in session]
+    own = f"unetlib {session['unetlib']}, Python {session['python']}, "
+    return machine, session["precision"], own + ", ".join(packages)
+
+
+def _score(summary: Mapping[str, Any], grid: str, slices: str, aggregation: str) -> dict[str, Any] | None:
+    """Return one entry of a summary, `None` where no slice has tumour."""
+    wanted = {"grid": grid, "slices": slices, "aggregation": aggregation}
+    return next((entry for entry in summary["figures"] if wanted.items() <= entry.items()), None)
+
+
+def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
+    rows = [row for row in rows if row["patient"] == patient]
+    tp, fp, fn = (sum(row[f"native_{name}"] for row in rows) for name in ("tp", "fp", "fn"))
+    true, marked = (
+        sum((row["native_tp"] + row[f"native_{other}"]) * row["ml"] for row in rows) for other in ("fn", "fp")
+    )
+    outside = sum(row["native_fp"] for row in rows if not row["tumour"])
+    return {"true_ml": true, "marked_ml": marked, "kind": _kind(tp, fp, fn), "wrong": fp + fn, "outside": outside}
+
+
+def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, bytes]:
+    main = _score(facts.summary, "native", "all", "per patient") or {}
     figures = {
         "patients.png": plots.patients_figure(facts.dices.tolist(), main.get("dice_interval"), facts.note),
         "metrics.png": plots.metrics_figure(facts.summary, facts.note),
@@ -209,33 +185,16 @@ def _images(facts: _Facts, failures: list[plots.Ranked]) -> dict[str, bytes]:
     return {name: plots.to_png(figure) for name, figure in figures.items()}
 
 
-def _page(facts: _Facts, failures: list[plots.Ranked]) -> str:
-    """Return the card as Markdown."""
+def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - no HTML
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
-    run = facts.run
+    environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        facts=facts,
-        failures=failures,
-        weights={"name": run.best.name, "earlier": previous(run.best).name, "sha256": run.weights},
-        earlier=sorted({case["patient"] for case in facts.provenance.get("earlier", {}).values()}),
-        caveats=run.caveats(facts.best),
-        parameters=sum(one.numel() for one in facts.net.parameters()),
-        divided=divided_note(facts.cohort, facts.provenance.get("cases", {})),
-        seconds=sum(load_checkpoint(one.latest)["progress"]["seconds"] for one in run.members if one.latest.exists()),
-        epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
-    )
+    return template.render(run=run, facts=facts, failures=failures)
 
 
 def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _flag(name: str, value: object) -> str:
-    if isinstance(value, bool):
-        return flag(name) if value else flag(name).replace("--", "--no-", 1)
-    return f"{flag(name)} {shlex.quote(_text(value))}"
 
 
 def _kind(tp: int, fp: int, fn: int) -> str:

@@ -26,17 +26,13 @@ def frames(panels: list[Panel]) -> list[np.ndarray]:
 def _head(panel: Panel) -> np.ndarray:
     """Return the box (2, 3) of what is brighter or darker than the background, and of the masks, with a margin."""
     voxels, (low, high) = panel.volume.voxels, panel.window
-    inside = np.abs(voxels - _background(voxels)) > SIGNAL * (high - low)
+    faces = [voxels.take(side, axis).ravel() for axis in range(3) for side in (0, -1)]
+    background = float(np.median(np.concatenate(faces)))  # air, where there is any
+    inside = np.abs(voxels - background) > SIGNAL * (high - low)
     boxes = [_box(inside, LEAST)]
     boxes += [_box(mask > 0, 0) for mask in (panel.truth, panel.prediction) if mask is not None and mask.any()]
     start, stop = np.min(boxes, axis=0)[0] - MARGIN, np.max(boxes, axis=0)[1] + MARGIN
     return np.stack([np.maximum(start, 0), np.minimum(stop, voxels.shape)]) - 0.5
-
-
-def _background(voxels: np.ndarray) -> float:
-    """Return the median of the outermost voxels; air, where there is any."""
-    faces = [voxels.take(side, axis).ravel() for axis in range(3) for side in (0, -1)]
-    return float(np.median(np.concatenate(faces)))
 
 
 def _box(inside: np.ndarray, least: float) -> np.ndarray:

@@ -11,17 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 from unetlib.data.nifti import stem
-from unetlib.data.volumes import (
-    GUESS,
-    Source,
-    Volume,
-    array_to_volume,
-    image_to_volume,
-    read_volume,
-    to_lps,
-    whole_labels,
-)
-from unetlib.show.plots.common import is_synthetic, largest_slice
+from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, whole_labels
+from unetlib.show.plots.colours import FALSE_NEGATIVE, FALSE_POSITIVE, OUTLINE, TRUE_POSITIVE
+from unetlib.show.plots.drawing import is_synthetic, largest_slice
 from unetlib.support.errors import UnetlibError, first_of
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
@@ -31,6 +23,22 @@ Image = str | Path | Source | Volume | nib.Nifti1Pair | np.ndarray
 Images = Image | Sequence[Image] | Mapping[str, Image]
 Masks = Image | Sequence[Image | None] | Mapping[str, Image | None] | None
 WITH_GRID = (str, Path, Source, Volume, nib.Nifti1Pair)
+LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right, top, bottom; volumes are LPS
+
+# What each choice of `show` draws: name, colour, and the classes of voxels that belong to it. Class 0 is in no mask, 1
+# in the truth only, 2 in the prediction only, 3 in both.
+TRUTH, PREDICTION = ("truth", OUTLINE, (1, 3)), ("prediction", "#CC79A7", (2, 3))
+LAYERS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
+    "none": [],
+    "truth": [TRUTH],
+    "prediction": [PREDICTION],
+    "both": [TRUTH, PREDICTION],
+    "errors": [
+        ("found (TP)", TRUE_POSITIVE, (3,)),
+        ("missed (FN)", FALSE_NEGATIVE, (1,)),
+        ("false alarm (FP)", FALSE_POSITIVE, (2,)),
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,12 @@ class Panel:
         """Return the voxel (3,) at a position in the first volume, clipped to this one."""
         at = np.rint(self.link[:3] @ (*position, 1)).astype(int)
         return np.clip(at, 0, np.array(self.volume.voxels.shape) - 1)
+
+    def layers(self, show: str) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Return what is drawn: where one mask is missing there are no errors, only the other mask."""
+        if show == "errors" and (self.truth is None) != (self.prediction is None):
+            return LAYERS["prediction" if self.truth is None else "truth"]
+        return LAYERS[show]
 
     def slices(self, plane: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the intensities and the classes (0 to 3) of one slice, (H, W), as displayed."""
@@ -84,19 +98,24 @@ def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) ->
     for (name, one), true, predicted in zip(volumes.items(), truths, predictions, strict=True):
         link = np.linalg.inv(one.affine) @ first.affine
         if not _meet(link, first.voxels.shape, one.voxels.shape):
-            link = _proportion(first.voxels.shape, one.voxels.shape)
+            # The first voxel to the first, the last to the last.
+            pairs = zip(first.voxels.shape, one.voxels.shape, strict=True)
+            link = np.diag([*(max(b - 1, 1) / max(a - 1, 1) for a, b in pairs), 1.0])
             notes.append(f"{name} lies elsewhere in space than {next(iter(volumes))}: its slices follow in proportion")
         panels.append(Panel(name, one, true, predicted, _default_window(one.voxels), link))
     return panels, notes
 
 
 def _named(volume: Any) -> dict[str, Any]:
-    """Return the volumes by name: the names given, else those of the files, else numbers."""
     if isinstance(volume, Mapping):
         named = {str(name): item for name, item in volume.items()}
     else:
         items = list(volume) if isinstance(volume, list | tuple) else [volume]
-        names = [_file_name(item) or f"volume {number}" for number, item in enumerate(items, start=1)]
+        files = [one.get_filename() or "" if isinstance(one, nib.Nifti1Pair) else one for one in items]
+        names = [
+            (stem(Path(str(file)).name) if isinstance(file, str | Path | Source) else "") or f"volume {number}"
+            for number, file in enumerate(files, start=1)
+        ]
         if len(set(names)) < len(names):
             names = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
         named = dict(zip(names, items, strict=True))
@@ -105,15 +124,7 @@ def _named(volume: Any) -> dict[str, Any]:
     return named
 
 
-def _file_name(item: Any) -> str:
-    if isinstance(item, nib.Nifti1Pair):
-        item = item.get_filename() or ""
-    known = isinstance(item, str | Path | Source)
-    return stem(Path(str(item)).name) if known else ""
-
-
 def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
-    """Return a volume or mask of any kind; `affine` is that of arrays."""
     if isinstance(item, Volume):
         return item
     if isinstance(item, str | Path):
@@ -159,7 +170,7 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
     mask = _read(item, name, volume.affine)
     labels, shape = _labels(mask.voxels, name), volume.voxels.shape
     if (mask.assumed or volume.assumed) and isinstance(item, WITH_GRID):
-        labels = to_lps(mask.to_stored(labels), volume.stored_affine)
+        labels = volume.to_lps(mask.to_stored(labels))
         if labels.shape != shape:
             raise UnetlibError(
                 f"{name} has shape {labels.shape} and the volume {shape}, and one of them does not say how it is "
@@ -215,11 +226,6 @@ def _meet(link: np.ndarray, shape: tuple[int, ...], other: tuple[int, ...]) -> b
     return bool((reached.max(0) > -0.5).all() and (reached.min(0) < np.array(other) - 0.5).all())
 
 
-def _proportion(shape: tuple[int, ...], other: tuple[int, ...]) -> np.ndarray:
-    """Return (4, 4), from voxels of one box to those of another, the first to the first and the last to the last."""
-    return np.diag([*(max(b - 1, 1) / max(a - 1, 1) for a, b in zip(shape, other, strict=True)), 1.0])
-
-
 def _default_window(voxels: np.ndarray) -> tuple[float, float]:
     """Return the 0.5 and 99.5 percentiles of the voxels that are not 0; two different numbers always."""
     inside = voxels[voxels != 0].astype(np.float64)
@@ -242,11 +248,14 @@ def middle(panels: list[Panel]) -> np.ndarray:
     return (np.array(panels[0].volume.voxels.shape) - 1) / 2
 
 
-def encode(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
+def encode(voxels: np.ndarray, step: float | None = None) -> tuple[np.ndarray, float, float]:
     """Return int16 voxels, slope and intercept: value = slope * voxel + intercept.
 
-    Exact for whole numbers that span up to 65,535; otherwise in 65,535 steps from lowest to highest.
+    Exact for whole numbers that span up to 65,535; otherwise in 65,535 steps from lowest to highest. With `step`, the
+    values are rounded to its multiples.
     """
+    if step is not None:
+        return np.clip(np.rint(voxels / step), -32768, 32767).astype("<i2"), step, 0.0
     low, high = float(voxels.min()), float(voxels.max())
     whole = voxels.dtype.kind in "biu" or np.array_equal(voxels, np.rint(voxels))
     slope = 1.0 if low == high or (whole and high - low <= 65535) else (high - low) / 65535
@@ -254,11 +263,6 @@ def encode(voxels: np.ndarray) -> tuple[np.ndarray, float, float]:
     if slope == 1 and intercept == 0:
         return voxels.astype("<i2"), slope, intercept
     return np.rint((voxels.astype(np.float64) - intercept) / slope).astype("<i2"), slope, intercept
-
-
-def round_to(voxels: np.ndarray, step: float) -> tuple[np.ndarray, float, float]:
-    """Return int16 voxels, slope and intercept like `encode`, but of values rounded to multiples of `step`."""
-    return np.clip(np.rint(voxels / step), -32768, 32767).astype("<i2"), step, 0.0
 
 
 def _slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:

@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from unetlib.show.embedded import embed_bytes, take
-from unetlib.show.overlay import DISCLAIMER, LETTERS, layers_of
-from unetlib.show.panels import AXIS, Panel
-from unetlib.show.plots.common import to_png
+from unetlib.show.embedded import embed
+from unetlib.show.panels import AXIS, LETTERS, Panel
+from unetlib.show.plots.common import DISCLAIMER, to_png
 
 if TYPE_CHECKING:
     from unetlib.show.viewer import SliceViewer
@@ -42,20 +41,21 @@ def draw_still(viewer: "SliceViewer") -> bytes:
         for axes, (panel, box, plane) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             _draw(axes, viewer, panel, box, plane)
         figure.suptitle(viewer.title, y=0.99, fontsize=9, parse_math=False)
-        _draw_legend(figure, viewer)
+        layers = (layer for panel in panels for layer in panel.layers(viewer.show))
+        named = {name: colour for name, colour, _ in layers}
+        entries = [axes.plot([], [], "s", color=colour, label=name)[0] for name, colour in named.items()]
+        if entries:
+            figure.legend(handles=entries, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.095))
         figure.text(0.5, 0.055, HINT, ha="center", fontsize=9, color="white")
-        figure.text(0.5, 0.015, " · ".join([*viewer.notes, DISCLAIMER]), ha="center", fontsize=7, parse_math=False)
+        notes = " · ".join([*viewer.notes, DISCLAIMER.capitalize()])
+        figure.text(0.5, 0.015, notes, ha="center", fontsize=7, parse_math=False)
         for dpi in (80, 68, 56, 40):
             image = to_png(figure, dpi)
             if len(image) < SMALL:
                 break
-    return _marked(image)
-
-
-def _marked(png: bytes) -> bytes:
-    """Return a PNG with the mark of a still as its second chunk, so that its base64 always lies at one place."""
+    # The mark of a still is the second chunk, so that its base64 always lies at one place.
     chunk = (len(MARK) - 4).to_bytes(4, "big") + MARK + zlib.crc32(MARK).to_bytes(4, "big")
-    return png[:HEADER] + chunk + png[HEADER:]
+    return image[:HEADER] + chunk + image[HEADER:]
 
 
 def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plane: str) -> None:
@@ -64,7 +64,7 @@ def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plan
     low, high = viewer.window_of(panel)
     grey = np.rint(np.clip((image.astype(float) - low) / (high - low), 0, 1) * 31) / 31  # few levels: a small file
     colours = np.repeat(grey[..., None], 3, axis=2)
-    layers = layers_of(panel, viewer.show)
+    layers = panel.layers(viewer.show)
     for number in (1, 2, 3) if viewer.style == "fill" else ():
         if own := [to_rgb(colour) for _, colour, members in layers if number in members]:
             mixed = colours[classes == number] * (1 - viewer.opacity) + viewer.opacity * np.mean(own, axis=0)
@@ -83,14 +83,6 @@ def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plan
     name = panel.name if len(viewer.panels) > 1 else plane
     axes.set_title(f"{name}, {'xyz'[AXIS[plane]]} = {index}", fontsize=8, parse_math=False)
     axes.set_axis_off()
-
-
-def _draw_legend(figure: Figure, viewer: "SliceViewer") -> None:
-    named = {name: colour for panel in viewer.panels for name, colour, _ in layers_of(panel, viewer.show)}
-    axes = figure.axes[-1]
-    entries = [axes.plot([], [], "s", color=colour, label=name)[0] for name, colour in named.items()]
-    if entries:
-        figure.legend(handles=entries, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.095))
 
 
 # The outputs of a cell
@@ -130,8 +122,8 @@ def _show_stills() -> None:
     shown = [*_waiting.values()]
     _waiting.clear()
     for viewer in shown:
-        if limit := embed_bytes():
-            publish_display_data({"text/html": take(viewer.to_fragment(limit)), "text/plain": repr(viewer)})
+        if html := embed(viewer.to_fragment):
+            publish_display_data({"text/html": html, "text/plain": repr(viewer)})
         else:
             image = base64.b64encode(viewer.to_png()).decode()
             about = {"alt": f"Still image of the viewer {viewer.title!r} at voxel {viewer.position}"}

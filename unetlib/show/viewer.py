@@ -13,11 +13,10 @@ import anywidget
 import numpy as np
 import traitlets
 
-from unetlib.show.embedded import SCRIPT, STYLE, element, embed_bytes, pack, page, still_only, take
-from unetlib.show.embedded import runtime as page_runtime
+from unetlib.show import embedded
 from unetlib.show.framing import frames
-from unetlib.show.overlay import DISCLAIMER, LAYERS, LETTERS
-from unetlib.show.panels import AXIS, Images, Masks, Panel, encode, middle, read_panels, round_to
+from unetlib.show.panels import AXIS, LAYERS, LETTERS, Images, Masks, Panel, encode, middle, read_panels
+from unetlib.show.plots.common import DISCLAIMER
 from unetlib.show.still import draw_still, show_still_at_end, watch_notebook
 from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import atomic
@@ -59,7 +58,7 @@ class SliceViewer(anywidget.AnyWidget):
     have the value. For research and education, never for clinical use.
     """
 
-    _esm, _css = SCRIPT, STYLE
+    _esm, _css = embedded.SCRIPT, embedded.STYLE
     title = traitlets.Unicode().tag(sync=True)
     position = Checked().tag(sync=True)
     window = Checked().tag(sync=True)
@@ -127,8 +126,8 @@ class SliceViewer(anywidget.AnyWidget):
         return f"SliceViewer({self.title!r}, position={self.position})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        if limit := embed_bytes():
-            return {"text/html": take(self.to_fragment(limit)), "text/plain": repr(self)}, {}
+        if html := embedded.embed(self.to_fragment):
+            return {"text/html": html, "text/plain": repr(self)}, {}
         show_still_at_end(self)
         return super()._repr_mimebundle_(**kwargs)
 
@@ -150,7 +149,7 @@ class SliceViewer(anywidget.AnyWidget):
                     places[id(mask)] = len(buffers)
                     buffers.append(mask.tobytes("F"))
             voxels, (low, high) = panel.volume.voxels, panel.window
-            stored, slope, intercept = round_to(voxels, (high - low) / levels) if levels else encode(voxels)
+            stored, slope, intercept = encode(voxels, (high - low) / levels if levels else None)
             panels.append(
                 {
                     "name": panel.name,
@@ -173,7 +172,7 @@ class SliceViewer(anywidget.AnyWidget):
         about = {"kind": "data", "panels": panels, "layers": LAYERS, "letters": LETTERS}
         about |= {"choices": self._choices, "start": self._start}
         rounded = ["Intensities are rounded to keep the page small"] if levels else []
-        return {**about, "notes": [*self.notes, *rounded, DISCLAIMER]}, buffers
+        return {**about, "notes": [*self.notes, *rounded, DISCLAIMER.capitalize()]}, buffers
 
     def window_of(self, panel: Panel) -> tuple[float, float]:
         """Return the window of a volume: where `window` lies between the first one's defaults, so does it."""
@@ -195,11 +194,12 @@ class SliceViewer(anywidget.AnyWidget):
         state = {name: getattr(self, name) for name in ("title", "position", "window", "opacity", *self._choices)}
         for levels in (None, *LEVELS):
             content, buffers = self._data(levels)
-            packed = pack(buffers)
+            packed = embedded.pack(buffers)
             if max_bytes is None or sum(map(len, packed)) <= max_bytes:
-                html = element(self.title, self.to_png(), content, state, packed)
-                return f"{html}\n{page_runtime()}" if runtime else html
-        return still_only(self.title, self.to_png())
+                about = {"content": content, "state": state}
+                html = embedded.write_html("element", self.title, self.to_png(), about, packed)
+                return f"{html}\n{embedded.runtime()}" if runtime else html
+        return embedded.write_html("too_large", self.title, self.to_png())
 
     def to_html(self, path: str | Path) -> Path:
         """Write the viewer as one page that needs neither Python nor a network, and return its path.
@@ -208,7 +208,7 @@ class SliceViewer(anywidget.AnyWidget):
         """
         target = Path(path).expanduser()
         with atomic(target) as temporary:
-            temporary.write_text(page(self.title, self.to_fragment()), encoding="utf-8")
+            temporary.write_text(embedded.write_html("page", self.title, self.to_fragment()), encoding="utf-8")
         return target
 
 

@@ -91,7 +91,6 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
 
 
 def _end(error: BaseException) -> None:
-    """Raise `SystemExit` with the message of an error, if it has one."""
     if isinstance(error, UnetlibError):
         sys.exit(f"error: {printable(str(error))}")
     if isinstance(error, OSError):

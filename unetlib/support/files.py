@@ -37,8 +37,8 @@ CURES = {  # advice for each error that prevents writing, apart from missing per
     errno.EFBIG: "The file would be larger than this disk or your limits allow; name a folder on another disk.",
     errno.EIO: "The disk reports a fault. Save what is on it, and name a folder on another disk.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
-    errno.ENOTDIR: "A file stands where a folder was expected. Choose another name.",
-    errno.EEXIST: "A file stands where a folder was expected. Choose another name.",
+    errno.ENOTDIR: "A file stands where a folder was expected. Rename it, or choose another name.",
+    errno.EEXIST: "A file stands where a folder was expected. Rename it, or choose another name.",
     errno.EISDIR: "A folder stands where a file was expected. Rename it.",
 }
 
@@ -103,8 +103,7 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
     either the old or the new content, never half of it. Missing parent folders are made. The old
     content is moved to `keep`, if given; there is always a file at `path`.
 
-    Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary
-    file is removed.
+    Raises `UnetlibError` when the disk is full or the folder cannot be written; the temporary file is removed.
     """
     temporary = _temporary(path)
     try:
@@ -190,9 +189,6 @@ def locked(folder: Path, belongs_to: Path | None = None) -> Iterator[None]:
             f"{folder} is in use: another process is writing to it. Wait for its end"
             f"{'' if belongs_to else ', or choose another folder'}."
         ) from None
-    except FileExistsError:
-        advice = "Rename that file" if belongs_to else "Choose another name"
-        raise UnetlibError(f"{folder} is a file; a folder was expected. {advice}.") from None
     except OSError as error:
         raise _unwritable(folder, error, belongs_to) from error
     try:

@@ -30,10 +30,8 @@ def first_process() -> bool:
 
 
 class _Printer(logging.Handler):
-    """Prints messages without breaking a progress bar."""
-
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(printable(record.getMessage()))
+        tqdm.write(printable(record.getMessage()))  # without breaking a progress bar
 
 
 def show_messages() -> None:

@@ -1,7 +1,4 @@
-"""What every figure shares: colours, a slice with its masks, a small file.
-
-The colours are those of Okabe and Ito (2008), which colour-blind people can tell apart.
-"""
+"""What every figure shares: its size, its legend, its curves, and a small file."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -10,23 +7,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb, to_rgba
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from unetlib.data.slices import foreground
-from unetlib.data.volumes import Volume
+from unetlib.show.plots.colours import CURVES, INK, KEPT
 from unetlib.support.files import atomic, takes_paths
 
-TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE = "#009E73", "#D55E00", "#56B4E9", "#F0E442"
-KEPT = TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE, OUTLINE  # exactly, in a PNG of 256 colours
 VIVID, EDGES, GREYS = 128, 48, 40  # of the 256: for other colours, half-transparent pixels, greys
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7F7F7F"  # training, validation, what is for comparison only
-CURVES = (BLUE, ORANGE, TRUE_POSITIVE, "#CC79A7", GREY)  # 3 to 1 or more against white, and against #111
-INK = "#797979"  # of letters and axes: 4.3 to 1 against white, and against the #111 of a dark theme
-FAINT = (*to_rgb(INK), 0.25)  # grid lines and shaded ranges
-ERRORS = ((TRUE_POSITIVE, "tp"), (FALSE_POSITIVE, "fp"), (FALSE_NEGATIVE, "fn"))
 DISCLAIMER = "for research and education, never for clinical use"
 WIDTH = 9.0  # inches of a figure
 SHOWN = 900  # pixels of the page that a notebook gives a figure, where there is room
@@ -41,6 +30,17 @@ def new_figure(alt: str, height: float = 3.0, note: str | None = None) -> Figure
     return figure
 
 
+def new_chart(
+    alt: str, height: float = 3.0, note: str | None = None, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, Any]:
+    """Return a figure, and what `Figure.subplots` gives: axes without a line at the top and on the right."""
+    figure = new_figure(alt, height, note)
+    panels = figure.subplots(rows, columns, **options)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
 def signed(note: str) -> str:
     """Return a note followed by the disclaimer, which stands once under each figure of a network's results."""
     return "\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER]))
@@ -49,12 +49,6 @@ def signed(note: str) -> str:
 def legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:
     """Give a figure the legend of one of its axes, above all of them."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
-
-
-def label_errors(axes: Axes, names: Sequence[str] = ("found", "false alarm", "missed")) -> None:
-    """Name the colours of `draw_errors` for the legend of axes."""
-    for (colour, _), name in zip(ERRORS, names, strict=True):
-        axes.plot([], [], "s", color=colour, label=name)
 
 
 def in_notebook(figure: Figure) -> tuple[bytes, dict[str, Any]]:
@@ -71,7 +65,15 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     light or dark. The colours of a legend are kept exactly; greys, other colours and half-transparent pixels are
     quantised apart: MRI has so many greys that the few pixels of a legend would drift.
     """
-    _suit_any_page(figure)
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        if to_hex(patch.get_facecolor()) == "#ffffff":
+            patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.tick_params(which="both", color=INK, labelcolor=INK)
+        axes.spines[:].set_color(INK)
+    for text in figure.findobj(Text):
+        if str(text.get_color()) == "black":
+            text.set_color(INK)
     buffer, small = BytesIO(), BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     pixels = np.asarray(Image.open(buffer).convert("RGBA"))
@@ -93,70 +95,11 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     return small.getvalue()
 
 
-def _suit_any_page(figure: Figure) -> None:
-    """Make what matplotlib draws in white transparent, and what it draws in black grey."""
-    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
-        if to_hex(patch.get_facecolor()) == "#ffffff":
-            patch.set_alpha(0)
-    for axes in figure.axes:
-        axes.tick_params(which="both", color=INK, labelcolor=INK)
-        axes.spines[:].set_color(INK)
-    for text in figure.findobj(Text):
-        if str(text.get_color()) == "black":
-            text.set_color(INK)
-
-
 @takes_paths
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
     with atomic(path) as temporary:
         temporary.write_bytes(to_png(figure, dpi=120))
-
-
-def show_slice(axes: Axes, image: np.ndarray) -> None:
-    """Show a slice (H, W) in grey, windowed to its 0.5 and 99.5 percentiles, without ticks."""
-    low, high = np.percentile(image, (0.5, 99.5))
-    show_grey(axes, image, low, max(high, low + 1e-6))
-
-
-def show_grey(axes: Axes, image: np.ndarray, low: float = 0, high: float = 1) -> None:
-    """Show a slice (H, W) voxel by voxel, `low` as black and `high` as white, without ticks."""
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    axes.set(xticks=[], yticks=[], facecolor="black")
-
-
-def cut_to_head(panels: Sequence[tuple[Axes, np.ndarray]], marks: Sequence[np.ndarray] = ()) -> float:
-    """Zoom axes, each given with a slice (H, W), to the heads there, and return the largest height to width of them.
-
-    All slices of one shape are cut alike: to the rows and columns of which at least 1 % are `slices.foreground` in one
-    of them, what a boolean mask in `marks` touches (a false alarm in the air is seen), and a margin of 4 %.
-    """
-    ratios = []
-    for shape in {image.shape for _, image in panels}:
-        alike = [(axes, image) for axes, image in panels if image.shape == shape]
-        left, right, top, bottom = _box([image for _, image in alike], [mark for mark in marks if mark.shape == shape])
-        for axes, _ in alike:
-            axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
-        ratios += [float(axes.get_aspect()) * (bottom - top) / (right - left) for axes, _ in alike]
-    return max(ratios)
-
-
-def _box(images: Sequence[np.ndarray], marks: Sequence[np.ndarray]) -> tuple[int, int, int, int]:
-    """Return the first column of what is to be seen, the one after the last, and the rows likewise."""
-    limits = []
-    for across, size in ((0, images[0].shape[1]), (1, images[0].shape[0])):
-        lines = [foreground(image).mean(across) >= 0.01 for image in images] + [mark.any(across) for mark in marks]
-        seen = np.flatnonzero(np.any(lines, axis=0))
-        limits.append((seen[0], seen[-1] + 1) if len(seen) else (0, size))
-    margin = round(0.04 * max(end - begin for begin, end in limits))
-    (left, right), (top, bottom) = limits
-    height, width = images[0].shape
-    return max(left - margin, 0), min(right + margin, width), max(top - margin, 0), min(bottom + margin, height)
-
-
-def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra: float = 0.6) -> None:
-    """Make a figure as high as rows of panels, `ratio` times as high as wide, and `extra` inches for the letters."""
-    figure.set_figheight(rows * min(ratio * figure.get_figwidth() / columns, 4) + extra)
 
 
 def draw_curves(
@@ -167,25 +110,3 @@ def draw_curves(
         width, colour = 1.5 + 2.5 * (len(curves) - 1 - number), CURVES[number % len(CURVES)]
         places = range(len(values)) if x is None else x
         axes.plot(places, values, color=colour, lw=width, marker=marker, ms=width + 2, label=name)
-
-
-def draw_outline(axes: Axes, mask: np.ndarray) -> None:
-    """Draw the border of a boolean mask (H, W); nothing where it is empty."""
-    if mask.any():
-        axes.contour(mask, levels=[0.5], colors=OUTLINE, linewidths=1.2)
-
-
-def draw_errors(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
-    """Colour where two boolean masks (H, W) agree on tumour, and where one of them is wrong."""
-    for mask, (colour, _) in zip((truth & prediction, ~truth & prediction, truth & ~prediction), ERRORS, strict=True):
-        axes.imshow(mask[..., None] * np.array(to_rgba(colour, 0.65)), interpolation="nearest")
-
-
-def largest_slice(mask: np.ndarray) -> int:
-    """Return the z of the axial slice of a mask (X, Y, Z) that holds most tumour."""
-    return int(mask.sum((0, 1)).argmax())
-
-
-def is_synthetic(volume: Volume) -> bool:
-    """Tell whether a volume's header marks it as made by `unetlib phantom`."""
-    return b"SYNTHETIC" in volume.header["descrip"].tobytes()

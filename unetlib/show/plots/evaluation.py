@@ -5,32 +5,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib import metrics
 from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
-from unetlib.show.plots.common import (
-    BLUE,
-    ERRORS,
-    FAINT,
-    GREY,
-    INK,
-    ORANGE,
-    legend_above,
-    new_figure,
-    signed,
-)
+from unetlib.show.plots.colours import BLUE, ERRORS, FAINT, GREY, INK, ORANGE
+from unetlib.show.plots.common import legend_above, new_chart, signed
 from unetlib.support.errors import counted
 
 
 def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
     """Return every Dice in a summary of `evaluate`, named by aggregation, slices and grid, with its interval if any."""
     rows = [(aggregation, slices) for aggregation in AGGREGATIONS for slices in SLICES]
-    figure = new_figure("", 4.8, note=signed(note))
-    axes = figure.subplots()
+    figure, axes = new_chart("", 4.8, signed(note))
     shown = {(entry["aggregation"], entry["slices"], entry["grid"]): entry for entry in summary["figures"]}
     for place, (aggregation, slices) in enumerate(rows):
         for grid, shift, face in (("model", -0.18, None), ("native", 0.18, "none")):
@@ -39,53 +28,40 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
             y, colour = place + 0.5 * (place // 2) + shift, ORANGE if slices == "tumour" else BLUE
             if entry.get("dice_interval"):
                 axes.plot(entry["dice_interval"], [y, y], "-", color=colour, lw=1.5)
-            axes.plot(
-                entry["dice"], y, "o", color=colour, mfc=face or colour, ms=8, gid=f"{aggregation} {slices} {grid}"
-            )
+            look = {"color": colour, "mfc": face or colour, "gid": f"{aggregation} {slices} {grid}"}
+            axes.plot(entry["dice"], y, "o", ms=8, **look)
             axes.text(1.03, y, f"{entry['dice']:.3f}", va="center", fontsize=9, color=colour)
-    figure.set_label("Dice by aggregation, slices and grid: " + ", ".join(_named(entry) for entry in shown.values()))
-    _label_rows(axes, rows)
-    for face, text in ((GREY, "model grid"), ("none", "native grid")):
-        axes.plot([], [], "o", color=GREY, mfc=face, label=text)
-    axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
-    legend_above(figure, axes)
-    numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
-    axes.set_title(
-        f"One network, {len(shown)} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)", pad=10
-    )
-    return figure
-
-
-def _named(entry: Mapping[str, Any]) -> str:
-    return f"{entry['aggregation']}, {entry['slices']} slices, {entry['grid']} grid {entry['dice']:.3f}"
-
-
-def _label_rows(axes: Axes, rows: Sequence[tuple[str, str]]) -> None:
-    """Name the rows of `metrics_figure` and mark the one that papers give."""
+    named = (f"{', '.join(name[:2])} slices, {name[2]} grid {entry['dice']:.3f}" for name, entry in shown.items())
+    figure.set_label("Dice by aggregation, slices and grid: " + ", ".join(named))
     names = [f"{aggregation}, {slices} slices" for aggregation, slices in rows]
     names[0] += "\n(published: model grid)"
     axes.set_yticks([place + 0.5 * (place // 2) for place in range(len(rows))], names)
     axes.set(xlim=(0, 1.12), ylim=(len(rows) + 0.5, -0.6), xlabel="Dice", xticks=np.linspace(0, 1, 6))
     axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines.left.set_visible(False)
     axes.tick_params(axis="y", length=0)
+    for face, text in ((GREY, "model grid"), ("none", "native grid")):
+        axes.plot([], [], "o", color=GREY, mfc=face, label=text)
+    axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
+    legend_above(figure, axes)
+    numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
+    title = f"One network, {len(shown)} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)"
+    axes.set_title(title, pad=10)
+    return figure
 
 
 def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, note: str = "") -> Figure:
     """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one."""
     alt = f"Dice of {counted(len(dices), 'test patient')} in ascending order, from {min(dices):.2f} to {max(dices):.2f}"
-    figure = new_figure(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4, note=signed(note))
-    axes = figure.subplots()
-    axes.plot(
-        range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=8 if len(dices) <= 50 else 3, label="patient"
-    )
+    figure, axes = new_chart(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4, signed(note))
+    size = 8 if len(dices) <= 50 else 3
+    axes.plot(range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=size, label="patient")
     axes.axhline(float(np.mean(dices)), color=ORANGE, lw=1.5, label=f"mean {np.mean(dices):.3f}")
     if interval:
         axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label="95 % interval of the mean (bootstrap)")
     axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.spines[["top", "right"]].set_visible(False)
     legend_above(figure, axes)
     return figure
 
@@ -103,8 +79,7 @@ def paired_figure(
     """
     means = [float(np.mean(before)), float(np.mean(after))]
     alt = f"Dice of {counted(len(names), 'patient')} under two recipes: a mean of {means[0]:.3f} {labels[0]}"
-    figure = new_figure(f"{alt}, {means[1]:.3f} {labels[1]}", 3.8, note=signed(note))
-    axes = figure.subplots()
+    figure, axes = new_chart(f"{alt}, {means[1]:.3f} {labels[1]}", 3.8, signed(note))
     for name, *pair in zip(names, before, after, strict=True):
         axes.plot([0, 1], pair, "o-", color=BLUE if pair[1] > pair[0] else ORANGE, lw=1.2, ms=5, gid=name)
     axes.plot([0, 1], means, "s-", color=INK, lw=3.5, ms=9, gid="mean")
@@ -119,7 +94,6 @@ def paired_figure(
     for colour, text in ((BLUE, "better"), (ORANGE, "not better"), (INK, "mean")):
         axes.plot([], [], "-", color=colour, label=text)
     legend_above(figure, axes)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -137,9 +111,9 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
     `cases` maps the id of a case to its title.
     """
     alt = f"Pixels found, missed and falsely marked in every axial slice of {', '.join(cases.values())}"
-    figure = new_figure(alt.replace("\n", " "), 1.7 * len(cases) + 0.9, note=signed(note))
-    panels = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
-    for (case, title), axes in zip(cases.items(), panels, strict=True):
+    height = 1.7 * len(cases) + 0.9
+    figure, panels = new_chart(alt.replace("\n", " "), height, signed(note), len(cases), squeeze=False)
+    for (case, title), axes in zip(cases.items(), panels[:, 0], strict=True):
         own = [row for row in rows if row["case"] == case]
         z, base = [int(row["z"]) for row in own], np.zeros(len(own))
         for (colour, name), text in zip(ERRORS, ("found", "false alarm", "missed"), strict=True):
@@ -152,9 +126,8 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
         axes.set_title(title, fontsize=9, loc="left")
         axes.set(ylabel="pixels", xlim=(min(z) - 0.5, max(z) + 0.5))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("axial slice z, from neck to crown")
-    legend_above(figure, panels[0], 4)
+    axes.set_xlabel("axial slice z, from neck to crown")
+    legend_above(figure, panels[0, 0], 4)
     return figure
 
 
@@ -166,8 +139,7 @@ def threshold_figure(
     `val` and `test` hold the pooled counts at each of `thresholds` (T,).
     """
     alt = "Dice, precision and recall against the threshold, on validation patients and on test patients"
-    figure = new_figure(f"{alt}; chosen: {chosen:.2f}", 3.4, note=signed(note))
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure, panels = new_chart(f"{alt}; chosen: {chosen:.2f}", 3.4, signed(note), 1, 2, sharex=True, sharey=True)
     for axes, counts, title in zip(panels, (val, test), ("validation: choose here", "test: look once"), strict=True):
         for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
             values = [metrics.METRICS[name](at).item() for at in counts]
@@ -176,7 +148,6 @@ def threshold_figure(
         axes.axvline(0.5, color=FAINT, lw=1, zorder=0)
         axes.set_title(title, fontsize=10)
         axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
-        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("pooled over the tumour slices")
     legend_above(figure, panels[0], 4)
     return figure
@@ -216,14 +187,12 @@ def calibration_figure(found: Reliability, note: str = "") -> Figure:
     bins = len(found.number)
     centres, filled = (np.arange(bins) + 0.5) / bins, found.number > 0
     alt = f"Reliability diagram: the share of tumour against the predicted probability in {bins} bins"
-    figure = new_figure(f"{alt}; the expected calibration error is {found.error():.3f}", 4.6, note=signed(note))
-    top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    alt = f"{alt}; the expected calibration error is {found.error():.3f}"
+    figure, (top, below) = new_chart(alt, 4.6, signed(note), 2, sharex=True, height_ratios=(3, 1))
     top.plot([0, 1], [0, 1], "-", color=GREY, label="calibrated")
     top.plot(found.predicted[filled], found.observed[filled], "o-", color=BLUE, label="this network")
     top.set(ylabel="share that is tumour", xlim=(0, 1), ylim=(0, 1))
     top.legend(frameon=False)
     below.bar(centres, found.number, width=0.9 / bins, color=GREY)
     below.set(xlabel="predicted probability of tumour", ylabel="pixels", yscale="log")
-    for axes in (top, below):
-        axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -1,35 +1,105 @@
 """Figures of chapter 1: what the images hold, in one patient and across a cohort."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetlib.data.patients import MODALITIES, Case, read_case
-from unetlib.data.volumes import read_volume
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    FALSE_NEGATIVE,
-    GREY,
-    ORANGE,
-    OUTLINE,
-    cut_to_head,
-    draw_outline,
-    fit_height,
-    is_synthetic,
-    largest_slice,
-    new_figure,
-    show_slice,
-)
-from unetlib.show.plots.portraits import Portrait
+from unetlib.data.slices import foreground as find_head
+from unetlib.data.volumes import Volume, read_volume
+from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, ORANGE, OUTLINE
+from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
+from unetlib.support.jobs import progress
 
+BINS = 48  # of a head's width and length in a portrait: about 3 mm each
+SAMPLE = 5000  # intensities kept of a patient
 LABELS = {1: "#56B4E9", 2: "#009E73", 3: "#CC79A7", 4: "#D55E00"}
 HEAD_ASPECT = 1.2  # length to width
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What one patient adds to the figures of a cohort, without the voxels.
+
+    `tumour_per_slice`: (Z,) voxels of tumour. `pixels`: those of one axial slice. `sample`: some
+    intensities inside the head, `limits` the lowest and highest of the volume. `tumour_map` and
+    `head_map`: (BINS, BINS) bool, the volume all slices added up, x by y, in the box around the head.
+    `centre`: (3,), the tumour's middle in that box, 0..1 along x, y, z; NaN without tumour.
+    """
+
+    id: str
+    spacing: tuple[float, float, float]
+    tumour_per_slice: np.ndarray
+    pixels: int
+    sample: np.ndarray
+    limits: tuple[float, float]
+    tumour_map: np.ndarray
+    head_map: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def millilitres(self) -> float:
+        """Size of the whole tumour; 1 ml is 1,000 cubic millimetres."""
+        return float(self.tumour_per_slice.sum() * np.prod(self.spacing) / 1000)
+
+    @property
+    def tumour_slices(self) -> int:
+        """Number of axial slices with at least one voxel of tumour."""
+        return int((self.tumour_per_slice > 0).sum())
+
+    @property
+    def share_of_slices(self) -> float:
+        """Share of the axial slices with tumour, 0..1."""
+        return float((self.tumour_per_slice > 0).mean())
+
+
+def portray(cases: Sequence[Case]) -> list[Portrait]:
+    """Read the FLAIR image and the mask of each case, one at a time, and keep what the figures need.
+
+    Raises `UnetlibError` as `read_case` does.
+    """
+    portraits = []
+    with progress(len(cases), "read", "case") as bar:
+        for case in cases:
+            portraits.append(_portray(case.id, *read_case(case)[:2]))
+            bar.update()
+    return portraits
+
+
+def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:
+    head = find_head(image.voxels)
+    # The corners of the head: what lies between are the planes that hold more than a few voxels of it.
+    sums = [head.sum(tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    spans = [np.flatnonzero(line > 0.02 * line.max()) for line in sums]
+    low, high = np.array([(float(span[0]), float(span[-1] + 1)) for span in spans]).T
+    inside, places = image.voxels[head], np.argwhere(mask)
+    centre = (places.mean(0) + 0.5 - low) / (high - low) if len(places) else np.full(3, np.nan)
+    return Portrait(
+        id,
+        image.spacing,
+        mask.sum((0, 1)),
+        mask.shape[0] * mask.shape[1],
+        inside[:: max(1, inside.size // SAMPLE)].astype(np.float32),
+        (float(image.voxels.min()), float(image.voxels.max())),
+        _flattened(mask.max(2), low, high),
+        _flattened(head.mean(2) > 0.1, low, high),
+        centre,
+    )
+
+
+def _flattened(flat: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return a mask (X, Y) on the (BINS, BINS) of the box: a bin is true where a voxel of the mask lies in it."""
+    places = (np.argwhere(flat) + 0.5 - low[:2]) / (high - low)[:2]
+    bins = (places[((places >= 0) & (places < 1)).all(1)] * BINS).astype(int)
+    found = np.zeros((BINS, BINS), bool)
+    found[tuple(bins.T)] = True
+    return found
 
 
 def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -> Figure:
@@ -46,9 +116,9 @@ def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -
         for axes, modality in zip(line, modalities, strict=True):
             axes.set_axis_off()
             if modality in case.images:
-                show_slice(axes, read_volume(case.images[modality]).voxels[:, :, z].T)
+                picture = read_volume(case.images[modality]).voxels[:, :, z].T
+                show_slice(axes, picture, f"{modality}, slice {z}")
                 draw_outline(axes, masks[-1])
-                axes.set_title(f"{modality}, slice {z}", fontsize=10)
                 shown.append((axes, flair.voxels[:, :, z].T))
         line[0].set_title(f"{case.id}\n{line[0].get_title()}", fontsize=10)
     fit_height(figure, cut_to_head(shown, masks), max(len(modalities), 2), len(cases), 0.4 + 0.4 * len(cases))
@@ -63,14 +133,12 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
     """
     row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
     patch = image[row - half : row + half + 1, column - half : column + half + 1]
-    figure = new_figure(
-        "An axial slice, a small square marked on it, and the square magnified: a number in each voxel", note=note
-    )
+    alt = "An axial slice, a small square marked on it, and the square magnified: a number in each voxel"
+    figure = new_figure(alt, note=note)
     whole, zoom = figure.subplots(1, 2)
-    show_slice(whole, image)
+    show_slice(whole, image, f"one slice: {image.shape[1]} x {image.shape[0]} voxels, cut to the head")
     corner = (column - half - 0.5, row - half - 0.5)
     whole.add_patch(Rectangle(corner, 2 * half + 1, 2 * half + 1, fill=False, edgecolor=OUTLINE, linewidth=1.5))
-    whole.set_title(f"one slice: {image.shape[1]} x {image.shape[0]} voxels, cut to the head", fontsize=10)
     mark = np.zeros(image.shape, bool)
     mark[row - half : row + half + 1, column - half : column + half + 1] = True
     fit_height(figure, cut_to_head([(whole, image)], [mark]), 2)
@@ -94,8 +162,7 @@ def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figu
     figure = new_figure(alt, note=note)
     panels = figure.subplots(1, 3)
     for axes, title in zip(panels, ("image", "labels", "whole tumour: label > 0"), strict=True):
-        show_slice(axes, image)
-        axes.set_title(title, fontsize=10)
+        show_slice(axes, image, title)
     for label in found:
         panels[1].imshow((labels == label)[..., None] * np.array(to_rgba(LABELS[label], 0.75)), interpolation="nearest")
         panels[1].plot([], [], "s", color=LABELS[label], label=f"label {label}")
@@ -112,31 +179,21 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
     panels = figure.subplots(1, len(pictures), squeeze=False)[0]
     ratios = aspects or [1.0] * len(pictures)
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
-        show_slice(axes, image)
+        show_slice(axes, image, title)
         axes.set_aspect(ratio)
-        axes.set_title(title, fontsize=10)
     fit_height(figure, cut_to_head([*zip(panels, pictures.values(), strict=True)]), max(len(pictures), 2))
     return figure
 
 
-def _letters(axes: Axes, letters: str) -> None:
-    """Write the sides of the patient at the left, right, top and bottom of a picture."""
-    for letter, (x, y) in zip(letters, ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05)), strict=True):
-        axes.text(x, y, letter, transform=axes.transAxes, color=OUTLINE, ha="center", va="center", fontsize=9)
-
-
 def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str = "") -> Figure:
     """Return the histogram of each named sample of intensities, all with area 1."""
-    figure = new_figure(f"Histograms of {xlabel}: {', '.join(samples)}", note=note)
-    axes = figure.subplots()
+    figure, axes = new_chart(f"Histograms of {xlabel}: {', '.join(samples)}", note=note)
     top = np.percentile(np.concatenate([*samples.values()]), 99.8)
     for (name, values), colour in zip(samples.items(), cycle((GREY, ORANGE, BLUE, FALSE_NEGATIVE)), strict=False):
-        axes.hist(
-            values, bins=60, range=(0, top), density=True, histtype="stepfilled", alpha=0.6, color=colour, label=name
-        )
+        look = {"density": True, "histtype": "stepfilled", "alpha": 0.6, "color": colour, "label": name}
+        axes.hist(values, bins=60, range=(0, top), **look)
     axes.set(xlabel=xlabel, ylabel="share of voxels", yticks=[])
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -145,10 +202,8 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
 
     In colour: the patients of the lowest and of the highest median as stored.
     """
-    figure = new_figure(
-        f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1", note=note
-    )
-    panels = figure.subplots(1, 2, sharey=True)
+    alt = f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1"
+    figure, panels = new_chart(alt, 3.0, note, 1, 2, sharey=True)
     order = sorted(portraits, key=lambda one: float(np.median(one.sample)))
     special = {order[0].id: (BLUE, "lowest median"), order[-1].id: (ORANGE, "highest median")}
     for one in [*order[1:-1], order[0], order[-1]]:  # the coloured ones on top
@@ -165,8 +220,6 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     panels[0].xaxis.set_minor_formatter("")
     panels[1].set(xlabel="after min-max of the volume", xlim=(0, 1))
     panels[1].legend(frameon=False)
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -174,13 +227,11 @@ def sizes_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     """Return the size of each patient's tumour in ml, from the smallest to the largest, and the median."""
     sizes = sorted(one.millilitres for one in portraits)
     alt = f"Tumour volumes of {len(sizes)} patients in order, from {sizes[0]:.0f} to {sizes[-1]:.0f} ml"
-    figure = new_figure(f"{alt}; the median is {np.median(sizes):.0f} ml", note=note)
-    axes = figure.subplots()
+    figure, axes = new_chart(f"{alt}; the median is {np.median(sizes):.0f} ml", note=note)
     axes.bar(range(1, len(sizes) + 1), sizes, color=BLUE)
     axes.axhline(np.median(sizes), color=ORANGE, linestyle="--", label=f"median {np.median(sizes):.0f} ml")
     axes.set(xlabel="patients, ordered by size", ylabel="whole tumour, ml")
     axes.legend(frameon=False, loc="upper left")
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -205,26 +256,24 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     front.set_title("seen from the front: centres, area = size", fontsize=10)
     for axes, letters in ((axial, "RLAP"), (front, "RLSI")):
         axes.set(xticks=[], yticks=[])
-        _letters(axes, letters)
+        for letter, (x, y) in zip(letters, ((0.04, 0.5), (0.96, 0.5), (0.5, 0.95), (0.5, 0.05)), strict=True):
+            axes.text(x, y, letter, transform=axes.transAxes, color=OUTLINE, ha="center", va="center", fontsize=9)
     return figure
 
 
 def profiles_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     """Return, a row a patient, which slices from the lowest to the highest hold tumour, and their share."""
     order = sorted(portraits, key=lambda one: one.share_of_slices)
-    rows = np.stack([_stretched(one.tumour_per_slice / one.pixels) for one in order])
+    places = np.linspace(0, 1, 100, endpoint=False)  # of each of them, the share of the nearest slice
+    shares_at = [one.tumour_per_slice[(places * len(one.tumour_per_slice)).astype(int)] / one.pixels for one in order]
     alt = f"A row a patient, {len(portraits)} in all: which slices from neck to crown hold tumour, and their share"
     figure = new_figure(alt, 3.8, note=note)
     strips, shares = figure.subplots(1, 2, width_ratios=(2, 1))
-    picture = strips.imshow(100 * rows, cmap="magma", aspect="auto", origin="lower", interpolation="nearest")
+    look = {"cmap": "magma", "aspect": "auto", "origin": "lower", "interpolation": "nearest"}
+    picture = strips.imshow(100 * np.stack(shares_at), **look)
     figure.colorbar(picture, ax=strips, label="% of the slice that is tumour")
     strips.set(xlabel="height of the slice: neck to crown, %", ylabel="patients", yticks=[])
     shares.barh(range(len(order)), [100 * one.share_of_slices for one in order], height=0.9, color=BLUE)
     shares.set(xlabel="slices with tumour, %", xlim=(0, 100), ylim=(-0.5, len(order) - 0.5), yticks=[])
     shares.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _stretched(profile: np.ndarray) -> np.ndarray:
-    """Return a line (Z,) as (100,), each place taken from the nearest slice."""
-    return profile[(np.linspace(0, 1, 100, endpoint=False) * len(profile)).astype(int)]

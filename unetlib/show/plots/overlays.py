@@ -19,9 +19,9 @@ from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.show.plots.common import (
-    ERRORS,
-    OUTLINE,
+from unetlib.show.plots.colours import ERRORS, OUTLINE
+from unetlib.show.plots.common import legend_above, new_figure, save, signed, to_png
+from unetlib.show.plots.drawing import (
     cut_to_head,
     draw_errors,
     draw_outline,
@@ -29,12 +29,7 @@ from unetlib.show.plots.common import (
     is_synthetic,
     label_errors,
     largest_slice,
-    legend_above,
-    new_figure,
-    save,
     show_slice,
-    signed,
-    to_png,
 )
 from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
@@ -84,8 +79,7 @@ def best_median_worst(run: Run | Path | str, device: str = "auto") -> list[Ranke
 
     Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run cannot be evaluated.
     """
-    run = Run.of(run)
-    ranked = _ranking(run, device)
+    ranked = _ranking(run := Run.of(run), device)
     chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
     ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
     return _predicted(run, dict(reversed(ranks.items())), device)
@@ -97,8 +91,7 @@ def worst(run: Run | Path | str, number: int, device: str = "auto") -> list[Rank
 
     Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
     """
-    run = Run.of(run)
-    ranked = _ranking(run, device)
+    ranked = _ranking(run := Run.of(run), device)
     places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
     return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
 
@@ -110,8 +103,7 @@ def _predicted(run: Run, ranks: dict[str, tuple[str, float]], device: str) -> li
         for patient, (rank, dice) in ranks.items():
             case = next(case for case in cases if case.patient == patient)
             volume, truth, _ = read_case(case)
-            prediction = segment(predictor, volume).mask[0]
-            found.append(Ranked(rank, dice, case, volume, truth, prediction))
+            found.append(Ranked(rank, dice, case, volume, truth, segment(predictor, volume).mask[0]))
             bar.update()
     return found
 
@@ -125,9 +117,8 @@ def _ranking(run: Run, device: str) -> list[dict[str, str]]:
 def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     """Return one row a patient: the slice, the truth outlined, and where prediction and truth agree or differ."""
     names = "; ".join(row.title.replace("\n", ", ") for row in rows)
-    figure = new_figure(
-        f"FLAIR, the truth outlined, and where the prediction is right and wrong. {names}", note=signed(note)
-    )
+    alt = f"FLAIR, the truth outlined, and where the prediction is right and wrong. {names}"
+    figure = new_figure(alt, note=signed(note))
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
         for axes in (plain, outlined, compared):
@@ -168,11 +159,7 @@ def scroll_animation(
             axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # alike in all frames
         picture = Image.open(BytesIO(to_png(figure, dpi=80))).convert("RGBA")
         pictures.append(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
-    _save_gif(pictures, path)
-
-
-def _save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures as a looping GIF with one palette, atomically: few greys, each plain and under every colour."""
+    # One palette of few greys, each plain and under every colour.
     greys = np.linspace(0, 255, 24)[:, None].repeat(3, axis=1)
     tinted = [0.65 * 255 * np.array(to_rgb(colour)) + 0.35 * greys[::2] for colour, _ in ERRORS]
     solid = [255 * np.array([to_rgb(colour)]) for colour in (OUTLINE, *(colour for colour, _ in ERRORS))]
@@ -195,13 +182,12 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     summary, ranked = evaluate(run, device=device), best_median_worst(run, device)
     folder, patients = out or run.figures, summary["patients"]
     net, recipe, _ = run.load()
-    synthetic = any(is_synthetic(one.volume) for one in ranked)
-    source = "synthetic images" if synthetic else ""
+    source = "synthetic images" if any(is_synthetic(one.volume) for one in ranked) else ""
     order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
-    note = f"{source}; {order}" if synthetic else order
+    note = f"{source}; {order}" if source else order
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {
-        "curves.png": curves_figure(history, "synthetic cohort" if synthetic else ""),
+        "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
         "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
         "metrics.png": metrics_figure(summary, source),
     }

@@ -7,19 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from unetlib.show.plots.common import (
-    BLUE,
-    GREY,
-    ORANGE,
-    cut_to_head,
-    draw_errors,
-    draw_outline,
-    fit_height,
-    label_errors,
-    new_figure,
-    show_grey,
-    show_slice,
-)
+from unetlib.show.plots.colours import BLUE, GREY, ORANGE
+from unetlib.show.plots.common import new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
 
 
 def sheet_figure(
@@ -34,16 +24,13 @@ def sheet_figure(
     `images`, `masks`: one (H, W) array a slice, real numbers and 0/1 or bool.
     """
     rows = -(-len(images) // columns)
-    figure = new_figure(
-        f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}", note=note
-    )
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in panels:
+    alt = f"{len(images)} small slices, each with its mask outlined in yellow: {', '.join(titles)}"
+    figure = new_figure(alt, note=note)
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, image, mask, title in zip(figure.axes[: len(images)], images, masks, titles, strict=True):
-        show_slice(axes, image)
+        show_slice(axes, image, title)
         draw_outline(axes, mask)
-        axes.set_title(title, fontsize=10)
     ratio = cut_to_head([*zip(figure.axes, images, strict=False)], [np.asarray(mask) > 0 for mask in masks])
     fit_height(figure, ratio, columns, rows, 0.4 + 0.3 * rows)
     return figure
@@ -55,17 +42,13 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
     pixels brighter than the mean of `clean`: head rather than background.
     """
-    figure = new_figure(
-        "A slice as it is, the same slice darkened by one bright voxel, and the histograms of both", note=note
-    )
+    alt = "A slice as it is, the same slice darkened by one bright voxel, and the histograms of both"
+    figure = new_figure(alt, note=note)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     inside = clean > clean.mean()
-    for axes, image, title, colour in (
-        (left, clean, "as it is", BLUE),
-        (middle, spoiled, "with one bright voxel", ORANGE),
-    ):
-        show_grey(axes, image)
-        axes.set_title(title, fontsize=10)
+    pictures = (left, clean, "as it is", BLUE), (middle, spoiled, "with one bright voxel", ORANGE)
+    for axes, image, title, colour in pictures:
+        show_slice(axes, image, title, (0, 1))
         right.hist(image[inside], bins=50, range=(0, 1), histtype="stepfilled", alpha=0.6, color=colour, label=title)
     row, column = np.unravel_index(spoiled.argmax(), spoiled.shape)
     middle.plot(column, row, "o", ms=14, mfc="none", mec=ORANGE)
@@ -85,18 +68,16 @@ def grid_figure(
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    figure = new_figure(
-        "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost", 3.6, note=note
-    )
+    alt = "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost"
+    figure = new_figure(alt, 3.6, note=note)
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
         (native, image, mask, "as scanned"),
         (small, small_image, small_mask, "as the network sees it"),
         (errors, image, np.zeros_like(mask), "the mask, there and back"),
     ):
-        show_slice(axes, picture)
+        show_slice(axes, picture, f"{title}: {picture.shape[0]} x {picture.shape[1]}")
         draw_outline(axes, outline)
-        axes.set_title(f"{title}: {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
         _zoom(axes, mask | back, len(picture) / max(mask.shape) if axes is small else None)
     draw_errors(errors, mask, back)
     label_errors(errors, ("kept", "added", "lost"))
@@ -121,11 +102,8 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     Patients without tumour cannot stand on a logarithmic axis and are left out.
     """
     dots = [(volume, dice) for volume, dice in zip(voxels, dices, strict=True) if volume > 0]
-    alt = (
-        f"Dice that the masks of {len(dots)} patients keep on a grid of {size} x {size}, against the size of the tumour"
-    )
-    figure = new_figure(f"{alt}: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3, note=note)
-    axes = figure.subplots()
+    alt = f"Dice that the masks of {len(dots)} patients keep on a grid of {size} x {size}, against the size of the"
+    figure, axes = new_chart(f"{alt} tumour: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3, note)
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
     axes.set(xscale="log", xlabel="tumour volume in voxels", ylabel=f"Dice after {size} x {size} and back")
@@ -133,7 +111,6 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter("")
     axes.set_ylim(min([0.95, *(dice for _, dice in dots)]) - 0.02, 1.005)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -144,8 +121,7 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     """
     rows = [*zip(names, leaky, honest, strict=True), ("mean", float(np.mean(leaky)), float(np.mean(honest)))]
     alt = f"Pooled Dice of {len(names)} networks; on average {rows[-1][1]:.2f} on other slices of known patients"
-    figure = new_figure(f"{alt}, {rows[-1][2]:.2f} on patients never seen", 0.5 * len(rows) + 1.5, note=note)
-    axes = figure.subplots()
+    figure, axes = new_chart(f"{alt}, {rows[-1][2]:.2f} on patients never seen", 0.5 * len(rows) + 1.5, note)
     for y, (_, known, unseen) in enumerate(rows):
         axes.plot([known, unseen], [y, y], "-", color=GREY, lw=3 if y == len(names) else 1.5, zorder=1)
         axes.text(max(known, unseen) + 0.025, y, f"{known - unseen:+.2f}", va="center", fontsize=9)
@@ -154,6 +130,5 @@ def leak_figure(names: Sequence[str], leaky: Sequence[float], honest: Sequence[f
     axes.plot([row[1] for row in rows], height, "o", ms=9, color=ORANGE, label="other slices of the training patients")
     axes.set_yticks(height, [row[0] for row in rows])
     axes.set(xlim=(0, 1.08), ylim=(len(names) + 0.5, -0.5), xlabel="pooled Dice of the same network")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -8,20 +8,9 @@ from matplotlib.patches import Rectangle
 
 from unetlib.data.slices import Window
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    FAINT,
-    GREY,
-    INK,
-    ORANGE,
-    draw_curves,
-    fit_height,
-    new_figure,
-    show_grey,
-    show_slice,
-    signed,
-)
+from unetlib.show.plots.colours import BLUE, FAINT, GREY, INK, ORANGE
+from unetlib.show.plots.common import DISCLAIMER, draw_curves, new_chart, new_figure, signed
+from unetlib.show.plots.drawing import fit_height, show_slice
 
 
 def staircase_figure(
@@ -79,27 +68,22 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
     alt = f"A slice with the square that a recipe sees, and what arrives on the model's grid: {', '.join(pictures)}"
     figure = new_figure(alt, note=note or DISCLAIMER)
     native, *others = figure.subplots(1, len(pictures) + 1)
-    show_slice(native, image)
+    show_slice(native, image, f"as scanned, {image.shape[0]} x {image.shape[1]}")
     corner = (window.left - 0.5, window.top - 0.5)
     native.add_patch(Rectangle(corner, window.side, window.side, fill=False, edgecolor=ORANGE, lw=1.5, clip_on=False))
-    native.set_title(f"as scanned, {image.shape[0]} x {image.shape[1]}", fontsize=10)
     for axes, (title, picture) in zip(others, pictures.items(), strict=True):
-        show_grey(axes, picture)
-        axes.set_title(f"{title}, {picture.shape[0]} x {picture.shape[1]}", fontsize=10)
+        show_slice(axes, picture, f"{title}, {picture.shape[0]} x {picture.shape[1]}", (0, 1))
     fit_height(figure, image.shape[0] / image.shape[1], len(pictures) + 1)
     return figure
 
 
 def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure:
     """Return the learning rate of every step of a training, a curve a schedule: `rates` maps its name to the rates."""
-    figure = new_figure(
-        f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}", note=note
-    )
-    axes = figure.subplots()
+    alt = f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}"
+    figure, axes = new_chart(alt, note=note)
     draw_curves(axes, rates)
     top = max(max(values) for values in rates.values())
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
@@ -110,14 +94,12 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
     `dices`: (thresholds, sizes) as in `unetlib.prediction.decision.dice_table`.
     """
     alt = f"Mean validation Dice for {len(THRESHOLDS)} thresholds and {len(SIZES_ML)} smallest pieces kept"
-    figure = new_figure(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml", note=note)
-    axes = figure.subplots()
+    figure, axes = new_chart(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml", note=note)
     names = [f"pieces from {size:g} ml on" if size else "all pieces" for size in SIZES_ML]
     draw_curves(axes, dict(zip(names, dices.T, strict=True)), THRESHOLDS, marker="o")
     if chosen.threshold in THRESHOLDS and chosen.smallest_ml in SIZES_ML:
         best = dices[THRESHOLDS.index(chosen.threshold), SIZES_ML.index(chosen.smallest_ml)]
         axes.plot(chosen.threshold, best, "o", ms=20, mfc="none", mec=INK, mew=2, ls="", label="chosen", clip_on=False)
     axes.set(xlabel="threshold", ylabel="mean Dice, validation", xlim=(0, 1))
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     return figure

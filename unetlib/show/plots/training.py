@@ -6,28 +6,14 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from IPython.display import Image, display
-from matplotlib.axes import Axes
+from IPython import display as notebook
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetlib.show.plots.common import (
-    BLUE,
-    DISCLAIMER,
-    GREY,
-    INK,
-    ORANGE,
-    cut_to_head,
-    draw_errors,
-    draw_outline,
-    fit_height,
-    in_notebook,
-    label_errors,
-    legend_above,
-    new_figure,
-    show_slice,
-)
+from unetlib.show.plots.colours import BLUE, GREY, INK, ORANGE
+from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
+from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
 from unetlib.support.errors import counted
 from unetlib.unet import UNet
 
@@ -39,6 +25,7 @@ CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
     "1 x 1 convolution",
 )
 COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
+LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for kind in ARROWS}
 GAP = 1.1  # between the middles of two pictures of a level, in units of the drawing
 
 
@@ -60,62 +47,48 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
     axes.set_axis_off()
-    draw = _Drawing(axes, heights, middles)
+
+    def box(level: int, centre: float, channels: int, copied: bool = False) -> tuple[float, float]:
+        height, middle, width = heights[level], middles[level], _width(channels)
+        face = "#EEEEEE" if copied else matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
+        corner = (centre - width / 2, middle - height / 2)
+        axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
+        place, side = (corner[0] + width - 0.15, "right") if copied else (centre, "center")  # a copy stands close
+        axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
+        return corner[0], corner[0] + width
+
+    def arrow(kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
+        axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": LINES[kind]})
+
+    def row(level: int, left: float, channels: Sequence[int]) -> tuple[float, float]:
+        edges = [box(level, left + index * GAP, count) for index, count in enumerate(channels)]
+        for (_, start), (stop, _) in pairwise(edges):
+            arrow(CONVOLUTION, (start + 0.06, middles[level]), (stop - 0.06, middles[level]))
+        return edges[-1]
+
     for level in range(depth + 1):
         channels, side, _ = shapes[f"down {level}"]
         incoming = net.down[level][0].in_channels  # type: ignore[index]
         left, back = 2 * GAP * level, 2 * GAP * (2 * depth - level)  # where the ways down and up enter this level
         axes.text(left - 0.4, middles[level], f"{side} x {side}", ha="right", va="center", fontsize=9)
-        last = draw.row(level, left, [incoming, channels, channels])
+        last = row(level, left, [incoming, channels, channels])
         if level < depth:
             from_below = net.up[depth - 1 - level][0].in_channels - channels  # type: ignore[index]
-            draw.row(level, back, [from_below, shapes[f"up {level}"][0], shapes[f"up {level}"][0]])
-            copied = draw.box(level, back - _width(from_below) / 2 - _width(channels) / 2, channels, "#EEEEEE")
-            draw.arrow(SKIP, (last[1] + 0.06, middles[level]), (copied[0] - 0.06, middles[level]))
+            row(level, back, [from_below, shapes[f"up {level}"][0], shapes[f"up {level}"][0]])
+            copied = box(level, back - _width(from_below) / 2 - _width(channels) / 2, channels, copied=True)
+            arrow(SKIP, (last[1] + 0.06, middles[level]), (copied[0] - 0.06, middles[level]))
             over, under = middles[level] - heights[level] / 2, middles[level + 1] + heights[level + 1] / 2 + 0.36
-            draw.arrow(POOLING, (left + 2 * GAP, over - 0.06), (left + 2 * GAP, under))
-            draw.arrow(UPSAMPLING, (back, under), (back, over - 0.06))
-    logits, features = draw.box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
-    draw.arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
+            arrow(POOLING, (left + 2 * GAP, over - 0.06), (left + 2 * GAP, under))
+            arrow(UPSAMPLING, (back, under), (back, over - 0.06))
+    logits, features = box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
+    arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
     for x, text in ((0.0, "slice"), (end, "logits")):
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
-    handles = [Line2D([], [], color=COLOURS[kind], linestyle=_line(kind), lw=2, label=kind) for kind in ARROWS]
+    handles = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=kind) for kind in ARROWS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
-
-
-class _Drawing:
-    """Boxes and arrows on axes; level `i` is as high as `heights[i]`, around `middles[i]`."""
-
-    def __init__(self, axes: Axes, heights: Sequence[float], middles: Sequence[float]) -> None:
-        self.axes, self.heights, self.middles = axes, heights, middles
-
-    def row(self, level: int, left: float, channels: Sequence[int]) -> tuple[float, float]:
-        """Draw the pictures before, within and after a block; return the edges of the last."""
-        edges = [self.box(level, left + index * GAP, count) for index, count in enumerate(channels)]
-        for (_, start), (stop, _) in pairwise(edges):
-            self.arrow(CONVOLUTION, (start + 0.06, self.middles[level]), (stop - 0.06, self.middles[level]))
-        return edges[-1]
-
-    def box(self, level: int, centre: float, channels: int, colour: str | None = None) -> tuple[float, float]:
-        """Draw a picture with its channels above it; return its left and right edge."""
-        height, middle, width = self.heights[level], self.middles[level], _width(channels)
-        face = colour or matplotlib.colormaps["Blues"](0.15 + 0.09 * level)
-        corner = (centre - width / 2, middle - height / 2)
-        self.axes.add_patch(Rectangle(corner, width, height, facecolor=face, edgecolor=GREY))
-        place, side = (corner[0] + width - 0.15, "right") if colour else (centre, "center")  # a copy stands close
-        self.axes.text(place, middle + height / 2 + 0.05, str(channels), ha=side, va="bottom", fontsize=8)
-        return corner[0], corner[0] + width
-
-    def arrow(self, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Draw what is done between two pictures."""
-        look = {"arrowstyle": "-|>", "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0, "lw": 1.8}
-        self.axes.annotate("", end, start, arrowprops={**look, "color": COLOURS[kind], "linestyle": _line(kind)})
-
-
-def _line(kind: str) -> Literal["-", "--"]:
-    return "--" if kind == SKIP else "-"
 
 
 def _width(channels: int) -> float:
@@ -126,10 +99,8 @@ def loss_figure() -> Figure:
     """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
     logits = np.linspace(-6, 6, 241)
     probabilities = 1 / (1 + np.exp(-logits))
-    figure = new_figure(
-        "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0", 3.2
-    )
-    losses, gradients = figure.subplots(1, 2)
+    alt = "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0"
+    figure, (losses, gradients) = new_chart(alt, 3.2, None, 1, 2)
     for target, colour in ((1, ORANGE), (0, BLUE)):
         name = f"target {target} ({'tumour' if target else 'no tumour'})"
         losses.plot(logits, np.logaddexp(0, logits) - target * logits, color=colour, label=name)
@@ -139,7 +110,6 @@ def loss_figure() -> Figure:
     for axes in (losses, gradients):
         axes.axvline(0, color=GREY, lw=0.8)
         axes.axhline(0, color=GREY, lw=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
     legend_above(figure, losses, 2)
     return figure
 
@@ -149,9 +119,8 @@ def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray
 
     `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
     """
-    figure = new_figure(
-        f"{len(images)} slices of a batch: found, missed and false alarm in colours", note=note or DISCLAIMER
-    )
+    alt = f"{len(images)} slices of a batch: found, missed and false alarm in colours"
+    figure = new_figure(alt, note=note or DISCLAIMER)
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
@@ -173,18 +142,16 @@ def probability_figure(
     alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
     figure = new_figure(f"{alt} {threshold:g} is right and wrong", note=note or DISCLAIMER)
     outlined, shaded, compared = figure.subplots(1, 3)
-    for axes in (outlined, compared):
-        show_slice(axes, image)
+    show_slice(outlined, image, "FLAIR, truth outlined")
+    show_slice(compared, image, f"probability >= {threshold:g} against truth")
     draw_outline(outlined, truth)
     shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     shaded.set(xticks=[], yticks=[])
+    shaded.set_title("probability of tumour", fontsize=10)
     figure.colorbar(shades, ax=shaded, shrink=0.7)
     panels, marks = (outlined, shaded, compared), [truth, probability >= threshold]
     fit_height(figure, cut_to_head([(axes, image) for axes in panels], marks), 3, extra=1)
     draw_errors(compared, truth, probability >= threshold)
-    titles = ("FLAIR, truth outlined", "probability of tumour", f"probability >= {threshold:g} against truth")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title, fontsize=10)
     label_errors(compared)
     legend_above(figure, compared)
     return figure
@@ -198,28 +165,20 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
     best = int(np.argmax(column["val_dice"]))
-    alt = (
-        f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is {column['val_dice'][best]:.3f}"
-    )
-    figure = new_figure(f"{alt}, in epoch {epochs[best]}", 3.4)
-    losses, dices = figure.subplots(1, 2)
+    alt = f"Loss and validation Dice of {counted(len(epochs), 'epoch')}; the best Dice is"
+    reached = f"{column['val_dice'][best]:.3f}"
+    figure, (losses, dices) = new_chart(f"{alt} {reached}, in epoch {epochs[best]}", 3.4, None, 1, 2)
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
     dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
-    dices.annotate(
-        f"best: {column['val_dice'][best]:.3f} in epoch {epochs[best]}",
-        (epochs[best], column["val_dice"][best]),
-        xytext=(0.95, 0.08),
-        textcoords="axes fraction",
-        ha="right",
-    )
+    place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
+    dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)
     dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(-0.04, 1.04))
     for axes in (losses, dices):
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.spines[["top", "right"]].set_visible(False)
         if killed_at is not None:
             axes.axvline(killed_at, color=GREY, linestyle="--", label="killed and resumed")
     losses.legend(frameon=False)
@@ -237,8 +196,8 @@ class LiveCurves:
     def __call__(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Draw the epochs so far."""
         png, about = in_notebook(curves_figure(history, self.title, self.killed_at))
-        picture = Image(data=png, **about)
+        picture = notebook.Image(data=png, **about)
         if self.shown is None:
-            self.shown = display(picture, display_id=True)
+            self.shown = notebook.display(picture, display_id=True)
         else:
             self.shown.update(picture)

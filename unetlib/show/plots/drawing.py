@@ -1,0 +1,83 @@
+"""A slice with its masks on axes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from unetlib.data.slices import foreground
+from unetlib.data.volumes import Volume
+from unetlib.show.plots.colours import ERRORS, OUTLINE
+
+
+def show_slice(axes: Axes, image: np.ndarray, title: str = "", window: Sequence[float] | None = None) -> None:
+    """Show a slice (H, W) voxel by voxel in grey, without ticks.
+
+    `window`: the values shown as black and as white; by default the 0.5 and 99.5 percentiles.
+    """
+    low, high = np.percentile(image, (0.5, 99.5)) if window is None else window
+    axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+    axes.set(xticks=[], yticks=[], facecolor="black")
+    if title:
+        axes.set_title(title, fontsize=10)
+
+
+def cut_to_head(panels: Sequence[tuple[Axes, np.ndarray]], marks: Sequence[np.ndarray] = ()) -> float:
+    """Zoom axes, each given with a slice (H, W), to the heads there, and return the largest height to width of them.
+
+    All slices of one shape are cut alike: to the rows and columns of which at least 1 % are `slices.foreground` in one
+    of them, what a boolean mask in `marks` touches (a false alarm in the air is seen), and a margin of 4 %.
+    """
+    ratios = []
+    for shape in {image.shape for _, image in panels}:
+        alike = [(axes, image) for axes, image in panels if image.shape == shape]
+        spans = []  # the first of what is to be seen and the one after the last, of columns and of rows
+        for across, size in ((0, shape[1]), (1, shape[0])):
+            lines = [foreground(image).mean(across) >= 0.01 for _, image in alike]
+            lines += [mark.any(across) for mark in marks if mark.shape == shape]
+            seen = np.flatnonzero(np.any(lines, axis=0))
+            spans.append((seen[0], seen[-1] + 1) if len(seen) else (0, size))
+        margin = round(0.04 * max(end - begin for begin, end in spans))
+        (left, right), (top, bottom) = (
+            (max(begin - margin, 0), min(end + margin, size))
+            for (begin, end), size in zip(spans, reversed(shape), strict=True)
+        )
+        for axes, _ in alike:
+            axes.set(xlim=(left - 0.5, right - 0.5), ylim=(bottom - 0.5, top - 0.5))
+            ratios.append(float(axes.get_aspect()) * (bottom - top) / (right - left))
+    return max(ratios)
+
+
+def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra: float = 0.6) -> None:
+    """Make a figure as high as rows of panels, `ratio` times as high as wide, and `extra` inches for the letters."""
+    figure.set_figheight(rows * min(ratio * figure.get_figwidth() / columns, 4) + extra)
+
+
+def draw_outline(axes: Axes, mask: np.ndarray) -> None:
+    """Draw the border of a boolean mask (H, W); nothing where it is empty."""
+    if mask.any():
+        axes.contour(mask, levels=[0.5], colors=OUTLINE, linewidths=1.2)
+
+
+def draw_errors(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
+    """Colour where two boolean masks (H, W) agree on tumour, and where one of them is wrong."""
+    for mask, (colour, _) in zip((truth & prediction, ~truth & prediction, truth & ~prediction), ERRORS, strict=True):
+        axes.imshow(mask[..., None] * np.array(to_rgba(colour, 0.65)), interpolation="nearest")
+
+
+def label_errors(axes: Axes, names: Sequence[str] = ("found", "false alarm", "missed")) -> None:
+    """Name the colours of `draw_errors` for the legend of axes."""
+    for (colour, _), name in zip(ERRORS, names, strict=True):
+        axes.plot([], [], "s", color=colour, label=name)
+
+
+def largest_slice(mask: np.ndarray) -> int:
+    """Return the z of the axial slice of a mask (X, Y, Z) that holds most tumour."""
+    return int(mask.sum((0, 1)).argmax())
+
+
+def is_synthetic(volume: Volume) -> bool:
+    """Tell whether a volume's header marks it as made by `unetlib phantom`."""
+    return b"SYNTHETIC" in volume.header["descrip"].tobytes()
