@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,9 @@ def main() -> None:
     if arguments.alone:
         race(arguments.alone, arguments.data, arguments.work)
         return
+    if "resnet" in arguments.only and find_spec("segmentation_models_pytorch") is None:
+        say("resnet is left out: segmentation-models-pytorch is not installed here (see CONTRIBUTING.md).")
+        arguments.only.remove("resnet")
     todo = [name for name in arguments.only if not (arguments.work / f"{name}.json").exists()]
     command = [sys.executable, "-m", "benchmarks.race", str(arguments.data), "--work", str(arguments.work), "--alone"]
     running = list[subprocess.Popen[bytes]]()

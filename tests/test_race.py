@@ -1,0 +1,53 @@
+"""The race: what its contenders learn from, and how they are scored."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from benchmarks import peers, race
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(2):
+        mask = np.zeros((120, 112, 5), bool)
+        mask[20:50, 30:70, 1:4] = True
+        found.append((rng.normal(100, 10, mask.shape) + 80 * mask, mask))
+    return found
+
+
+@pytest.mark.parametrize("name", ["basic", "attention"])
+def test_half_of_the_crops_are_centred_on_tumour_where_there_is_some(volumes, name):
+    peer, tumour, number = peers.PEERS[name](volumes), 0, 0
+    for _ in range(20):
+        images, masks = peer.draw()
+        assert images.shape == masks.shape == (8, 1, 96, 96)
+        assert (images.amin(), images.amax()) >= (0, 0)
+        assert set(masks.unique().tolist()) <= {0, 1}
+        tumour, number = tumour + int(masks.flatten(1).any(1).sum()), number + 8
+    assert 0.3 < tumour / number < 0.9
+
+
+def test_whole_slices_are_drawn_mostly_with_tumour_and_stay_aligned(volumes):
+    peer = peers.BrainSegmentation(volumes)
+    images, masks = peer.draw()
+    assert images.shape == (16, 3, 256, 256)
+    assert masks.flatten(1).any(1).float().mean() > 0.7
+    inside = masks[:, 0] > 0
+    assert images[:, 1][inside].mean() > images[:, 1][~inside].mean() + 0.5
+
+
+def test_a_prediction_has_the_shape_of_its_volume_and_a_step_changes_the_weights(volumes):
+    peer = peers.Basic(volumes)
+    before = [weight.clone() for weight in peer.network.parameters()]
+    peer.step()
+    assert any(not torch.equal(now, then) for now, then in zip(peer.network.parameters(), before, strict=True))
+    assert peer.predict(volumes[0][0]).shape == volumes[0][0].shape
+
+
+def test_the_score_is_the_mean_dice_of_the_patients(volumes):
+    found = {id(image): np.roll(mask, 7, axis=0) for image, mask in volumes}
+    expected = np.mean([f1_score(mask.ravel(), found[id(image)].ravel()) for image, mask in volumes])
+    assert race.score(lambda image: found[id(image)].astype(float), volumes) == pytest.approx(expected)
