@@ -198,10 +198,10 @@ def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
 
 
 WRONG = {  # what a batch of one's own may be: how it comes from a right one, and what is said
-    "0 and 255": (lambda x, y: (x, 255 * y), "its masks have other values than 0 and 1"),
-    "half a mask": (lambda x, y: (x, y / 2), "its masks have other values than 0 and 1"),
-    "NaN": (lambda x, y: (x / 0, y), "images of sample [0-9]+ are not finite"),
-    "NaN in a mask": (lambda x, y: (x, y / 0), "its masks have other values"),
+    "0 and 255": (lambda x, y: (x, 255 * y), "or masks of other values than 0 and 1"),
+    "half a mask": (lambda x, y: (x, y / 2), "or masks of other values than 0 and 1"),
+    "NaN": (lambda x, y: (x / 0, y), "sample [0-9]+ has images that are not finite"),
+    "NaN in a mask": (lambda x, y: (x, y / 0), "masks of other values"),
     "no channel": (lambda x, y: (x[:, 0], y), r"is Tensor \(\d, 16, 16\)"),
     "another size": (lambda x, y: (x, y[..., :8]), r"and Tensor \(\d, 1, 16, 8\)"),
     "too few": (lambda x, y: (x[1:], y[1:]), r"is Tensor \(\d, 1, 16, 16\)"),

@@ -18,7 +18,7 @@ from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE, read_patients
 from unetlib.evaluation.unseen import divided_note
-from unetlib.metrics import COUNTS
+from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe, flag
 from unetlib.runs.checkpoint import load_checkpoint, previous
@@ -109,7 +109,7 @@ class _Facts:
         scored = {row["case"] for row in self.rows}
         for case in (case for case in self.cohort.cases if case.id in scored):  # one volume in memory at a time
             volume = read_volume(case.images["flair"])
-            self.millilitres[case.id] = float(np.prod(volume.spacing)) / 1000
+            self.millilitres[case.id] = float(millilitres(1, volume.spacing))
             self.synthetic |= plots.is_synthetic(volume)
 
     @property

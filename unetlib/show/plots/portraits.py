@@ -7,6 +7,7 @@ import numpy as np
 
 from unetlib.data.patients import Case, read_case
 from unetlib.data.volumes import Volume
+from unetlib.metrics import millilitres
 from unetlib.support.jobs import progress
 
 BINS = 48  # of a head's width and length: about 3 mm each
@@ -35,8 +36,8 @@ class Portrait:
 
     @property
     def millilitres(self) -> float:
-        """Size of the whole tumour; 1 ml is 1,000 cubic millimetres."""
-        return float(self.tumour_per_slice.sum() * np.prod(self.spacing) / 1000)
+        """Size of the whole tumour."""
+        return float(millilitres(self.tumour_per_slice.sum(), self.spacing))
 
     @property
     def tumour_slices(self) -> int:
