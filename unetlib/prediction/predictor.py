@@ -94,9 +94,8 @@ class Predictor(ABC):
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
         best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
-        before, regions = channels_of(content, run.best)
-        near = 1 + 2 * recipe.neighbours
-        channels = (before or near) // near, regions
+        before, regions = channels_of(content, run.best, recipe)
+        channels = before // (1 + 2 * recipe.neighbours), regions
         own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads, channels)
         return Mirrored(own) if recipe.mirror else own
 
