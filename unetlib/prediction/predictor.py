@@ -19,7 +19,7 @@ from unetlib.prediction.decision import Decision, how_to_decide, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
 from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, sha256
+from unetlib.support.files import digest, sha256, takes_paths
 
 BATCH = 32  # slices at a time: fastest on a CPU, with 0.5 GB at width 32
 GRID = ("image_size", "crop")  # these fields determine the grid, which all members of an ensemble share
@@ -70,6 +70,7 @@ class Predictor(ABC):
         return slices_to_volume(self.all_slices(voxels), voxels.shape[-3:], Window.of(voxels, self.recipe))
 
     @staticmethod
+    @takes_paths
     def open(
         run: "Run | Path | str | Sequence[Run | Path | str]",
         device: str = "auto",

@@ -7,6 +7,7 @@ import numpy as np
 from unetlib.data.volumes import Volume
 from unetlib.metrics import millilitres
 from unetlib.prediction.predictor import Predictor
+from unetlib.support.files import takes_paths
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Segmentation:
     millilitres: np.ndarray
 
 
+@takes_paths
 def segment(predictor: Predictor, volume: Volume) -> Segmentation:
     """Return the tumour that a predictor finds in a volume, in LPS order; for research, never for clinical use."""
     probability = predictor.volume(volume.voxels)
