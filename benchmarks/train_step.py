@@ -74,7 +74,7 @@ def ours(slices: SliceDataset, batch: int, precision: str, device: str, compiled
     recipe = Recipe(batch_size=batch, precision=precision)
     engine = FabricEngine(device, precision)
     network = build_network(recipe).to(engine.device)
-    network = engine.setup(torch.compile(network) if compiled else network)
+    network = engine.fabric.setup_module(torch.compile(network) if compiled else network)
     steps = endless(Loop(network, slices, recipe, engine=engine))
 
     def step() -> None:

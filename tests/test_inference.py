@@ -166,7 +166,7 @@ def test_one_image_need_not_be_in_a_list(trained, image, tmp_path, kind):
         ({"images": None}, "predict: images is None; list was expected"),
         ({"out": None}, "predict: out is None; Path was expected"),
         ({"out": 3}, "3 was given where a path was expected"),
-        ({"channel": "0"}, "predict: channel is '0'; NoneType or int was expected"),
+        ({"channel": "0"}, "predict: channel is '0'; None or int was expected"),
         ({"overwrite": "no"}, "predict: overwrite is 'no'; bool was expected"),
         ({"threads": 1.5}, "predict: threads is 1.5"),
         ({"device": None}, "predict: device is None; str was expected"),

@@ -18,7 +18,7 @@ from torch import nn
 from tests.conftest import BEST, LATEST, SMALL
 from unetlib import augment, dataset, loop, losses, metrics, networks, plots, recipe, unet
 from unetlib.data import layouts
-from unetlib.data.volumes import Source, read_volume
+from unetlib.data.volumes import Source, Volume, read_volume
 from unetlib.dataset import SliceDataset, epoch_order
 from unetlib.evaluation.evaluate import evaluate, score
 from unetlib.evaluation.summary import patient_rows, results, surface_summary
@@ -198,10 +198,10 @@ def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
 
 
 WRONG = {  # what a batch of one's own may be: how it comes from a right one, and what is said
-    "0 and 255": (lambda x, y: (x, 255 * y), "its masks have other values than 0 and 1"),
-    "half a mask": (lambda x, y: (x, y / 2), "its masks have other values than 0 and 1"),
-    "NaN": (lambda x, y: (x / 0, y), "images of sample [0-9]+ are not finite"),
-    "NaN in a mask": (lambda x, y: (x, y / 0), "its masks have other values"),
+    "0 and 255": (lambda x, y: (x, 255 * y), "or masks of other values than 0 and 1"),
+    "half a mask": (lambda x, y: (x, y / 2), "or masks of other values than 0 and 1"),
+    "NaN": (lambda x, y: (x / 0, y), "sample [0-9]+ has images that are not finite"),
+    "NaN in a mask": (lambda x, y: (x, y / 0), "masks of other values"),
     "no channel": (lambda x, y: (x[:, 0], y), r"is Tensor \(\d, 16, 16\)"),
     "another size": (lambda x, y: (x, y[..., :8]), r"and Tensor \(\d, 1, 16, 8\)"),
     "too few": (lambda x, y: (x[1:], y[1:]), r"is Tensor \(\d, 1, 16, 16\)"),
@@ -583,14 +583,19 @@ def test_what_wraps_predictors_is_a_predictor():
 
 
 def test_segment_does_no_input_and_no_output(tmp_path, monkeypatch, capsys):
-    class Volume:
-        voxels, spacing = np.random.default_rng(0).random((16, 16, 3)), (1.0, 2.0, 3.0)
-
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    volume = Volume(np.random.default_rng(0).random((16, 16, 3)), affine, affine, nib.Nifti1Header())
     monkeypatch.setattr("builtins.open", None)
-    found = segment(Constant(0.2, 0.6), Volume())
+    found = segment(Constant(0.2, 0.6), volume)
     assert found.mask.shape == found.probability.shape == (1, 16, 16, 3)
     assert found.millilitres == pytest.approx([found.mask.sum() * 6 / 1000])
     assert capsys.readouterr() == ("", "")
+    with pytest.raises(UnetlibError, match=r"segment: volume is .*; Volume was expected"):
+        segment(Constant(0.2, 0.6), volume.voxels)
+    with pytest.raises(UnetlibError, match="segment: predictor is 'run'; Predictor was expected"):
+        segment("run", volume)
+    with pytest.raises(UnetlibError, match="open: threads is '2'; None or int was expected"):
+        Predictor.open(tmp_path, "cpu", threads="2")
 
 
 def test_the_order_of_an_epoch_is_a_pure_function():

@@ -461,7 +461,7 @@ def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, t
         ({"max_steps": "3"}, "train: max_steps is '3'"),
         ({"max_steps": 2.5}, "train: max_steps is 2.5"),
         ({"checkpoint_every": None}, "train: checkpoint_every is None"),
-        ({"on_epoch": 3}, "train: on_epoch is 3; Callable or NoneType was expected"),
+        ({"on_epoch": 3}, "train: on_epoch is 3; Callable or None was expected"),
         ({"hooks": Hook()}, "train: hooks is .*; Sequence was expected"),
         ({"hooks": "abc"}, "train: hooks is 'abc'; Sequence was expected"),
         ({"threads": "2"}, "train: threads is '2'"),

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import unetlib
 from unetlib.recipe import PREDICT, PREPARE, PRESETS, TRAIN, TYPES, Recipe, flag
 from unetlib.support import flags
 from unetlib.support.command import run_command
@@ -17,14 +18,12 @@ from unetlib.support.version import __version__
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
 SHIPPED = "phantoms, the weights that come with the library"
 
-# Modules are imported where they are used, so that `--help` and `check` start without loading torch.
+# `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
 
 
 def check(args: argparse.Namespace) -> None:
     """Print what a data folder holds."""
-    from unetlib.data.check import check
-
-    report = check(args.data, args.workers, args.assume)
+    report = unetlib.check(args.data, args.workers, args.assume)
     say(str(report))
     if report.left_out and (args.strict or not report.findings):
         raise UnetlibError(
@@ -35,15 +34,13 @@ def check(args: argparse.Namespace) -> None:
 
 def phantom(args: argparse.Namespace) -> None:
     """Write a synthetic cohort."""
-    from unetlib.phantom.cohort import make_cohort
-
-    make_cohort(args.out, args.patients, args.seed, args.workers, args.varied)
+    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied)
     say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
-    from unetlib.data.prepare import prepare, prepare_shard
+    from unetlib.data.prepare import prepare_shard
 
     chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
     recipe = Recipe.published.but(**{**chosen, **_given(args, PREPARE)})  # the training fields do not matter yet
@@ -54,17 +51,15 @@ def prepare(args: argparse.Namespace) -> None:
             "same command without --shard."
         )
         return
-    say(str(prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild, args.assume)))
+    say(str(unetlib.prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild, args.assume)))
 
 
 def train(args: argparse.Namespace) -> None:
     """Train, or resume training; a folder of patients is prepared first."""
-    from unetlib.data.prepare import holds_patients, prepare
-    from unetlib.data.prepared import Prepared
+    from unetlib.data.prepare import holds_patients
     from unetlib.pipeline import run_recipe
-    from unetlib.runs.run import Run
 
-    run, folder = Run.of(args.run), args.prepared
+    run, folder = unetlib.Run.of(args.run), args.prepared
     before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else Recipe.published
     if holds_patients(args.prepared):
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -72,8 +67,8 @@ def train(args: argparse.Namespace) -> None:
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
-        prepare(args.prepared, folder, before)
-    slices = Prepared.open(folder).about["recipe"]
+        unetlib.prepare(args.prepared, folder, before)
+    slices = unetlib.Prepared.open(folder).about["recipe"]
     recipe = before.but(**slices, **_given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
     if recipe.tune and args.threshold is not None:
         raise UnetlibError(
@@ -94,26 +89,21 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
-    from unetlib.evaluation.evaluate import evaluate
     from unetlib.evaluation.summary import results_table
 
     runs = [args.run, *args.others]
-    say(results_table(evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
+    say(results_table(unetlib.evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image."""
-    from unetlib.prediction.predict import predict
-
     given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
-    predict([args.run, *args.others], args.images, args.out, *given)
+    unetlib.predict([args.run, *args.others], args.images, args.out, *given)
 
 
 def figures(args: argparse.Namespace) -> None:
     """Draw the figures of a run."""
-    from unetlib.show.plots import make_figures
-
-    for path in make_figures(args.run, args.out, args.device):
+    for path in unetlib.plots.make_figures(args.run, args.out, args.device):
         say(str(path))
 
 

@@ -98,8 +98,8 @@ def epoch_order(dataset: Trainable, balance: bool, seed: int, epoch: int) -> np.
         if len(tumour) <= training.max() or not (tumour := tumour[training]).any():
             raise UnetlibError(
                 f"{name_of(dataset)}: the train part of the split has no slice with tumour, which balance needs. "
-                "Prepare again with another seed or more patients, or train without balance (your own data set says "
-                "in `tumour`, (N,) booleans, which slices show tumour)."
+                "Prepare again with another seed or more patients, add `tumour`, (N,) booleans, to your own data set, "
+                "or train without balance."
             )
         training = balanced(training, tumour, seed, epoch)
     return shuffled(training, seed, epoch)

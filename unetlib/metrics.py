@@ -12,7 +12,7 @@ such as an empty mask predicted empty) and 0 otherwise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -155,6 +155,11 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -
     rows = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
     low, high = np.percentile(values[rows].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def millilitres(voxels: Any, spacing: Sequence[float]) -> Any:
+    """Return the volume of a number of voxels, or of an array of numbers; `spacing`: mm per voxel."""
+    return voxels * np.prod(spacing) / 1000
 
 
 def surface_figures(

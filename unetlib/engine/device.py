@@ -18,11 +18,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
     Raises `UnetlibError` when there is no such device on this machine.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, here in available.items() if here))
     try:

@@ -18,10 +18,6 @@ class FabricEngine(Engine):
         self.fabric = start_engine(device, precision, process_count())
         self.device = self.fabric.device
 
-    def setup(self, network: nn.Module) -> nn.Module:
-        """Return the network, with the same weights, set up for device, precision and processes."""
-        return self.fabric.setup_module(network)
-
     def seed(self, number: int) -> None:
         """Seed the generators of random layers, on the CPU and on the device."""
         super().seed(number)

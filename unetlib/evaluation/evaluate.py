@@ -52,13 +52,11 @@ def evaluate(
     `run` may be several runs, whose probabilities are averaged; patients and folder are those of the first. Without
     `data`, the patients are those of one part of the run's own split (`test` by default; `val`, `train`, `all`). With
     `data`, they come from another folder: all from whom the run has not learned (compared by names and by the voxels of
-    the images), unless `split` is given; `assume` is the orientation of files that do not state one. The result is
+    the images), unless `split` is given; `assume` is the orientation of files that do not state one. Writes
     `slices.csv` (counts of every slice), `patients.csv` and `summary.json`, in `RUN/evaluation/` for the run's own test
-    patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused. `threads` is the number of
-    CPU threads, by default one for each idle processor.
-
-    Raises `UnetlibError` when the run or the patients cannot be found or read, when the files of the
-    run's own patients have changed, and when another process is scoring the same patients.
+    patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused. `threads`: CPU threads, by
+    default one for each idle processor. Raises `UnetlibError` when the run or the patients cannot be read, the files of
+    the run's own patients have changed, or another process is scoring the same patients.
     """
     if assume and not data:
         raise UnetlibError(
@@ -117,15 +115,15 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the summary of a finished evaluation, unless one of its files is of another, damaged or edited."""
     try:
         summary = read_json(folder / SUMMARY_FILE)
-        others = {name: value for name, value in summary.items() if name != "check"}
-        return summary if (summary["key"], summary["check"]) == (key, _check(folder, others)) else None
+        return summary if (summary["key"], summary["check"]) == (key, _check(folder, summary)) else None
     except (UnetlibError, OSError, KeyError):
         return None
 
 
 def _check(folder: Path, summary: dict[str, Any]) -> str:
     """Return a hash that shows whether a summary and the tables beside it belong together."""
-    return digest([summary, sha256(folder / SLICES_FILE, folder / PATIENTS_FILE)])
+    others = {name: value for name, value in summary.items() if name != "check"}
+    return digest([others, sha256(folder / SLICES_FILE, folder / PATIENTS_FILE)])
 
 
 def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Path], strict: bool) -> dict[str, str]:

@@ -26,7 +26,7 @@ def choose(
     `UnetlibError` when a case is missing or has changed, no case is left, or a run has learned from another's patients.
     """
     unknown = [
-        f"{run} does not say which scans it was trained on: they cannot be recognised, and the scores may be too high."
+        f"{run} does not say which scans it was trained on: the scores may be too high."
         for run in runs[data is None :]
         if not run.provenance.get("cases")
     ]
@@ -36,10 +36,8 @@ def choose(
             _refuse_known(runs, chosen)
         return cohort, chosen, [*notes, *unknown]
     found = [choose_others(data, run, part, folder, assume) for run in runs]
-    cohort, chosen, notes = found[0]
-    for _, others, more in found[1:]:
-        chosen = [case for case in chosen if case in others]
-        notes = list(dict.fromkeys(notes + more))
+    cohort, notes = found[0][0], list(dict.fromkeys(note for one in found for note in one[2]))
+    chosen = [case for case in found[0][1] if all(case in one[1] for one in found)]
     if not chosen:
         raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
     return cohort, chosen, [*notes, *unknown]

@@ -74,7 +74,7 @@ def choose(tables: list[list[list[float]]]) -> Decision:
 def _components(found: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
     """Return each voxel's component number (joined by faces; 0: none) and the components' volumes in millilitres."""
     labels, _ = ndimage.label(found)
-    sizes = np.bincount(labels.ravel()) * np.prod(spacing) / 1000
+    sizes = metrics.millilitres(np.bincount(labels.ravel()), spacing)
     sizes[0] = -1  # the background is never kept
     return labels, sizes
 

@@ -36,12 +36,12 @@ def predict(
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
     `run` may be several runs, whose probabilities are averaged. The mask is uint8, 0 or 1, with the shape, affine and
-    header of the input. With `probabilities`, a float32 `<name>_probability.nii.gz` is written, too. If the runs find
-    several regions, each has files of its own, such as `<name>_mask_0.nii.gz`. `channel` picks
-    the FLAIR volume of a 4-D file. `assume` ("ras" or "lps") is the orientation of images that do not state one; their
-    masks do not state one either, so that every program shows both in the same way. `threads` is the number of CPU
-    threads, by default one for each idle processor. The description in a mask's header names its weights and image; the
-    same call, repeated, makes only what is missing. For research and education, never for clinical use.
+    header of the input. With `probabilities`, a float32 `<name>_probability.nii.gz` is written, too. Each of several
+    regions has a file of its own, such as `<name>_mask_0.nii.gz`. `channel` picks the FLAIR volume of a 4-D file.
+    `assume` ("ras" or "lps") is the orientation of images that do not state one; their masks do not state one either,
+    so that every program shows both in the same way. `threads`: CPU threads, by default one for each idle processor.
+    The description in a mask's header names its weights and image; the same call, repeated, makes only what is missing.
+    For research and education, never for clinical use.
 
     If some images fail, the others still get their masks, and `UnetlibError` then names those that failed. An image
     fails if it cannot be used, has the name of another one, or has a mask from other weights or another image (unless
@@ -49,9 +49,8 @@ def predict(
     """
     if not images:
         raise UnetlibError("no image was given; NIfTI files were expected.")
-    predictor, regions = Predictor.open(run, device, threads=threads), [""]
-    if predictor.channels[1] > 1:
-        regions = [f"_{region}" for region in range(predictor.channels[1])]
+    predictor = Predictor.open(run, device, threads=threads)
+    regions = [f"_{region}" for region in range(predictor.channels[1])] if predictor.channels[1] > 1 else [""]
     kinds = [kind + region for kind in ("mask", "probability")[: 1 + probabilities] for region in regions]
     jobs, failed = list[_Job](), list[str]()
     images = list({files_of(path): path for path in images}.values())  # .hdr and .img are one image
@@ -65,9 +64,7 @@ def predict(
     with progress(len(images), "predict", "image", done) as bar:
         for job in jobs:
             if job.done:
-                say(
-                    f"{first_of([str(file) for file in job.files])}: exists already, from these weights and this image."
-                )
+                say(f"{first_of([*map(str, job.files)])}: exists already, from these weights and this image.")
                 continue
             try:
                 volume = read_volume(job.source)
@@ -97,13 +94,7 @@ class _Job:
 
     @classmethod
     def plan(
-        cls,
-        source: Source,
-        images: list[Path],
-        out: Path,
-        kinds: list[str],
-        weights: str,
-        overwrite: bool,
+        cls, source: Source, images: list[Path], out: Path, kinds: list[str], weights: str, overwrite: bool
     ) -> "_Job":
         """Return the job of one of `images`; raises `UnetlibError` if it cannot be done."""
         path = source.paths[0]

@@ -19,7 +19,7 @@ from unetlib.prediction.decision import Decision, how_to_decide, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
 from unetlib.runs.run import SHIPPED, Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest
+from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import say
 
 BATCH = 32  # slices at a time: fastest on a CPU, with 0.5 GB at width 32
@@ -71,6 +71,7 @@ class Predictor(ABC):
         return slices_to_volume(self.all_slices(voxels), voxels.shape[-3:], Window.of(voxels, self.recipe))
 
     @staticmethod
+    @takes_paths
     def open(
         run: "Run | Path | str | Sequence[Run | Path | str]",
         device: str = "auto",
@@ -104,9 +105,8 @@ class Predictor(ABC):
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
         best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
-        before, regions = channels_of(content, run.best)
-        near = 1 + 2 * recipe.neighbours
-        channels = (before or near) // near, regions
+        before, regions = channels_of(content, run.best, recipe)
+        channels = before // (1 + 2 * recipe.neighbours), regions
         own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads, channels)
         return Mirrored(own) if recipe.mirror else own
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unetlib.data.volumes import Volume
+from unetlib.metrics import millilitres
 from unetlib.prediction.predictor import Predictor
+from unetlib.support.files import takes_paths
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Segmentation:
     millilitres: np.ndarray
 
 
+@takes_paths
 def segment(predictor: Predictor, volume: Volume) -> Segmentation:
     """Return the tumour that a predictor finds in a volume, in LPS order; for research, never for clinical use."""
     probability = predictor.volume(volume.voxels)
     mask = predictor.decision.mask(probability, volume.spacing)
-    return Segmentation(mask, probability, mask.sum((1, 2, 3)) * np.prod(volume.spacing) / 1000)
+    return Segmentation(mask, probability, millilitres(mask.sum((1, 2, 3)), volume.spacing))

@@ -154,7 +154,7 @@ def is_plain(value: object) -> bool:
     )
 
 
-def require_weights(recipe: Recipe, channels: tuple[int | None, int], content: dict[str, Any], path: Path) -> None:
+def require_weights(recipe: Recipe, channels: tuple[int, int], content: dict[str, Any], path: Path) -> None:
     """Raise `UnetlibError` unless a checkpoint holds the weights of its recipe, before memory is allocated for them."""
     if recipe.network != "unet":  # a factory need not work without memory
         return

@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,17 +93,17 @@ def find_own(run: Run) -> Cohort:
 
 
 def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
-    """Return a run's cases of the `wanted` parts, with the patient names of its split.
+    """Return a run's cases of the `wanted` parts, with the patient names of its split (today's may be others).
 
-    `cohort`: that of `find_own`. Raises `UnetlibError` when a case is missing, or its image or mask has changed.
+    `cohort`: that of `find_own`. Raises `UnetlibError` when a case is missing, or its image or mask has changed; voxels
+    are compared, so files may be renamed or compressed again.
     """
     split, known = run.split, run.provenance.get("cases", {})
-    patients = split.patients()
-    chosen = [
-        case
-        for case in _as_recorded(cohort.cases, known, patients)
-        if (known.get(case.id, {}).get("part") if known else split.part_of(case.patient)) in wanted
-    ]
+    patients, chosen = split.patients(), []
+    for case in cohort.cases:  # before 0.3 only the split was recorded
+        record = known.get(case.id, {"patient": case.id if case.id in patients else case.patient})
+        if (record.get("part") if known else split.part_of(record["patient"])) in wanted:
+            chosen.append(replace(case, patient=record["patient"]))
     for unit, planned, there in (
         ("patient", split.patients(*wanted), {case.patient for case in chosen}),
         ("case", {id for id in known if known[id]["part"] in wanted}, {case.id for case in chosen}),
@@ -114,7 +114,16 @@ def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
                 f"({first_of(missing, 5)}). Put back what is missing; if the data were moved, change `data` in "
                 f"{run.recipe_file}; to score what is there, use --data {cohort.root}.{reasons(cohort)}"
             )
-    _require_unchanged(known, chosen, cohort)
+    changed = [
+        case.id
+        for case in chosen
+        if case.id in known and not is_unchanged(case, cohort.root, known[case.id]["files"], known[case.id])
+    ]
+    if changed:
+        raise UnetlibError(
+            f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
+            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
+        )
     return chosen
 
 
@@ -147,33 +156,6 @@ def part_by_sign(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Return the part of each sign of recorded cases; train goes before val, and val before test."""
     last_first = sorted(cases, key=lambda case: -PARTS.index(case["part"]))
     return {sign: case["part"] for case in last_first for sign in signs(case)}
-
-
-def _as_recorded(cases: Iterable[Case], known: dict[str, dict[str, Any]], patients: set[str]) -> Iterator[Case]:
-    """Yield the cases of a run's own data with the names of the `patients` of its split.
-
-    An older version may have named patients differently, or `patients.csv` may have been added later.
-    """
-    for case in cases:  # before 0.3 only the split was recorded
-        name = case.id if case.id in patients else case.patient
-        yield replace(case, patient=known[case.id]["patient"] if case.id in known else name)
-
-
-def _require_unchanged(known: dict[str, dict[str, Any]], chosen: list[Case], cohort: Cohort) -> None:
-    """Raise `UnetlibError` when images or masks of a run's own patients have changed.
-
-    Voxels are compared, so files may be renamed or compressed again.
-    """
-    changed = [
-        case.id
-        for case in chosen
-        if case.id in known and not is_unchanged(case, cohort.root, known[case.id]["files"], known[case.id])
-    ]
-    if changed:
-        raise UnetlibError(
-            f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
-            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
-        )
 
 
 def _session(recipe: Recipe, device: torch.device) -> dict[str, Any]:

@@ -99,11 +99,8 @@ def contents_of(data: Prepared | Trainable) -> dict[str, str]:
         return data.contents
     positions = [samples(data, part) for part in ("train", "val")]
     arrays = [array for some in positions for array in get_batch(data, some[:4])]
-    return {
-        "data": digest(
-            [[some.tolist() for some in positions], *(array.double().sum((1, 2, 3)).tolist() for array in arrays)]
-        )
-    }
+    sums = (array.double().sum((1, 2, 3)).tolist() for array in arrays)
+    return {"data": digest([[some.tolist() for some in positions], *sums])}
 
 
 def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -> str | None:
@@ -174,13 +171,7 @@ def _refuse_leak(other: Run, data: Prepared) -> None:
         )
 
 
-def resume(
-    run: Run,
-    content: dict[str, Any],
-    network: nn.Module,
-    average: nn.Module | None,
-    loop: Loop,
-) -> None:
+def resume(run: Run, content: dict[str, Any], network: nn.Module, average: nn.Module | None, loop: Loop) -> None:
     """Load a checkpoint into network, average and loop, and say so; raises `UnetlibError` if it is beyond its end."""
     load_weights(network, content, run.latest)
     load_optimizer(loop.optimizer, content, run.latest)

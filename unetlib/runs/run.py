@@ -126,12 +126,12 @@ class Run:
         """Return the content of `recipe.json`; raises `UnetlibError` when it is missing, damaged or invalid."""
         path = self.recipe_file
         if not path.is_file():
-            advice = (
+            how = (
                 "Copy it from the original run."
                 if self.best.exists()
                 else f"Train first: unetlib train PREPARED {self}"
             )
-            raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {advice}")
+            raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {how}")
         about, assume = read_json(path), optional(one_of(None, *ASSUMABLE))
         require(about, path, "Restore it.", recipe=RECORD, prepared=RECORD, data=TEXT, assume=assume)
         read_recipe(about["recipe"], path)
@@ -174,7 +174,8 @@ class Run:
             raise UnetlibError(
                 f"{path} does not say its epoch: it is not a {self.best.name} of unetlib. Restore it from a copy."
             )
-        recipe, channels = read_recipe(content["recipe"], path), channels_of(content, path)
+        recipe = read_recipe(content["recipe"], path)
+        channels = channels_of(content, path, recipe)
         require_weights(recipe, channels, content, path)
         network = build_network(recipe, *channels)
         load_weights(network, content, path)
@@ -208,10 +209,10 @@ class Run:
 CHANNELS = Kind(lambda value: LIST.fits(value) and len(value) == 2 and all(map(COUNT.fits, value)), "two numbers")
 
 
-def channels_of(content: dict[str, Any], path: Path) -> tuple[int | None, int]:
+def channels_of(content: dict[str, Any], path: Path, recipe: Recipe) -> tuple[int, int]:
     """Return the input and output channels of a checkpoint's network; before 0.5, one sequence and one region."""
     require(content, path, "Restore it from a copy.", channels=optional(CHANNELS))
-    before, after = content.get("channels", (None, 1))
+    before, after = content.get("channels", (1 + 2 * recipe.neighbours, 1))
     return before, after
 
 

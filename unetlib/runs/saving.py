@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetlib.engine.steps import Stop
 from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
@@ -89,20 +88,3 @@ class History(Hook):
         say(", ".join(f"{name} {history[-1][name]:.4g}" for name in HISTORY_COLUMNS))
         if self.on_epoch:
             self.on_epoch(history)
-
-
-@dataclass
-class Farewell(Hook):
-    """Log where a training stops, after its checkpoint; after a signal, raise `KeyboardInterrupt` instead."""
-
-    stop: Stop
-
-    def on_step_end(self, loop: Loop, loss: float) -> None:
-        """Log, or raise."""
-        if not loop.stopping:
-            return
-        text = f"Stopped at epoch {loop.state.epoch + 1}, step {loop.state.step} of {loop.steps}, with a checkpoint. "
-        text += "The same command goes on there."
-        if self.stop.by_signal:
-            raise KeyboardInterrupt(text)
-        say(text)

@@ -35,7 +35,7 @@ from unetlib.runs.resume import (
     write_recipe,
 )
 from unetlib.runs.run import SHIPPED, Run
-from unetlib.runs.saving import Checkpoints, Farewell, History, Rows
+from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import home, locked, takes_paths
 from unetlib.support.jobs import progress
@@ -55,22 +55,20 @@ def train(
     threads: int | None = None,
     hooks: Sequence[Hook] = (),
 ) -> State:
-    """Train `recipe` on prepared slices, in the run folder `run`, which is resumed if it exists.
+    """Train `recipe` on prepared slices, in the run folder `run`, which is resumed if it exists; return the state.
 
-    `data` is a prepared folder, or your own data set with the two methods of `Trainable`. Writes `recipe.json`,
-    `latest_checkpoint.pth` every `checkpoint_every` steps and after every epoch, `best_model.pth` (highest pooled Dice
-    on the validation slices) and `history.csv`. Ctrl-C stops after the current step with a checkpoint; so do
-    `max_steps` steps in this call, which then returns the state. The recipe's fields of the stage `prepare` are taken
-    from the prepared folder. `on_epoch` is called with the rows of `history.csv` after every epoch, and at the start if
-    there are any; `hooks` are your own hooks. `start_from` is another run, whose best weights are the first ones here
-    (pre-training), or "phantoms", the weights that come with the library. `threads` is the number of CPU threads; by
-    default the run keeps its number, or takes one for each idle processor. If the recipe has `tune`, call `tune`
-    afterwards.
+    `data` is a prepared folder, whose fields of the stage `prepare` replace those of the recipe, or your own data set
+    with the two methods of `Trainable`. Writes `recipe.json`, `latest_checkpoint.pth` every `checkpoint_every` steps
+    and after every epoch, `best_model.pth` (highest pooled Dice on the validation slices) and `history.csv`. Ctrl-C
+    stops after the current step with a checkpoint, as does the end of `max_steps` steps. `on_epoch` is called with the
+    rows of `history.csv` after every epoch, and at the start if there are any; `hooks` are your own. `start_from` is
+    another run, whose best weights are the first ones here (pre-training), or "phantoms", the weights that come with
+    the library. `threads`: CPU threads; by default the run keeps its number, or takes one for each idle processor. If
+    the recipe has `tune`, call `tune` afterwards.
 
-    Raises `UnetlibError` when the run was started with another recipe (its `epochs` may change where the
-    schedule is constant, but not to fewer than are done, and the fields of the stage `predict` always), from other
-    weights or on other slices, when another process is training it, when there is nothing to train on or a batch is not
-    as it should be, or when the loss is no longer finite; `KeyboardInterrupt` when Ctrl-C or SIGTERM stopped it.
+    Raises `UnetlibError` when the run was started from other weights, on other slices or with another recipe (`epochs`
+    may grow where the schedule is constant, and the fields of the stage `predict` may change), when another process
+    trains it, or when data, network or loss cannot be used; `KeyboardInterrupt` when Ctrl-C or SIGTERM stopped it.
     """
     for name, steps in (("checkpoint_every", checkpoint_every), ("max_steps", max_steps)):
         if steps is not None and steps < 1:
@@ -147,8 +145,15 @@ def _train(
         stop = Stop(asked, loop.engine.fabric, options.max_steps)
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
         always, checkpoints = loop.hooks[:-1], loop.hooks[-1]
-        loop.hooks = [*always, Bar(bar), *options.hooks, stop, checkpoints, Farewell(stop), history]
-        return loop.run()
+        loop.hooks = [*always, Bar(bar), *options.hooks, stop, checkpoints, history]
+        loop.run()
+    if loop.stopping and state.epoch < recipe.epochs:
+        text = f"Stopped at epoch {state.epoch + 1}, step {state.step} of {steps}, with a checkpoint. "
+        text += "The same command goes on there."
+        if stop.by_signal:
+            raise KeyboardInterrupt(text)
+        say(text)
+    return state
 
 
 def open_loop(
@@ -187,11 +192,11 @@ def open_loop(
     average = copy.deepcopy(network) if recipe.average else None
     if engine.fabric.world_size > 1:
         share_statistics(network)
-    loop = Loop(engine.setup(network), dataset, recipe, engine=engine)
+    loop = Loop(engine.fabric.setup_module(network), dataset, recipe, engine=engine)
     if content is not None:
         resume(run, content, network, average, loop)
     if average is not None:
-        loop.validated = engine.setup(average)
+        loop.validated = engine.fabric.setup_module(average)
     watched = _threads(run, loop, threads, content)
     about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
@@ -211,8 +216,7 @@ def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, int, int], in
     if size != [side, side] or near != recipe.neighbours or channels % (1 + 2 * near):
         raise UnetlibError(
             f"{name_of(dataset)}: its images are {channels} x {size[0]} x {size[1]} with {near} neighbours; the recipe "
-            f"has image_size {side} and neighbours {recipe.neighbours}. Change one of them: a prediction follows the "
-            "recipe."
+            f"has image_size {side} and neighbours {recipe.neighbours}. Change one of them."
         )
     return (channels, side, side), masks.shape[1]
 

@@ -20,7 +20,7 @@ from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE, read_patients
 from unetlib.evaluation.unseen import divided_note
-from unetlib.metrics import COUNTS
+from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe, flag
 from unetlib.runs.checkpoint import load_checkpoint, previous
@@ -92,14 +92,14 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     counts = ("tumour", *(f"native_{name}" for name in COUNTS))
     found = read_csv(run.evaluation / SLICES_FILE, numbers=counts)
     rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in found]
-    scored, millilitres, synthetic = {row["case"] for row in rows}, {}, False
+    scored, voxel_ml, synthetic = {row["case"] for row in rows}, {}, False
     for case in (case for case in cohort.cases if case.id in scored):  # one volume in memory at a time
         volume = read_volume(case.images["flair"])
-        millilitres[case.id] = float(np.prod(volume.spacing)) / 1000
+        voxel_ml[case.id] = float(millilitres(1, volume.spacing))
         synthetic |= plots.is_synthetic(volume)
     alarms: dict[str, float] = defaultdict(float)  # ml marked in slices without tumour, by case
     for row in rows:
-        row["ml"] = millilitres[row["case"]]  # of a voxel
+        row["ml"] = voxel_ml[row["case"]]  # of a voxel
         if not row["tumour"]:
             alarms[row["case"]] += row["native_fp"] * row["ml"]
     own, published = recipe.as_dict(), Recipe.published.as_dict()

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from unetlib.data.nifti import stem
 from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, whole_labels
+from unetlib.metrics import millilitres
 from unetlib.show.plots.colours import FALSE_NEGATIVE, FALSE_POSITIVE, OUTLINE, TRUE_POSITIVE
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
 from unetlib.support.errors import UnetlibError, first_of
@@ -194,7 +195,7 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
             "Find the mask that belongs to this volume."
         )
     found = ndimage.affine_transform(labels, to_mask, output_shape=shape, order=0, mode="grid-constant")
-    before, after = _millilitres(labels, mask.affine), _millilitres(found, volume.affine)
+    before, after = (millilitres(np.count_nonzero(one), of.spacing) for one, of in ((labels, mask), (found, volume)))
     grid = " x ".join(map(str, labels.shape))
     notes.append(
         f"T{name[1:]} was resampled from {grid} voxels ({before:.1f} ml) to those of the volume ({after:.1f} ml)"
@@ -213,10 +214,6 @@ def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
             "Threshold probabilities first."
         )
     return voxels.astype(np.uint8)
-
-
-def _millilitres(mask: np.ndarray, affine: np.ndarray) -> float:
-    return float(np.count_nonzero(mask) * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
 
 def _meet(link: np.ndarray, shape: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -2,8 +2,11 @@
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, get_args, get_origin
 
+_NUMBERS: dict[type, type] = {int: Integral, float: Real, bool: Integral}  # numpy's, too
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 100
 
@@ -32,6 +35,18 @@ def brief(value: object) -> str:
         return _BRIEF.repr(value)
     except Exception:  # Python refuses to write out an integer of 5,000 digits
         return f"a {type(value).__name__}"
+
+
+def unlike(value: Any, annotation: Any) -> str:
+    """Return which type of an annotation was expected instead of a value's; empty if it fits, or cannot be told."""
+    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    kinds = {get_origin(one) or one for one in members}
+    if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
+        return ""
+    allowed = tuple(_NUMBERS.get(kind, kind) for kind in kinds if kind is str or type(value) is not str)
+    return (
+        "" if isinstance(value, allowed) else " or ".join(sorted(kind.__name__.removesuffix("Type") for kind in kinds))
+    )
 
 
 def printable(text: str) -> str:

@@ -14,14 +14,12 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
-from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
-from typing import Any, NoReturn, ParamSpec, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
-from unetlib.support.errors import UnetlibError, brief, first_of
+from unetlib.support.errors import UnetlibError, brief, first_of, unlike
 
 MAX_TEXT = 2**25  # largest JSON or CSV file in bytes: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished job; removed at the end
@@ -29,7 +27,6 @@ LOCK = ".unetlib-lock"
 P = ParamSpec("P")
 R = TypeVar("R")
 _PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
-_NUMBERS: dict[type, type] = {int: Integral, float: Real, bool: Integral}  # numpy's, too
 _FULL = "Free some space there, then give the same command again."
 CURES = {  # advice for each error that prevents writing, apart from missing permission
     errno.ENOSPC: _FULL,
@@ -65,22 +62,12 @@ def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
                     value = [*map(home, value if isinstance(value, list | tuple) else [value])]
                 else:
                     value = None if value == "" and parameter.default is None else home(value)
-            if expected := _unlike(value, parameter.annotation):
+            if parameter.annotation is not parameter.empty and (expected := unlike(value, parameter.annotation)):
                 raise UnetlibError(f"{function.__name__}: {name} is {brief(value)}; {expected} was expected.")
             given.arguments[name] = value
         return function(*given.args, **given.kwargs)
 
     return wrapped
-
-
-def _unlike(value: Any, annotation: Any) -> str:
-    """Return what was expected instead of an argument; empty if it is of an annotated type, or all are allowed."""
-    members = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    kinds = {get_origin(one) or one for one in members}
-    if kinds & {Any, inspect.Parameter.empty} or not all(isinstance(kind, type) for kind in kinds):
-        return ""
-    allowed = tuple(_NUMBERS.get(kind, kind) for kind in kinds if kind is str or type(value) is not str)
-    return "" if isinstance(value, allowed) else " or ".join(sorted(kind.__name__ for kind in kinds))
 
 
 def home(path: str | os.PathLike[str]) -> Path:

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from unetlib.data.patients import MODALITIES, Case, read_case
 from unetlib.data.slices import foreground as find_head
 from unetlib.data.volumes import Volume, read_volume
+from unetlib.metrics import millilitres
 from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, ORANGE, OUTLINE
 from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
 from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
@@ -45,8 +46,8 @@ class Portrait:
 
     @property
     def millilitres(self) -> float:
-        """Size of the whole tumour; 1 ml is 1,000 cubic millimetres."""
-        return float(self.tumour_per_slice.sum() * np.prod(self.spacing) / 1000)
+        """Size of the whole tumour."""
+        return float(millilitres(self.tumour_per_slice.sum(), self.spacing))
 
     @property
     def tumour_slices(self) -> int:
