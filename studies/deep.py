@@ -1,7 +1,7 @@
 """Our U-Net with two habits of nnU-Net: instance norm, and a loss on every level of the way up (deep supervision).
 
-`register()` adds the network under the name "deep" and the loss "deep:dice+bce". In training the network returns the
-logits of all levels but the lowest two, in evaluation those of full size alone.
+`register()` adds the network under the name "deep" and the loss "deep:dice+bce". In training the loss sees
+the logits of all levels but the lowest two, in evaluation those of full size alone.
 
 Sources: Isensee et al., "nnU-Net", Nature Methods 2021, supplementary note 2; Ulyanov et al., arXiv:1607.08022.
 """
@@ -15,6 +15,7 @@ from unetlib.losses import LOSSES, get_loss
 from unetlib.unet import UNet
 
 LOSS = "deep"
+LEVELS: list[Tensor] = []  # logits of the lower levels in the latest training step: the loop takes those of full size
 
 
 class DeepUNet(UNet):
@@ -29,8 +30,8 @@ class DeepUNet(UNet):
         levels = range(1, max(depth - 1, 1))  # 1/2, 1/4, ... of the image
         self.heads = nn.ModuleList(nn.Conv2d(width * 2**level, out_channels, kernel_size=1) for level in levels)
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:  # type: ignore[override]
-        """Return the logits; in training those of each level, the largest first."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits; in training, put those of the lower levels into `LEVELS`, the largest first."""
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else F.max_pool2d(x, kernel_size=2, ceil_mode=True))
@@ -42,14 +43,14 @@ class DeepUNet(UNet):
             x = block(torch.cat([skip, F.interpolate(x, size=skip.shape[-2:], mode="bilinear")], dim=1))
             found.append(x)
         own = self.head(found.pop())
-        if not self.training:
-            return own
-        return [own, *(head(x) for head, x in zip(self.heads, reversed(found), strict=False))]
+        lower = zip(self.heads, reversed(found), strict=False) if self.training else ()
+        LEVELS[:] = [head(x).float() for head, x in lower]
+        return own
 
 
-def deep_loss(logits: Tensor | list[Tensor], masks: Tensor) -> Tensor:
+def deep_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Return the Dice loss and the cross-entropy, summed over the levels; a level counts half as much as that above."""
-    total, levels = get_loss("dice+bce"), [logits] if isinstance(logits, Tensor) else logits
+    total, levels = get_loss("dice+bce"), [logits, *LEVELS]
     weights = [2.0**-level for level in range(len(levels))]
     losses = [
         weight * total(one, F.interpolate(masks, size=one.shape[-2:], mode="nearest"))
@@ -65,4 +66,4 @@ def register() -> None:
         return DeepUNet(in_channels, out_channels, recipe.width, recipe.depth)
 
     register_network("deep", factory)
-    LOSSES[LOSS] = deep_loss  # type: ignore[assignment]
+    LOSSES[LOSS] = deep_loss

@@ -197,6 +197,7 @@ def test_an_average_of_the_weights_and_neighbours_are_those_of_one_process(stron
         *FLAGS,
         "--recipe",
         "strong",
+        "--no-phantoms",
         "--epochs",
         1,
         "--average",

@@ -172,8 +172,11 @@ def test_a_record_without_the_key_is_that_of_plain_patients(tmp_path, monkeypatc
 
 def test_refuses_a_folder_or_file_of_something_else(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    for place, reason in (tmp_path, r"is not a folder of synthetic patients"), (tmp_path / "thesis.txt", "is a file"):
-        with pytest.raises(UnetlibError, match=rf"{reason}.*Choose a.*\.$"):
+    for place, reason in (
+        (tmp_path, r"is not a folder of synthetic patients"),
+        (tmp_path / "thesis.txt", "A file stands where a folder was expected"),
+    ):
+        with pytest.raises(UnetlibError, match=rf"{reason}.*[Cc]hoose a.*\.$"):
             make_cohort(place, patients=1, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -13,6 +13,7 @@ from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients
 from unetlib.metrics import Counts
 from unetlib.prediction.predictor import Predictor
+from unetlib.show.plots.colours import INK
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_pairs_of_one_patient_are_joined_and_the_means_are_those_of_all():
     drawn = {name: list(line.get_ydata()) for name, line in lines.items()}
     assert drawn == {"a": [0.2, 0.6], "b": [0.8, 0.7], "c": [0.5, 0.5], "mean": pytest.approx([0.5, 0.6])}
     colours = {name: line.get_color() for name, line in lines.items()}
-    assert colours == {"a": plots.BLUE, "b": plots.ORANGE, "c": plots.ORANGE, "mean": colours.INK}
+    assert colours == {"a": plots.BLUE, "b": plots.ORANGE, "c": plots.ORANGE, "mean": INK}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["old", "new"]
     texts = [text.get_text() for text in axes.texts]
     assert texts[:2] == ["0.500", "0.600"]

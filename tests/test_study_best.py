@@ -13,7 +13,7 @@ from studies import best, deep, encoder
 from studies.cells import STRONG
 from tests.test_studies import seventy  # noqa: F401
 from unetlib import build_network
-from unetlib.losses import get_loss
+from unetlib.losses import LOSSES, get_loss
 
 
 def test_every_patient_validates_once_and_is_tested_once(seventy):  # noqa: F811
@@ -57,16 +57,17 @@ def test_the_network_with_an_encoder_gives_logits_of_the_size_of_its_images(side
     assert network(torch.zeros(1, 3, side, side)).shape == (1, 2, side, side)
 
 
-def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest_alone_otherwise():
+def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest_alone_otherwise(monkeypatch):
+    monkeypatch.setitem(LOSSES, deep.LOSS, deep.deep_loss)
     deep.register()
     network = build_network(STRONG.but(network="deep", width=4, depth=4))
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     x, masks = torch.rand(2, 1, 96, 96), (torch.rand(2, 1, 96, 96) > 0.5).float()
-    logits = network(x)
+    logits = [network(x), *deep.LEVELS]
     assert [tuple(one.shape[2:]) for one in logits] == [(96, 96), (48, 48), (24, 24)]
     total = get_loss("dice+bce")
     levels = [total(one, masks[..., :: 2**level, :: 2**level]) for level, one in enumerate(logits)]
     expected = (levels[0] + levels[1] / 2 + levels[2] / 4) / 1.75
-    assert get_loss("deep")(logits, masks).item() == pytest.approx(expected.item())
-    network.eval()
-    assert get_loss("deep")(network(x), masks).item() == pytest.approx(total(network(x), masks).item())
+    assert get_loss("deep")(logits[0], masks).item() == pytest.approx(expected.item())
+    logits = network.eval()(x)
+    assert get_loss("deep")(logits, masks).item() == pytest.approx(total(logits, masks).item())

@@ -109,7 +109,7 @@ class Matrix:
             "prepare --rebuild": ["prepare", data, out, *PREPARE, "--workers", 1, "--rebuild"],
             "train": ["train", prepared, out, *TRAIN, "--device", "cpu", "--checkpoint-every", EVERY],
             STRONG: [
-                *("train", folder / "prepared-strong", out, "--recipe", "strong", *TRAIN, *MORE),
+                *("train", folder / "prepared-strong", out, "--recipe", "strong", "--no-phantoms", *TRAIN, *MORE),
                 *("--device", "cpu", "--checkpoint-every", EVERY),
             ],
             "evaluate": ["evaluate", out, "--device", "cpu"],

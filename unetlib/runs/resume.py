@@ -56,11 +56,12 @@ def write_recipe(
         "prepared": prepared,
         "start_from": start_from,
     }
+    about["data"] = str(data.data) if isinstance(data, Prepared) else ""
+    if isinstance(data, Prepared) and data.assume:
+        about["assume"] = data.assume
+    write_json(run.recipe_file, about)  # first: it makes the folder that of a run
     if isinstance(data, Prepared):
         data.split.save(run.split_file)
-        write_json(run.recipe_file, about | {"data": str(data.data)} | ({"assume": data.assume} if data.assume else {}))
-    else:
-        write_json(run.recipe_file, about | {"data": ""})
 
 
 def describe_members(run: Run) -> None:
