@@ -376,6 +376,7 @@ def test_runs_of_other_sequences_or_regions_are_not_averaged(tmp_path):
         (lambda x: torch.cat([x, x], 1), r"gave \(\d, 2, 16, 16\)"),
         (lambda x: x[..., ::2], r"gave \(\d, 1, 16, 8\)"),
         (lambda x: x[:1, :, :1, :1], r"gave \(1, 1, 1, 1\)"),
+        (lambda x: x > 0, r"gave \(\d, 1, 16, 16\) of torch\.bool"),
     ],
 )
 def test_a_network_whose_logits_do_not_fit_is_a_sentence(tmp_path, output, words, loss):
@@ -390,7 +391,7 @@ def test_a_network_whose_logits_do_not_fit_is_a_sentence(tmp_path, output, words
         lambda: train(slices(), tmp_path / "run", recipe, device="cpu"),  # with trial steps
         lambda: build_network(recipe)(torch.ones(2, 1, 16, 16)),
     ):
-        with pytest.raises(UnetlibError, match=f"the network {words}; one tensor of logits"):
+        with pytest.raises(UnetlibError, match=f"the network {words}.*; one tensor of logits"):
             ask()
 
 
@@ -399,6 +400,12 @@ def test_a_factory_that_makes_no_network_to_train_is_a_sentence(tmp_path, made):
     register_network("none", lambda *_: made)
     with pytest.raises(UnetlibError, match=r"the factory of the network 'none' returned .*; a module with weights"):
         train(slices(), tmp_path / "run", TINY.but(network="none"), device="cpu")
+
+
+def test_a_factory_that_takes_other_arguments_is_a_sentence():
+    register_network("none", lambda recipe: nn.Conv2d(1, 1, 1))
+    with pytest.raises(UnetlibError, match=r"the factory of the network 'none' fails: .* takes 1 positional argument"):
+        build_network(TINY.but(network="none"))
 
 
 @pytest.mark.parametrize("words", [(3, foreign), ("mine", None), ("mine", nn.Identity), (None, None)])

@@ -62,9 +62,11 @@ def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def require_shape(logits: object, shape: tuple[int, ...]) -> None:
-    """Raise `UnetlibError` unless the output of a network is one tensor of this shape."""
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    if found != tuple(shape):
+    """Raise `UnetlibError` unless the output of a network is one tensor of numbers of this shape."""
+    if not (isinstance(logits, Tensor) and logits.is_floating_point() and logits.shape == shape):
+        found = (
+            f"{tuple(logits.shape)} of {logits.dtype}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        )
         raise UnetlibError(f"the network gave {found}; one tensor of logits, {tuple(shape)}, was expected.")
 
 

@@ -46,7 +46,10 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = _FACTORIES[recipe.network](recipe, in_channels or 1 + 2 * recipe.neighbours, out_channels)
+        try:
+            network = _FACTORIES[recipe.network](recipe, in_channels or 1 + 2 * recipe.neighbours, out_channels)
+        except TypeError as error:  # it takes other arguments
+            raise UnetlibError(f"the factory of the network {recipe.network!r} fails: {error}") from error
     if not isinstance(network, nn.Module) or not any(weight.requires_grad for weight in network.parameters()):
         raise UnetlibError(
             f"the factory of the network {recipe.network!r} returned {brief(network)}; a module with weights to train "

@@ -27,7 +27,7 @@ def choose(
     """
     unknown = [
         f"{run} does not say which scans it was trained on: the scores may be too high."
-        for run in runs[data is None :]
+        for run in (runs if data else runs[1:])
         if not run.provenance.get("cases")
     ]
     if data is None:
