@@ -154,13 +154,12 @@ class Mirrored(Predictor):
     """The mean of a predictor's probabilities for a slice and for its mirror image."""
 
     def __init__(self, inner: Predictor) -> None:
-        self.members, self.recipe, self.decision = [inner], inner.recipe, inner.decision
+        self.inner, self.members, self.recipe, self.decision = inner, [inner], inner.recipe, inner.decision
         self.key, self.epoch, self.channels = inner.key, inner.epoch, inner.channels
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of both, after flipping the second one back."""
-        (inner,) = self.members
-        return (inner.slices(slices) + inner.slices(slices.flip(-1)).flip(-1)) / 2
+        return (self.inner.slices(slices) + self.inner.slices(slices.flip(-1)).flip(-1)) / 2
 
 
 class Ensemble(Predictor):
