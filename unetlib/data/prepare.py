@@ -155,7 +155,7 @@ def _prepare(
     cohort: Cohort, folder: Path, recipe: Recipe, workers: int | None, strict: bool, rebuild: bool
 ) -> Prepared:
     jobs = _plan(cohort, cohort.cases, recipe, folder)
-    known = any((folder / name).exists() for name in ("prepared.json", "split.json"))
+    known = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
     if not known or (folder / "recipe.json").exists():  # run folders have a split, too
         files.require_empty(folder, "a prepared folder")
     if (folder / "prepared.json").exists() and not rebuild:
