@@ -23,8 +23,9 @@ from monai.transforms import Compose, EnsureChannelFirst, Resize, ScaleIntensity
 
 from benchmarks.common import link, markdown_table, parser, patients, ratio, report, seconds, spread
 from unetlib import Recipe, find_cases, read_case
+from unetlib.data.part import prepare_case
 from unetlib.data.patients import Case
-from unetlib.data.prepare import _plan, _prepare_case
+from unetlib.data.prepare import _plan
 from unetlib.data.slices import choose_slices, image_to_slices, mask_to_slices
 from unetlib.data.volumes import Source, read_volume
 from unetlib.support.command import BEGINS_ANEW, run_command
@@ -88,7 +89,7 @@ def main() -> None:
         jobs = _plan(cohort, cases, Recipe.published, Path(temporary))
         ways = {
             "decompression alone (the floor)": lambda: [decompress(case) for case in cases],
-            "unetlib": lambda: [_prepare_case(job) for job in jobs],
+            "unetlib": lambda: [prepare_case(job) for job in jobs],
             "get_fdata and MONAI's transforms": lambda: [usual(case) for case in cases],
         }
         times = {name: [t / len(cases) for t in values] for name, values in seconds(ways, arguments.repeats).items()}

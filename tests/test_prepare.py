@@ -8,6 +8,7 @@ import torch
 
 from tests.conftest import LPS, SCANS, SMALL, STRONG, as_03, as_cases, write_patient
 from unetlib import __version__
+from unetlib.data import part
 from unetlib.data import prepare as preparing
 from unetlib.data.patients import find_cases, read_case
 from unetlib.data.prepare import prepare, prepare_shard
@@ -80,14 +81,14 @@ def test_a_volume_stored_in_another_orientation_gives_the_same_slices(cohort, pr
 
 
 def test_a_finished_folder_is_reused_without_reading_a_volume(cohort, prepared, monkeypatch):
-    monkeypatch.setattr(preparing, "read_labels", None)  # calling it would fail
+    monkeypatch.setattr(part, "read_labels", None)  # calling it would fail
     before = (prepared / "images.npy").stat().st_mtime_ns
     prepare(cohort, prepared, SMALL, workers=1)
     assert (prepared / "images.npy").stat().st_mtime_ns == before
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, tmp_path, monkeypatch):
-    read, seen = preparing.read_labels, []
+    read, seen = part.read_labels, []
 
     def stop_at_the_sixth(case):
         seen.append(case.id)
@@ -95,7 +96,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(cohort, prepared, t
             raise KeyboardInterrupt
         return read(case)
 
-    monkeypatch.setattr(preparing, "read_labels", stop_at_the_sixth)
+    monkeypatch.setattr(part, "read_labels", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         prepare(cohort, tmp_path / "p", SMALL, workers=1)
     assert not (tmp_path / "p" / "prepared.json").exists()

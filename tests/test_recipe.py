@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unetlib.recipe import PREPARE, STAGES, Recipe, changed
+from unetlib.recipe import MODALITIES, PREPARE, STAGES, Recipe, changed
 from unetlib.support.errors import UnetlibError
 
 NAN, INF = float("nan"), float("inf")
@@ -30,8 +30,23 @@ NO_TEXT = (None, 1, 0.5, True, ["bce"])
 NO_NUMBER = (None, "1", True, False, [1], 1j)
 NO_WHOLE = (*NO_NUMBER, 1.0, NAN, INF)
 NO_YES_OR_NO = (None, 0, 1, "yes", 1.0)
+NINE = " ".join(f"r{number}=1" for number in range(9))
 NO_SHARE = (*NO_NUMBER, 0, 1, 0.0, 1.0, -0.1, 1.1, NAN, INF, -INF)
 BAD = {
+    "modalities": (*NO_TEXT, "", "T1", "flair  t1", " flair", "flair,t1", "t1 t1"),
+    "regions": (
+        *NO_TEXT,
+        "",
+        "tumour",
+        "solid=",
+        "=1",
+        "whole whole=1",
+        "a=1 a=2",
+        " ".join(f"r{n}=1" for n in range(9)),
+    ),
+    "labels": (*NO_TEXT, "", "brats"),
+    "missing": (*NO_TEXT, "", "0"),
+    "drop_modalities": (*NO_NUMBER, 1, 1.0, -0.1, NAN, INF, -INF),
     "image_size": (*NO_WHOLE, 0, -96, 1025),
     "slices": (*NO_TEXT, "", "tumor", "TUMOUR"),
     "normalise": (*NO_TEXT, "", "zscore"),
@@ -62,12 +77,20 @@ BAD = {
     "mirror": NO_YES_OR_NO,
     "tune": NO_YES_OR_NO,
 }
-PREPARE_FIELDS = {"image_size", "slices", "normalise", "crop", "train_fraction", "split_seed"}
+SEEN_FIELDS = {"modalities", "regions", "labels", "missing"}
+PREPARE_FIELDS = {"image_size", "slices", "normalise", "crop", "train_fraction", "split_seed"} | SEEN_FIELDS
 
 sides, sizes = st.integers(1, 1024), st.integers(1, 512)
 real = st.floats(0, 100, exclude_min=True)
 share = st.floats(0, 1, exclude_min=True, exclude_max=True)
 good = {
+    "modalities": st.lists(st.sampled_from(MODALITIES), min_size=1, unique=True).map(" ".join),
+    "regions": st.lists(st.sampled_from(["whole", "core", "enhancing", "solid=1+4"]), min_size=1, unique=True).map(
+        " ".join
+    ),
+    "labels": st.sampled_from(["auto", "brats2021", "brats2023", "decathlon"]),
+    "missing": st.sampled_from(["leave-out", "zero"]),
+    "drop_modalities": st.floats(0, 1, exclude_max=True) | st.just(0),
     "image_size": sides,
     "slices": st.sampled_from(["tumour", "brain", "all"]),
     "normalise": st.sampled_from(["minmax-slice", "minmax-volume", "median-volume"]),
@@ -106,6 +129,8 @@ def recipes(draw):
     assume(values.get("image_size", 96) > 2 ** values.get("depth", 4))
     if values.get("slices", "tumour") != "all":
         values |= {"neighbours": 0, "balance": False}
+    if " " not in values.get("modalities", "flair"):
+        values |= {"drop_modalities": 0}
     return Recipe(**values)
 
 

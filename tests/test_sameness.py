@@ -88,7 +88,8 @@ def hash_pair(folder, labels, image=SCAN):
     folder.mkdir(exist_ok=True)
     nib.save(nib.Nifti1Image(image, LPS), folder / "A_flair.nii.gz")
     nib.save(nib.Nifti1Image(labels, LPS), folder / "A_seg.nii.gz")
-    return hash_case(*read_labels(find_cases(folder).cases[0])[:2])
+    [image], content = hash_case(*read_labels(find_cases(folder).cases[0])[:2])
+    return image, content
 
 
 def test_the_hash_of_image_and_mask_tells_every_change_of_either(tmp_path):

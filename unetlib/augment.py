@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unetlib.recipe import Recipe
-from unetlib.support.chance import AUGMENTATION, INTENSITY, WARP, generator
+from unetlib.support.chance import AUGMENTATION, DROP, INTENSITY, WARP, generator
 from unetlib.support.errors import UnetlibError
 
 
@@ -24,7 +24,21 @@ def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int)
         images, masks = augment(images, masks, *seed, recipe.upright)
     if recipe.warp:
         images, masks = warp(images, masks, *seed)
-    return (change_intensity(images, *seed) if recipe.intensity else images), masks
+    images = change_intensity(images, *seed) if recipe.intensity else images
+    if recipe.drop_modalities:
+        images = drop_sequences(images, *seed, len(recipe.modalities.split()), recipe.drop_modalities)
+    return images, masks
+
+
+def drop_sequences(images: Tensor, seed: int, epoch: int, step: int, sequences: int, probability: float) -> Tensor:
+    """Return images (N, C, H, W) with sequences set to 0, each with this probability, but never all of a slice.
+
+    The channels of a slice and its neighbours repeat the `sequences` in order. A pure function of its arguments.
+    """
+    rng = generator(DROP, seed, epoch, step)
+    kept = rng.random((len(images), sequences)) >= probability
+    kept[np.arange(len(kept)), rng.integers(0, sequences, len(kept))] |= ~kept.any(1)
+    return images * _tensor(np.tile(kept, images.shape[1] // sequences)[:, :, None, None]).to(images.device)
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:

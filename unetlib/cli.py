@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import unetlib
-from unetlib.recipe import PREDICT, PREPARE, PRESETS, TRAIN, TYPES, Recipe, flag
+from unetlib.presets import PRESETS
+from unetlib.recipe import PREDICT, PREPARE, TRAIN, TYPES, Recipe, flag
 from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError, counted
@@ -238,6 +239,11 @@ def _recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
         text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
         if TYPES[spec.name] == (bool,):
             group.add_argument(flag(spec.name), dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        if spec.metadata["words"]:
+            group.add_argument(
+                flag(spec.name), dest=spec.name, nargs="+", action=flags.Words, metavar="NAME", help=text
+            )
             continue
         choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
         metavar = None if choices else kind.__name__.upper()

@@ -32,7 +32,8 @@ class Trainable(Protocol):
 class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     """Axial slices and their masks, in memory or memory-mapped.
 
-    `images`: (N, C, S, S) in 0..1, of C sequences. `masks`: (N, K, S, S) of 0 and 1, of K regions. `parts`: the
+    `images`: (N, C, S, S) in 0..1, of C sequences. `masks`: (N, K, S, S) of 0 and 1, of K `regions`; or (N, 1, S, S) of
+    uint8, packed: bit k of a pixel is its value in region k. `parts`: the
     positions of each part of the split. `cases`: the number of slices of each case; they are stored one after another,
     from feet to head. `neighbours`: how many slices below and above are added to each slice as channels. `name`: for
     messages.
@@ -44,6 +45,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     cases: np.ndarray
     neighbours: int = 0
     name: str = "SliceDataset"
+    regions: int = 1
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,7 +65,8 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
         last slice is repeated.
         """
         images = with_neighbours(self.images, indices, self.neighbours, *self.bounds[indices].T[:, :, None])
-        return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(self.masks[indices].astype(np.float32))
+        masks = unpacked(self.masks[indices], self.regions)
+        return torch.from_numpy(images.astype(np.float32)), torch.from_numpy(masks.astype(np.float32))
 
     @cached_property
     def bounds(self) -> np.ndarray:
@@ -75,6 +78,13 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     def tumour(self) -> np.ndarray:
         """Whether each slice shows tumour, (N,) booleans."""
         return np.asarray(self.masks.reshape(len(self.masks), -1).any(1))
+
+
+def unpacked(masks: np.ndarray, regions: int) -> np.ndarray:
+    """Return packed masks (N, 1, S, S), uint8, as (N, `regions`, S, S) of 0 and 1; other masks as they are."""
+    if regions == 1 or masks.shape[1] == regions:
+        return masks
+    return masks >> np.arange(regions, dtype=masks.dtype)[:, None, None] & 1
 
 
 def with_neighbours(images: np.ndarray, indices: np.ndarray, neighbours: int, first: Any, last: Any) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Every choice that changes a result, in one frozen dataclass with the published values as defaults."""
 
 import operator
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
@@ -11,9 +12,17 @@ LIMITS = {"least": operator.ge, "above": operator.gt, "below": operator.lt, "mos
 WORDS = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
 
 
-def _choice(default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None, **limits: float) -> Any:
-    """Declare a field: its published value, its stage, what it means, and its `choices` or `LIMITS`."""
-    return field(default=default, metadata={"stage": stage, "help": text, "choices": choices, "limits": limits})
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+REGIONS = ("whole", "core", "enhancing")
+REGION = rf"(?:{'|'.join(REGIONS)})|[a-z][a-z0-9_-]*=\d+(?:\+\d+)*"  # or one of its own, as name=label+label
+
+
+def _choice(
+    default: Any, stage: str, text: str, choices: tuple[str, ...] | None = None, words: str = "", **limits: float
+) -> Any:
+    """Declare a field: its published value, its stage, what it means, and its `choices`, limits or `words`."""
+    about = {"stage": stage, "help": text, "choices": choices, "words": words, "limits": limits}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,21 @@ class Recipe:
     published: ClassVar["Recipe"]
     strong: ClassVar["Recipe"]
 
+    modalities: str = _choice(
+        "flair", PREPARE, "sequences to see: of flair, t1, t1ce and t2", words="|".join(MODALITIES)
+    )
+    regions: str = _choice(
+        "whole", PREPARE, "regions to find: of whole, core and enhancing, or of your own, as solid=1+4", words=REGION
+    )
+    labels: str = _choice(
+        "auto",
+        PREPARE,
+        "what the labels of core and enhancing are, where the names of the files do not show it",
+        ("auto", "brats2021", "brats2023", "decathlon"),
+    )
+    missing: str = _choice(
+        "leave-out", PREPARE, "leave out a case without one of the sequences, or see 0 there", ("leave-out", "zero")
+    )
     image_size: int = _choice(96, PREPARE, "side of the square slices in pixels", above=0, most=1024)
     slices: str = _choice("tumour", PREPARE, "which axial slices to keep", ("tumour", "brain", "all"))
     normalise: str = _choice(
@@ -70,6 +94,9 @@ class Recipe:
     upright: bool = _choice(False, TRAIN, "of these, only the flip that swaps left and right: the nose stays up")
     warp: bool = _choice(False, TRAIN, "rotate, scale, shift and bend, the same on image and mask")
     intensity: bool = _choice(False, TRAIN, "change gamma, brightness, noise and the bias field of the images")
+    drop_modalities: float = _choice(
+        0.0, TRAIN, "probability with which each sequence of a slice is hidden, but never all", least=0, below=1
+    )
     members: int = _choice(
         1,
         TRAIN,
@@ -101,6 +128,11 @@ class Recipe:
                     f"recipe: {name} is {getattr(self, name)}, but only the slices with {self.slices} are kept; all "
                     "were expected (unetlib prepare --slices all; for the strong recipe --recipe strong)."
                 )
+        if self.drop_modalities and len(self.modalities.split()) == 1:
+            raise UnetlibError(
+                f"recipe: drop_modalities is {self.drop_modalities}, but {self.modalities} is the only sequence; "
+                "several were expected (unetlib prepare --modalities flair t1 t1ce t2)."
+            )
         if (
             self.network == "unet" and self.image_size <= 2**self.depth
         ):  # batch norm needs more than one pixel at the bottom
@@ -131,9 +163,18 @@ def _unlike(value: Any, spec: Any) -> str:
         return kinds[-1].__name__
     if choices and value not in choices:
         return f"one of {', '.join(choices)}"
+    if (pattern := spec.metadata["words"]) and not _are_words(str(value), pattern):
+        return f"1 to 8 different words, such as {spec.default!r},"
     if not all(LIMITS[name](value, limit) for name, limit in limits.items()):
         return "a number " + " and ".join(f"{WORDS[name]} {limit:,}" for name, limit in limits.items())
     return ""
+
+
+def _are_words(text: str, pattern: str) -> bool:
+    """Tell whether a text is 1 to 8 words of a pattern, separated by spaces; the names before `=` differ."""
+    words = text.split(" ")
+    names = {word.partition("=")[0] for word in words}
+    return 1 <= len(names) == len(words) <= 8 and all(re.fullmatch(pattern, word) for word in words)
 
 
 TYPES = {
@@ -160,31 +201,6 @@ Recipe.strong = Recipe(
     mirror=True,
     tune=True,
 )
-PRESETS = {"published": Recipe.published, "strong": Recipe.strong}
-
-
-def mixed_presets(recipe: Recipe) -> str:
-    """Return a hint if the slices mostly follow a preset but the training does not, or the other way round.
-
-    The hint is empty if both agree. It may be ignored if the mixture is intended.
-    """
-    for name, preset in PRESETS.items():
-        follows = {stage: _follows(recipe, preset, stage) for stage in (PREPARE, TRAIN)}
-        if follows[PREPARE] != follows[TRAIN]:
-            one, other = sorted(follows, key=follows.__getitem__, reverse=True)
-            done = {PREPARE: "the slices were prepared", TRAIN: "the training is set up"}
-            return (
-                f"{done[one]} by the {name} recipe and {done[other]} by another one. If this is not intended, give "
-                f"`unetlib {other}` the flag --recipe {name} (in Python Recipe.{name}) and a new folder."
-            )
-    return ""
-
-
-def _follows(recipe: Recipe, preset: Recipe, stage: str) -> bool:
-    """Tell whether a recipe has more than half of the values in which a preset differs from the published recipe."""
-    published, own = Recipe.published.stage(stage), recipe.stage(stage)
-    apart = {name: value for name, value in preset.stage(stage).items() if value != published[name]}
-    return 2 * sum(own[name] == value for name, value in apart.items()) > len(apart)
 
 
 def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:

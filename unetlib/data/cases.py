@@ -13,13 +13,15 @@ import numpy as np
 
 from unetlib.data.layouts import BY_NAME
 from unetlib.data.nifti import files_of
-from unetlib.data.volumes import Source, Volume, read_volume, whole_labels
+from unetlib.data.regions import Regions
+from unetlib.data.sequences import stack
+from unetlib.data.volumes import TOLERANCE, Source, Volume, read_volume, whole_labels
+from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import digest, sha256
 
 SHARE = 50  # starting a worker costs as much as reading 50 cases
-HASHES = ("sha256", "image", "content")  # of a case's files; of its image; of its image and mask
-TOLERANCE = 1e-2  # millimetres between the affines of an image and its mask
+HASHES = ("sha256", "image", "content")  # of a case's files; of its (first) image; of its images and mask
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Case:
     """One scan of one patient: where each modality and the mask lie.
 
     `patient` is what a split groups by: time points of one patient share it (see `naming`). `layout` names an entry
-    of `LAYOUTS`. `images` maps a modality ("flair", "t1", "t1ce", "t2") to its source.
+    of `LAYOUTS`. `images` maps a modality ("flair", "t1", "t1ce", "t2") to its source. `modalities`: those that are
+    read, in this order; with `fill`, one that is not there is read as 0.
     """
 
     id: str
@@ -35,10 +38,13 @@ class Case:
     layout: str
     images: dict[str, Source]
     seg: Source | None
+    modalities: tuple[str, ...] = ("flair",)
+    fill: bool = False
 
-    def files(self, modality: str = "flair") -> tuple[Path, ...]:
-        """Return the files of one modality and of the mask: two for a pair of header and voxels."""
-        paths = (*self.images[modality].paths, *(self.seg.paths if self.seg else ()))
+    def files(self) -> tuple[Path, ...]:
+        """Return the files of the modalities that are read and of the mask: two for a pair of header and voxels."""
+        sources = (*(self.images[name] for name in self.modalities if name in self.images), self.seg)
+        paths = dict.fromkeys(path for source in sources if source for path in source.paths)
         return tuple(file for path in paths for file in files_of(path))
 
     def stamp(self, root: Path) -> list[list[str | int]]:
@@ -50,30 +56,41 @@ class Case:
         return [[name, stat.st_size, stat.st_mtime_ns] if stat else [name, -1, -1] for name, stat in stats]
 
 
-def read_case(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
+def read_case(case: Case, modality: str | None = None) -> tuple[Volume, np.ndarray, frozenset[int]]:
     """Return a case's image, its whole-tumour mask and the labels found in the mask file.
 
-    The image is in LPS order, its voxels as stored; the mask is boolean, (X, Y, Z), on the same grid: label > 0.
-    Raises `UnetlibError` naming case and file when either is missing or damaged, they do not share one grid, a voxel
-    is not finite, the image is constant, or the mask holds a value that the layout does not know.
+    The image is in LPS order, its voxels as stored: (X, Y, Z) of `modality`, or of the only one of `case.modalities`;
+    of several, (C, X, Y, Z) on the grid of the first. The mask is boolean, (X, Y, Z), on the same grid: label > 0.
+    Raises `UnetlibError` naming case and file when one is missing or damaged, mask and image do not share one grid,
+    images lie apart, a voxel is not finite, an image is constant, two are the same, or the mask holds a value that the
+    layout does not know.
     """
-    image, labels, found = read_labels(case, modality)
+    image, labels, found = read_labels(replace(case, modalities=(modality,)) if modality else case)
     return image, labels > 0, found
 
 
-def read_labels(case: Case, modality: str = "flair") -> tuple[Volume, np.ndarray, frozenset[int]]:
+def read_regions(case: Case, recipe: Recipe) -> tuple[Volume, np.ndarray]:
+    """Return a case's image as `read_case` does, and its mask of each region of a recipe, (K, X, Y, Z) booleans."""
+    image, labels, _ = read_labels(case)
+    return image, Regions.of(recipe, case.layout).masks(labels)
+
+
+def read_labels(case: Case) -> tuple[Volume, np.ndarray, frozenset[int]]:
     """Return what `read_case` does, but the voxels of the mask as stored instead of the boolean mask."""
     try:
-        source = case.images.get(modality)
-        if source is None:
-            raise UnetlibError(f"it has no {modality} image. Choose one of {', '.join(case.images) or 'another case'}.")
+        if lacking := [name for name in case.modalities if name not in case.images and not case.fill]:
+            there = ", ".join(case.images) or "another case"
+            raise UnetlibError(f"it has no {lacking[0]} image. Choose one of {there}.")
         if case.seg is None:
             raise UnetlibError("it has no tumour mask. Add it to the folder of the case.")
-        image, mask = read_volume(source), read_volume(case.seg)
+        sources = {name: case.images[name] for name in case.modalities if name in case.images}
+        images = {name: read_volume(source) for name, source in sources.items()}
+        (source, image), mask = next(zip(sources.values(), images.values(), strict=True)), read_volume(case.seg)
         mask = replace(mask, voxels=whole_labels(mask.voxels))
         _require_one_grid(source, image, case.seg, mask)
-        image.require_contrast(str(source))
-        return image, mask.voxels, _labels_of(case, mask.voxels)
+        for name, volume in images.items():
+            volume.require_contrast(str(sources[name]))
+        return stack(images, case.modalities, case.fill), mask.voxels, _labels_of(case, mask.voxels)
     except UnetlibError as error:
         raise UnetlibError(f"{case.id}: {error}") from error
     except Exception as error:  # one strange file must not end the work on a thousand
@@ -136,10 +153,16 @@ def hash_voxels(voxels: np.ndarray, dtype: str = "<f4") -> str:
     return found.hexdigest()
 
 
-def hash_case(image: Volume, labels: np.ndarray) -> tuple[str, str]:
-    """Return two hashes of a case: of the image, which says whose scan it is, and of image and mask together."""
-    scan = hash_voxels(image.voxels)
-    return scan, digest([scan, hash_voxels(labels.round() if labels.dtype.kind == "f" else labels, "u1")])
+def hash_case(image: Volume, labels: np.ndarray) -> tuple[list[str], str]:
+    """Return the hash of each image, each of which says whose scan it is, and one of images and mask together."""
+    scans = hash_images(image)
+    return scans, digest([*scans, hash_voxels(labels.round() if labels.dtype.kind == "f" else labels, "u1")])
+
+
+def hash_images(image: Volume) -> list[str]:
+    """Return the hash of each sequence of a volume (X, Y, Z) or (C, X, Y, Z), without those that are empty."""
+    sequences = image.voxels if image.voxels.ndim == 4 else image.voxels[None]
+    return [hash_voxels(one) for one in sequences if image.voxels.ndim == 3 or one.any()]
 
 
 def is_unchanged(case: Case, root: Path, stamp: list[list[str | int]], known: dict[str, Any]) -> bool:

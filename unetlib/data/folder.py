@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from unetlib.data import layouts, naming
-from unetlib.data.cases import TOLERANCE, Case
+from unetlib.data.cases import Case
 from unetlib.data.layouts import AUTOMATIC, MASK, MODALITIES, NAMELESS, STACK, Found, Layout
 from unetlib.data.nifti import files_of, stem
-from unetlib.data.volumes import Source, read_volume
+from unetlib.data.volumes import TOLERANCE, Source, read_volume
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import fold
 
@@ -74,15 +74,19 @@ class Draft:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
         return sorted(number for kind_, number in self.files if kind_ == kind)
 
-    def problem(self, modality: str) -> str:
-        """Return why this case cannot be used with `modality`, in a sentence; empty when it can."""
+    def problem(self, modalities: tuple[str, ...], fill: bool) -> str:
+        """Return why this case cannot be used, in a sentence; empty when it can.
+
+        It needs all `modalities`, or with `fill` one of them.
+        """
         if self.clash:
             return "two files claim this case, {} and {}. Keep one and move the other elsewhere.".format(*self.clash)
         case, folder = self.case(), next(iter(self.files.values())).parent
-        if modality not in case.images:
+        lacking = [name for name in modalities if name not in case.images]
+        if lacking and not (fill and len(lacking) < len(modalities)):
             found = ", ".join(case.images) or "a mask only"
             add = NAME_CHANNELS if self.layout.name == layouts.NNUNET else "Add it."
-            return f"it has no {modality} image (found in {folder}: {found}). {self.hint or add}"
+            return f"it has no {' and no '.join(lacking)} image (found in {folder}: {found}). {self.hint or add}"
         if case.seg is None:
             return f"it has no tumour mask in {folder}. {self.hint or 'Add it, or keep the case for `predict`.'}"
         slices, masks, fault = self.numbers(STACK), self.numbers(MASK), ""

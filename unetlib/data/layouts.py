@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 from unetlib.data.nifti import ENDINGS
+from unetlib.recipe import MODALITIES
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_json
 
-MODALITIES = ("flair", "t1", "t1ce", "t2")
 # A mask by an expert and one by a program; a file with a channel per modality; an image without a mask; another file.
 MASK, AUTOMATIC, STACK, TEST, OTHER = "seg", "automatic", "stack", "test", "other"
 IMAGES = (*ENDINGS, ".tif", ".tiff")
@@ -54,6 +54,7 @@ class Layout:
     mask: str = "{id}_seg.nii.gz"
     ending: str = NIFTI
     sure: bool = True
+    scheme: str = ""  # of its labels, in `regions.SCHEMES`; empty where the names do not show it
 
     @cached_property
     def names(self) -> re.Pattern[str]:
@@ -98,25 +99,28 @@ _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(
 # 13:4128). TCGA-LGG: the FLAIR abnormality as 255 (Buda et al. 2019, Comput. Biol. Med. 109).
 # fmt: off
 LAYOUTS = (
-    *(Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", f"brats{year}_[^/]+?", SEG, labels=BRATS_LABELS)
-      for year in (17, 18, 19)),
-    Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", r"brats20_[a-z]+_\d+", SEG, labels=BRATS_LABELS),
-    Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", r"brats2021_\d+", SEG, labels=BRATS_LABELS),
+    *(Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", f"brats{year}_[^/]+?", SEG, labels=BRATS_LABELS,
+             scheme="brats2021") for year in (17, 18, 19)),
+    Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", r"brats20_[a-z]+_\d+", SEG, labels=BRATS_LABELS,
+           scheme="brats2021"),
+    Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", r"brats2021_\d+", SEG, labels=BRATS_LABELS,
+           scheme="brats2021"),
     Layout("BraTS 2023/2024", "BraTS-GLI-00000-000-t2f.nii.gz", r"brats-[a-z-]+-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
-           mask="{id}-seg.nii.gz"),
+           mask="{id}-seg.nii.gz", scheme="brats2023"),
     Layout(NNUNET, "imagesTr/NAME_0000.nii.gz", "[^/]+?", _TASK, _NNUNET_PATH, mask="labelsTr/{id}.nii.gz", sure=False),
     Layout(MSD, "imagesTr/BRATS_001.nii.gz", "[^/]+?", _TASK, "WORD/ID", {label: label for label in range(4)},
-           {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}, "labelsTr/{id}.nii.gz", sure=False),
+           {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}, "labelsTr/{id}.nii.gz", sure=False,
+           scheme="decathlon"),
     Layout(KAGGLE, "TCGA_CS_5395_19981004_8.tif", r"tcga_[^/]+_\d{8}", {"": STACK, "_mask": MASK},
            r"ID_(?P<number>\d+)WORD", {0: 0, 255: 1}, {"t1": 0, "flair": 1, "t1ce": 2}, ending=r"\.tiff?"),
     Layout("TCGA-GBM/LGG (TCIA)", "TCGA-02-0006_1996.08.23_flair.nii.gz",
            r"tcga-[a-z0-9]+-[a-z0-9]+_\d{4}\.\d\d\.\d\d",
            {**SEG, "glistrboost_manuallycorrected": MASK, "glistrboost": AUTOMATIC},
-           mask="{id}_GlistrBoost_ManuallyCorrected.nii.gz"),
+           mask="{id}_GlistrBoost_ManuallyCorrected.nii.gz", scheme="brats2021"),
     Layout("UPENN-GBM", "UPENN-GBM-00006_11_FLAIR.nii.gz", r"upenn-gbm-\d+_\d+",
-           {**SEG, "automated_approx_segm": AUTOMATIC}, mask="{id}_segm.nii.gz"),
+           {**SEG, "automated_approx_segm": AUTOMATIC}, mask="{id}_segm.nii.gz", scheme="brats2021"),
     Layout("UCSF-PDGM", "UCSF-PDGM-0004_FLAIR.nii.gz", r"ucsf-pdgm-\d+(?:_fu\w+?)?",
-           {**SEG, "tumor_segmentation": MASK}, mask="{id}_tumor_segmentation.nii.gz"),
+           {**SEG, "tumor_segmentation": MASK}, mask="{id}_tumor_segmentation.nii.gz", scheme="brats2021"),
     Layout("UCSD-PTGBM", "UCSD-PTGBM-0002_01_FLAIR.nii.gz", r"ucsd-ptgbm-\d+_\d+",
            {**SEG, "brats_tumor_seg": MASK}, mask="{id}_BraTS_tumor_seg.nii.gz"),
     Layout("LUMIERE", "Patient-001/week-000-1/FLAIR.nii.gz", r"patient-\d+",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unetlib.data import naming
 from unetlib.data.archive import TAR, open_data
-from unetlib.data.cases import SHARE, Case, read_case, read_labels, unforeseen
+from unetlib.data.cases import SHARE, Case, read_case, read_labels, read_regions, unforeseen
 from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
 from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
 from unetlib.data.nifti import stem
@@ -44,7 +44,18 @@ FOREIGN = {
     (".zip", ".7z", ".rar"): "archives: unpack them first",
 }
 
-__all__ = ["LAYOUTS", "MODALITIES", "SHARE", "Case", "Cohort", "find_cases", "read_case", "read_labels", "unforeseen"]
+__all__ = [
+    "LAYOUTS",
+    "MODALITIES",
+    "SHARE",
+    "Case",
+    "Cohort",
+    "find_cases",
+    "read_case",
+    "read_labels",
+    "read_regions",
+    "unforeseen",
+]
 
 
 @dataclass(frozen=True)
@@ -70,25 +81,31 @@ class Cohort:
 
 
 @takes_paths
-def find_cases(data: Path, modality: str = "flair", assume: str | None = None) -> Cohort:
+def find_cases(data: Path, modalities: str = "flair", assume: str | None = None, missing: str = "leave-out") -> Cohort:
     """Return the cases in `data`, from file names: voxels are read only where two files claim the same.
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`). Each case must have
-    `modality` beside its mask. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; without
+    all `modalities` (words, as in the recipe) beside its mask; if those that are `missing` become `"zero"`, one of them
+    will do. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; without
     it, they are refused on reading. A table `patients.csv` (case, patient) in the folder says who is one patient where
-    the names do not. Raises `UnetlibError` when there is no such folder, no case in it, or the table cannot be used.
+    the names do not. Raises `UnetlibError` when there is no such folder, no case in it, no case with one of the
+    modalities, or the table cannot be used.
     """
-    assume = assumption(assume)
-    if modality not in MODALITIES:
-        raise UnetlibError(f"{modality!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
+    assume, wanted, fill = assumption(assume), tuple(modalities.split()), missing == "zero"
+    if unknown := set(wanted) - set(MODALITIES) or (set() if wanted else {modalities}):
+        raise UnetlibError(f"{min(unknown)!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
     folder = Folder.read(open_data(data))
-    _suggest(folder, modality)
+    _suggest(folder, wanted[0])
     if not folder.drafts:
         raise UnetlibError(_nothing_found(folder))
     drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
-    left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(modality))}
+    left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill))}
+    for name in wanted if len(wanted) > 1 else ():
+        if not any(name in draft.case().images for draft in drafts):
+            raise UnetlibError(f"{folder.root}: no case has a {name} image. Leave {name} out of --modalities.")
     table, about_table = _table(folder)
-    cases = _with_patients((draft.case(assume) for draft in drafts if draft.id not in left_out), table)
+    usable = (replace(draft.case(assume), modalities=wanted, fill=fill) for draft in drafts if draft.id not in left_out)
+    cases = _with_patients(usable, table)
     cohort = Cohort(folder.root, cases, left_out, (), assume, table)
     notes = (*folder.notes, *_notes(cases, folder), *about_table, cohort.doubt)
     return replace(cohort, notes=tuple(filter(None, notes)))

@@ -5,22 +5,22 @@ readers), `split.json`, and `prepared.json`, which is written last: if it exists
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from unetlib.data.cases import HASHES, copy_of, hash_case
+from unetlib.data.cases import HASHES, copy_of
 from unetlib.data.naming import TABLE, scheme_of
-from unetlib.data.patients import SHARE, Case, Cohort, find_cases, read_labels
+from unetlib.data.part import Job, prepare_case, read_part
+from unetlib.data.patients import SHARE, Case, Cohort, find_cases
 from unetlib.data.prepared import Prepared
+from unetlib.data.regions import Regions, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
-from unetlib.data.slices import Window, choose_slices, image_to_slices, mask_to_slices
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
-from unetlib.support.errors import UnetlibError, brief, counted
+from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
@@ -30,59 +30,20 @@ SHARD = ".unetlib-shard"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One case to prepare, and everything its part is made from."""
-
-    case: Case
-    recipe: Recipe
-    parts: Parts
-    stamp: list[list[str | int]]
-
-    @property
-    def part(self) -> Path:
-        assume = [self.case.seg.assume] if self.case.seg and self.case.seg.assume else []
-        return self.parts.path(self.case.id, self.recipe.stage(PREPARE), self.stamp, HASHES, *assume)
-
-
-def _plan(cohort: Cohort, cases: tuple[Case, ...], recipe: Recipe, folder: Path) -> list[_Job]:
+def _plan(cohort: Cohort, cases: tuple[Case, ...], recipe: Recipe, folder: Path) -> list[Job]:
     parts = Parts.open(folder, ".npz")
-    return [_Job(case, recipe, parts, case.stamp(cohort.root)) for case in cases]
+    return [Job(case, recipe, parts, case.stamp(cohort.root)) for case in cases]
 
 
-def _run(jobs: list[_Job], workers: int | None, strict: bool) -> dict[str, str]:
+def _run(jobs: list[Job], workers: int | None, strict: bool) -> dict[str, str]:
     """Do the jobs whose part is missing; return the cases that cannot be used, with the reason."""
     unusable: dict[str, str] = {}
     todo = [job for job in jobs if not job.part.exists()]
-    for job, reason in run_jobs(_prepare_case, todo, "prepare", "case", workers, SHARE):
+    for job, reason in run_jobs(prepare_case, todo, "prepare", "case", workers, SHARE):
         if reason is not None:
             _report({job.case.id: reason}, strict)
             unusable[job.case.id] = reason
     return unusable
-
-
-def _prepare_case(job: _Job) -> str | None:
-    """Write the part of one case; return why it is left out, or `None`."""
-    try:
-        volume, labels, _ = read_labels(job.case)
-    except UnetlibError as error:
-        return str(error).removeprefix(f"{job.case.id}: ")
-    mask, (image, content) = labels > 0, hash_case(volume, labels)
-    z = choose_slices(volume.voxels, mask, job.recipe.slices)
-    images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than resizing all, then selecting
-    masks = mask_to_slices(mask, job.recipe, z, Window.of(volume.voxels, job.recipe))
-    with files.atomic(job.part) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            images=images.numpy().astype(np.float16),
-            masks=masks.numpy(),
-            z=z,
-            tumour_voxels=mask[:, :, z].sum((0, 1)),
-            sha256=np.array(files.sha256(*job.case.files())),
-            image=np.array(image),
-            content=np.array(content),
-        )
-    return None
 
 
 @files.takes_paths
@@ -115,7 +76,8 @@ def prepare(
     Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
     another process is preparing the same folder.
     """
-    cohort = find_cases(data, assume=assume)
+    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     _report(cohort.left_out, strict)
     if cohort.doubt:
         warn(cohort.doubt)
@@ -144,7 +106,8 @@ def prepare_shard(
     number, _, total = shard.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
-    cohort = find_cases(data, assume=assume)
+    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     mine = cohort.cases[int(number) - 1 :: int(total)]
     with files.locked(folder / f"{SHARD}-{number}-of-{total}"):
         _run(_plan(cohort, mine, recipe, folder), workers, strict=False)
@@ -200,7 +163,7 @@ def _report(left_out: dict[str, str], strict: bool) -> None:
         warn(f"left out {name}: {reason}")
 
 
-def _without_copies(jobs: list[_Job]) -> tuple[dict[str, str], dict[str, str]]:
+def _without_copies(jobs: list[Job]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the patient of each case, and the cases that are copies of another one, with the reason.
 
     Two patients who share a scan are one person: all their cases get one name.
@@ -213,28 +176,33 @@ def _without_copies(jobs: list[_Job]) -> tuple[dict[str, str], dict[str, str]]:
         return name(same[patient]) if patient in same else patient
 
     for job in jobs:
-        case, image = job.case, str(_read_part(job)["image"])
-        other = first.setdefault(image, case)
-        if other is not case:
+        case, scans = job.case, read_part(job)["scans"].tolist()
+        others = [first[scan] for scan in scans if scan in first]
+        first.update(dict.fromkeys(scans, case) | {scan: first[scan] for scan in scans if scan in first})
+        for other in others[:1]:
             copies[case.id] = copy_of(other.id)
             if name(case.patient) != name(other.patient):
                 same[name(case.patient)] = name(other.patient)
     return {job.case.id: name(job.case.patient) for job in jobs}, copies
 
 
-def _merge(folder: Path, jobs: list[_Job], patients: dict[str, str], recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Merge all parts into two arrays and one table; return a description of each case."""
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
+    present = np.zeros(len(recipe.regions.split()), bool)
     for job in jobs:
-        part = _read_part(job)
-        pixels = part["masks"].sum((1, 2, 3))
+        part = read_part(job)
+        pixels = (part["masks"] > 0).sum((1, 2, 3))
+        present |= part["regions"]
         for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
             rows.append([len(rows), job.case.id, patients[job.case.id], int(z), int(voxels), int(inside)])
         cases[job.case.id] = {
             "patient": patients[job.case.id],
             "slices": len(part["z"]),
             **{kind: str(part[kind]) for kind in HASHES},
+            **({"images": part["scans"].tolist()} if len(job.case.modalities) > 1 else {}),
+            **({"resampled": part["resampled"].tolist()} if len(part["resampled"]) else {}),
             "stamp": job.stamp,
         }
     if not any(row[4] for row in rows):
@@ -242,35 +210,25 @@ def _merge(folder: Path, jobs: list[_Job], patients: dict[str, str], recipe: Rec
             f"no tumour anywhere in {counted(len(jobs), 'case')}: every mask is empty, so there is nothing to learn. "
             "Check that the masks belong to the images."
         )
+    if absent := [name for name, there in zip(Regions.of(recipe).names, present, strict=True) if not there]:
+        raise UnetlibError(
+            f"no case has a voxel of the region {', '.join(absent)}: none of its labels is in the masks. Leave it out, "
+            "or see with `unetlib check` which labels there are."
+        )
+    if moved := [name for name, case in cases.items() if "resampled" in case]:
+        say(
+            f"Resampled to the grid of {recipe.modalities.split()[0]}: sequences of {counted(len(moved), 'case')} "
+            f"({first_of(moved, 5)})."
+        )
     (folder / "prepared.json").unlink(missing_ok=True)  # from here on, the old result is being replaced
-    shape = (len(rows), 1, recipe.image_size, recipe.image_size)
-    for name, dtype in (("images", np.float16), ("masks", np.uint8)):
+    side = recipe.image_size
+    for name, dtype, channels in (("images", np.float16, len(recipe.modalities.split())), ("masks", np.uint8, 1)):
+        shape = (len(rows), channels, side, side)
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         # Written, not memory-mapped: on a full disk this raises an error, but a mapped page would kill the process.
         with files.atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             write_array_header_1_0(file, header)
             for job in jobs:
-                file.write(_read_part(job)[name].tobytes())
+                file.write(read_part(job)[name].tobytes())
     files.write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
     return cases
-
-
-def _read_part(job: _Job) -> dict[str, np.ndarray]:
-    """Return the arrays that `_prepare_case` has written; raises `UnetlibError` when they are damaged or invalid."""
-    side = job.recipe.image_size
-    try:
-        files.refuse_packed(job.part)
-        with np.load(job.part, allow_pickle=False) as file:
-            part = {name: file[name] for name in ("images", "masks", "z", "tumour_voxels", *HASHES)}
-        images, masks, number = part["images"], part["masks"], len(part["z"])
-        if images.shape != (number, 1, side, side) or masks.shape != images.shape:
-            raise ValueError(f"images {images.shape} and masks {masks.shape}")
-        if images.dtype != np.float16 or masks.dtype != np.uint8 or any(part[kind].dtype != "<U64" for kind in HASHES):
-            raise ValueError("arrays of other types")
-        if part["tumour_voxels"].shape != (number,) or masks.max(initial=0) > 1 or not np.isfinite(images).all():
-            raise ValueError("values that no slice has")
-    except Exception as error:  # zipfile and numpy raise many types of exception on damaged files
-        raise UnetlibError(
-            f"{job.part} is damaged ({brief(str(error))}). Delete it, then give the same command again."
-        ) from error
-    return part

@@ -22,8 +22,8 @@ from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, op
 class Prepared:
     """An opened prepared folder: memory-mapped slices, the split, and their origin.
 
-    `images`: (N, 1, S, S) float16 in 0..1. `masks`: (N, 1, S, S) uint8, 0 or 1. `about`: the
-    content of `prepared.json`.
+    `images`: (N, C, S, S) float16 in 0..1, of C sequences. `masks`: (N, 1, S, S) uint8, 0 or 1; of several regions,
+    bit k of a pixel is its value in region k. `about`: the content of `prepared.json`.
     """
 
     folder: Path
@@ -44,15 +44,16 @@ class Prepared:
         about = read_json(folder / "prepared.json")
         try:
             images, masks = _map(folder / "images.npy", np.float16), _map(folder / "masks.npy", np.uint8)
-            slices, side = _require_types(about), about["recipe"]["image_size"]
+            slices, recipe = _require_types(about)
         except Exception as error:  # numpy raises many types of exception on damaged headers
             reason = brief(error.args[0]) if error.args else type(error).__name__
             raise UnetlibError(
                 f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {folder} --rebuild"
             ) from error
-        if images.shape != masks.shape or images.shape != (slices, 1, side, side):
+        shapes = [(slices, channels, *2 * (recipe.image_size,)) for channels in (len(recipe.modalities.split()), 1)]
+        if [images.shape, masks.shape] != shapes:
             raise UnetlibError(
-                f"{folder}: images {images.shape} and masks {masks.shape} were found, {(slices, 1, side, side)} was "
+                f"{folder}: images {images.shape} and masks {masks.shape} were found, {shapes[0]} and {shapes[1]} were "
                 f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
             )
         try:
@@ -103,7 +104,8 @@ class Prepared:
             patients = self.split.patients(part)
             mine = np.array([case["patient"] in patients for case in cases])
             parts[part] = np.flatnonzero(np.repeat(mine, numbers))
-        return SliceDataset(self.images, self.masks, parts, numbers, neighbours, str(self.folder))
+        regions = len(self.about["recipe"]["regions"].split())
+        return SliceDataset(self.images, self.masks, parts, numbers, neighbours, str(self.folder), regions)
 
     def __str__(self) -> str:
         cases = self.about["cases"]
@@ -111,7 +113,8 @@ class Prepared:
         slices = {part: len(found) for part, found in self.dataset().parts.items()}
         lines = [
             f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
-            f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)",
+            f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)"
+            + self._beyond_default(),
             "split by patient: "
             + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS)
             + f"; made by unetlib {self.version}",
@@ -119,6 +122,13 @@ class Prepared:
         if left_out := self.about["left_out"]:
             lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
         return "\n".join(lines)
+
+    def _beyond_default(self) -> str:
+        """Name the sequences and regions if they are not FLAIR and the whole tumour."""
+        recipe, published = self.about["recipe"], Recipe.published
+        if (recipe["modalities"], recipe["regions"]) == (published.modalities, published.regions):
+            return ""
+        return f"; sequences {recipe['modalities']}; regions {recipe['regions']}"
 
 
 def _map(path: Path, dtype: type) -> np.ndarray:
@@ -131,15 +141,16 @@ def _map(path: Path, dtype: type) -> np.ndarray:
     return array
 
 
-def _require_types(about: dict[str, Any]) -> int:
-    """Return the number of slices in a `prepared.json`; raises `UnetlibError` for wrong types."""
+def _require_types(about: dict[str, Any]) -> tuple[int, Recipe]:
+    """Return the number of slices in a `prepared.json`, and their recipe; raises `UnetlibError` for wrong types."""
     where, assume = "prepared.json", optional(one_of(None, *ASSUMABLE))
     kinds = {"data": TEXT, "cases": RECORD, "recipe": RECORD, "left_out": TEXTS, "unusable": RECORD}
     require(about, where, "", **kinds, assume=assume, patients_csv=optional(TEXTS))
     require(about["left_out"], f"{where}, left_out", "", **dict.fromkeys(about["unusable"], TEXT))
-    hashes = {kind: optional(TEXT) for kind in HASHES} | {"sha256": TEXT}  # before 0.4 only that of the files
+    # Before 0.4 a case had the hash of its files only.
+    hashes = {kind: optional(TEXT) for kind in HASHES} | {"sha256": TEXT, "images": optional(LIST)}
     for name, case in about["cases"].items():
         require(case, f"{where}, {brief(name)}", "", patient=TEXT, slices=COUNT, stamp=LIST, **hashes)
     about["recipe"] = with_defaults(about["recipe"], PREPARE)
-    Recipe.published.but(depth=1, **about["recipe"])
-    return sum(case["slices"] for case in about["cases"].values())
+    recipe = Recipe.published.but(depth=1, **about["recipe"])
+    return sum(case["slices"] for case in about["cases"].values()), recipe

@@ -38,15 +38,14 @@ class Window:
 
     @classmethod
     def of(cls, voxels: np.ndarray, recipe: Recipe) -> "Window":
-        """Return the window of a volume (X, Y, Z), or of the first sequence of (C, X, Y, Z).
+        """Return the window of a volume (X, Y, Z), or of the first sequence of (C, X, Y, Z) that is not empty.
 
         It is the smallest centred square that contains the slices. With `recipe.crop` it contains the head instead:
         the columns and rows with at least 1 % foreground (see `foreground`), and a margin of 4 % on every side.
         """
-        if voxels.ndim == 4:
-            voxels = voxels[0]
         if not recipe.crop:
-            return cls.whole(voxels.shape)
+            return cls.whole(voxels.shape[-3:])
+        voxels = first_of_sequences(voxels)
         bright = foreground(voxels)
         inside = [np.flatnonzero(bright.mean(axes) >= 0.01) for axes in ((1, 2), (0, 2))]
         if not all(map(len, inside)):
@@ -68,6 +67,11 @@ class Window:
     def margins(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return what to add to a slice (negative: to cut off) on the left, right, top and bottom to see the window."""
         return -self.left, self.left + self.side - width, -self.top, self.top + self.side - height
+
+
+def first_of_sequences(voxels: np.ndarray) -> np.ndarray:
+    """Return the first sequence of a volume (C, X, Y, Z) that is not empty, or a volume (X, Y, Z) itself."""
+    return voxels if voxels.ndim == 3 else next((one for one in voxels if one.any()), voxels[0])
 
 
 def foreground(voxels: np.ndarray) -> np.ndarray:
@@ -119,6 +123,11 @@ def mask_to_slices(
     return (_resize(torch.stack(seen, dim=1), recipe.image_size) >= 0.5).to(torch.uint8)
 
 
+def packed(masks: np.ndarray) -> np.ndarray:
+    """Return masks (N, K, S, S) of 0 and 1, of up to 8 regions, as (N, 1, S, S) uint8: bit k is region k."""
+    return (masks << np.arange(masks.shape[1], dtype=np.uint8)[:, None, None]).sum(1, dtype=np.uint8, keepdims=True)
+
+
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | None = None) -> np.ndarray:
     """Return slices (Z, K, S, S) as a float32 volume (K, X, Y, Z), the inverse of `image_to_slices`.
 
@@ -153,7 +162,7 @@ def _resize(slices: Tensor, side: int) -> Tensor:
 
 
 def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarray:
-    """Return the z indices of the slices to keep, for a volume and its boolean mask, both (X, Y, Z).
+    """Return the z indices of the slices to keep, for a volume (X, Y, Z) and its boolean mask of any region.
 
     `tumour`: at least one voxel of the mask. `brain`: at least 2 % of the voxels brighter than the
     mean of the volume. `all`: every slice.

@@ -27,6 +27,7 @@ MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more i
 MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
 NEARLY = 1.001e-3  # of a label
 SPACINGS = 1e-3, 1e3  # millimetres
+TOLERANCE = 1e-2  # millimetres between the affines of images on one grid
 MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
 KINDS = {"c": "Save their magnitude as float32.", "V": "They are colours: export the intensities themselves."}
 
@@ -51,8 +52,9 @@ class Source:
 class Volume:
     """A volume in LPS order, with what is needed to write a result on the grid of its file.
 
-    `voxels`: (X, Y, Z), any real dtype. `affine`: (4, 4), voxel to millimetres, of the LPS voxels. `stored_affine`,
-    `header`: as in the file. `assumed`: the assumed orientation of the file, such as "ras"; empty if the header has it.
+    `voxels`: (X, Y, Z), any real dtype; of several sequences, (C, X, Y, Z). `affine`: (4, 4), voxel to millimetres, of
+    the LPS voxels. `stored_affine`, `header`: as in the file. `assumed`: the assumed orientation of the file, such as
+    "ras"; empty if the header has it. `resampled`: the sequences that came from another grid.
     """
 
     voxels: np.ndarray
@@ -60,6 +62,7 @@ class Volume:
     stored_affine: np.ndarray
     header: nib.Nifti1Header
     assumed: str = ""
+    resampled: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:

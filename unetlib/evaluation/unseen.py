@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetlib.data.cases import copy_of, hash_voxels
+from unetlib.data.cases import copy_of, hash_images
 from unetlib.data.naming import TABLE, divided, key, patient_of
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases
+from unetlib.data.sequences import stack
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.runs.provenance import find_own, learned, own_cases, part_by_sign, reasons, signs
@@ -96,7 +97,7 @@ def choose_others(
     Without `part` these are the cases of all patients from whom the run has not learned, each scan once. The hashes of
     the images are stored in `folder`; `assume` as in `find_cases`. Raises `UnetlibError` when no case is left.
     """
-    cohort = find_cases(root, assume=assume)
+    cohort = find_cases(root, assume=assume, **run.reading)
     hashes = _hashes(cohort, run, folder)
     parts = _parts(cohort, run, hashes)
     if part is not None:
@@ -128,7 +129,7 @@ def choose_others(
     return cohort, [case for case in chosen if case.id not in copies], [note] if seen else []
 
 
-def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, str]]) -> dict[str, str | None]:
+def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, Any]]) -> dict[str, str | None]:
     """Return the part of a run that each case of other data belongs to, or `None`.
 
     Patients are recognised by their name, at the time of the split or today, and by a scan with the voxels of one of
@@ -156,7 +157,7 @@ def _by_name(own: list[dict[str, Any]], split: Split | None) -> dict[str, str]:
     return parts
 
 
-def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, str]]:
+def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, Any]]:
     """Return, for each case of other data, the hashes to compare with the run's own cases."""
     provenance = run.provenance
     records = [*provenance.get("earlier", {}).values(), *provenance.get("cases", {}).values()]
@@ -165,19 +166,21 @@ def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, str]]
     sizes = {tuple(file[1] for file in case["files"]) for case in records if "image" not in case}
     found = {}
     for case in cohort.cases:
-        found[case.id] = {"image": images[case.id]} if images.get(case.id) else {}
+        found[case.id] = {"image": images[case.id][0], "images": images[case.id]} if images.get(case.id) else {}
         if tuple(file[1] for file in case.stamp(cohort.root)) in sizes:
             found[case.id]["sha256"] = sha256(*case.files())
     return found
 
 
-def _images(cohort: Cohort, path: Path) -> dict[str, str]:
-    """Return the hash of each case's image, empty if it cannot be read; `path` stores them for next time."""
+def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
+    """Return the hash of each of a case's images, none if one cannot be read; `path` stores them for next time."""
     try:
         before = read_json(path)
     except UnetlibError:
         before = {}
-    stamps = {case.id: digest([case.id, cohort.assume, case.stamp(cohort.root)]) for case in cohort.cases}
+    stamps = {
+        case.id: digest([case.id, case.modalities, cohort.assume, case.stamp(cohort.root)]) for case in cohort.cases
+    }
     known = {stamp: before[stamp] for stamp in stamps.values() if isinstance(before.get(stamp), str)}
     todo = [case for case in cohort.cases if stamps[case.id] not in known]
     try:
@@ -186,11 +189,12 @@ def _images(cohort: Cohort, path: Path) -> dict[str, str]:
     finally:
         if todo:
             write_json(path, dict(sorted(known.items())))
-    return {id: known[stamp] for id, stamp in stamps.items()}
+    return {id: known[stamp].split() for id, stamp in stamps.items()}
 
 
 def _hash_image(case: Case) -> str:
     try:
-        return hash_voxels(read_volume(case.images["flair"]).voxels)
+        images = {name: read_volume(case.images[name]) for name in case.modalities if name in case.images}
+        return " ".join(hash_images(stack(images, case.modalities, case.fill)))
     except UnetlibError:
         return ""

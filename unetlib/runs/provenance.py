@@ -36,11 +36,12 @@ def write_provenance(
     """Write `provenance.json` of a run: what it is trained on, and a list of sessions. A new session is added
     when its software, machine, device or number of threads differ from those of the last.
 
-    `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its
-    files as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels,
-    `content` of the voxels of image and mask), its part and its number of prepared slices. `left_out` names the cases
-    that could not be used. `earlier` holds the cases that the run `start_from` and those before it have learned from.
-    `prepared_by` is the version of the library that prepared the data. `data` is `None` for the user's own data set.
+    `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its files
+    as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels, `content` of
+    the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its number of
+    prepared slices. `left_out` names the cases that could not be used. `earlier` holds the cases that the run
+    `start_from` and those before it have learned from. `prepared_by` is the version of the library that prepared the
+    data. `data` is `None` for the user's own data set.
     """
     about, before = _described(data) if data else {}, run.provenance
     about["recipe"] = recipe.as_dict()
@@ -57,7 +58,9 @@ def _described(data: Prepared) -> dict[str, Any]:
             "patient": case["patient"],
             "part": part_of[case["patient"]],
             "files": case["stamp"],
-            **{name: case[name] for name in (*HASHES, "slices", "named_by") if name in case},  # 0.3 knows only two
+            **{
+                name: case[name] for name in (*HASHES, "images", "slices", "named_by") if name in case
+            },  # 0.3 knows only two
         }
         for name, case in data.about["cases"].items()
     }
@@ -89,7 +92,7 @@ def find_own(run: Run) -> Cohort:
             f"{root}, where the patients were, no longer exists. If they were moved, change `data` in "
             f"{run.recipe_file}; to score others, name their folder with --data."
         )
-    return find_cases(root, assume=run.about().get("assume"))
+    return find_cases(root, assume=run.about().get("assume"), **run.reading)
 
 
 def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
@@ -148,7 +151,7 @@ def signs(case: dict[str, Any], name: str = "") -> set[str]:
 
     Two cases with a sign in common are of one person. `name` is the id of the case if the record lacks it.
     """
-    hashes = {case[kind] for kind in ("image", "sha256") if kind in case}
+    hashes = {case[kind] for kind in ("image", "sha256") if kind in case} | set(case.get("images", ()))
     return hashes | set(filter(None, map(world_name, (case["patient"], name or case.get("case", "")))))
 
 

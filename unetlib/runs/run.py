@@ -153,6 +153,12 @@ class Run:
         return Recipe(**self.about()["recipe"])
 
     @property
+    def reading(self) -> dict[str, str]:
+        """What `find_cases` needs to know to find the images that the network sees."""
+        recipe = self.recipe if self.exists else read_recipe(load_checkpoint(self.best)["recipe"], self.best)
+        return {"modalities": recipe.modalities, "missing": recipe.missing}
+
+    @property
     def split(self) -> Split:
         """The split of the run."""
         return Split.load(self.split_file)

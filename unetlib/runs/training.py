@@ -20,7 +20,8 @@ from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
-from unetlib.recipe import Recipe, mixed_presets
+from unetlib.presets import mixed_presets
+from unetlib.recipe import Recipe
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     begin_with,

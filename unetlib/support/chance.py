@@ -7,7 +7,7 @@ uninterrupted one.
 import numpy as np
 
 # Purposes: draws for different purposes are independent.
-ORDER, AUGMENTATION, BALANCE, WARP, INTENSITY, LAYERS = 1, 2, 3, 4, 5, 6
+ORDER, AUGMENTATION, BALANCE, WARP, INTENSITY, LAYERS, DROP = 1, 2, 3, 4, 5, 6, 7
 
 
 def generator(purpose: int, *coordinates: int) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def path(text: str) -> Path:
@@ -19,6 +20,16 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+class Words(argparse.Action):
+    """Store several words as one text, separated by spaces."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: object = None
+    ) -> None:
+        """Store them."""
+        setattr(namespace, self.dest, " ".join(values))
 
 
 def workers(parser: argparse.ArgumentParser) -> None:

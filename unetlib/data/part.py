@@ -1,0 +1,84 @@
+"""The part of one case: its slices and what identifies it, in a file of its own until all parts are merged."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unetlib.data.cases import HASHES, Case, hash_case, read_labels
+from unetlib.data.regions import Regions
+from unetlib.data.slices import Window, choose_slices, first_of_sequences, image_to_slices, mask_to_slices, packed
+from unetlib.recipe import PREPARE, Recipe
+from unetlib.support import files
+from unetlib.support.errors import UnetlibError, brief
+from unetlib.support.parts import Parts
+
+PART = ("images", "masks", "z", "tumour_voxels", *HASHES, "scans", "resampled", "regions")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to prepare, and everything its part is made from."""
+
+    case: Case
+    recipe: Recipe
+    parts: Parts
+    stamp: list[list[str | int]]
+
+    @property
+    def part(self) -> Path:
+        """The file of its part."""
+        assume = [self.case.seg.assume] if self.case.seg and self.case.seg.assume else []
+        return self.parts.path(self.case.id, self.recipe.stage(PREPARE), self.stamp, HASHES, *assume)
+
+
+def prepare_case(job: Job) -> str | None:
+    """Write the part of one case; return why it is left out, or `None`."""
+    try:
+        volume, labels, _ = read_labels(job.case)
+    except UnetlibError as error:
+        return str(error).removeprefix(f"{job.case.id}: ")
+    regions, (scans, content) = Regions.of(job.recipe, job.case.layout).masks(labels), hash_case(volume, labels)
+    mask = np.asarray(regions.any(0))
+    z = choose_slices(first_of_sequences(volume.voxels), mask, job.recipe.slices)
+    images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than resizing all, then selecting
+    masks = mask_to_slices(regions, job.recipe, z, Window.of(volume.voxels, job.recipe)).numpy()
+    with files.atomic(job.part) as temporary, open(temporary, "wb") as file:
+        np.savez(
+            file,
+            images=images.numpy().astype(np.float16),
+            masks=packed(masks),
+            z=z,
+            tumour_voxels=mask[:, :, z].sum((0, 1)),
+            sha256=np.array(files.sha256(*job.case.files())),
+            image=np.array(scans[0]),
+            content=np.array(content),
+            scans=np.array(scans),
+            resampled=np.array(volume.resampled, dtype=str),
+            regions=regions.any((1, 2, 3)),
+        )
+    return None
+
+
+def read_part(job: Job) -> dict[str, np.ndarray]:
+    """Return the arrays that `prepare_case` has written; raises `UnetlibError` when they are damaged or invalid."""
+    side = job.recipe.image_size
+    try:
+        files.refuse_packed(job.part)
+        with np.load(job.part, allow_pickle=False) as file:
+            part = {name: file[name] for name in PART}
+        images, masks, number = part["images"], part["masks"], len(part["z"])
+        channels, regions = len(job.case.modalities), len(job.recipe.regions.split())
+        if images.shape != (number, channels, side, side) or masks.shape != (number, 1, side, side):
+            raise ValueError(f"images {images.shape} and masks {masks.shape}")
+        if images.dtype != np.float16 or masks.dtype != np.uint8 or any(part[kind].dtype != "<U64" for kind in HASHES):
+            raise ValueError("arrays of other types")
+        if part["regions"].shape != (regions,) or part["scans"].dtype != "<U64" or part["resampled"].dtype.kind != "U":
+            raise ValueError("other regions or sequences")
+        if part["tumour_voxels"].shape != (number,) or masks.max(initial=0) >> regions or not np.isfinite(images).all():
+            raise ValueError("values that no slice has")
+    except Exception as error:  # zipfile and numpy raise many types of exception on damaged files
+        raise UnetlibError(
+            f"{job.part} is damaged ({brief(str(error))}). Delete it, then give the same command again."
+        ) from error
+    return part
