@@ -1,0 +1,287 @@
+"""Several sequences and regions: found, read on one grid, prepared, hashed and trained on."""
+
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import LPS, SMALL
+from unetlib.augment import drop_sequences
+from unetlib.data.cases import read_case, read_regions
+from unetlib.data.patients import find_cases
+from unetlib.data.prepare import prepare
+from unetlib.data.prepared import Prepared
+from unetlib.data.regions import Regions
+from unetlib.data.slices import image_to_slices, mask_to_slices, packed
+from unetlib.dataset import SliceDataset, unpacked
+from unetlib.recipe import Recipe
+from unetlib.runs.run import Run
+from unetlib.runs.training import train
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json, write_json
+
+SEQUENCES = ("flair", "t1", "t1ce", "t2")
+ALL = "flair t1 t1ce t2"
+THREE = "whole core enhancing"
+FOUR = SMALL.but(modalities=ALL, regions=THREE, slices="all")
+SHAPE = (36, 40, 6)
+
+
+def save(path, voxels, affine=LPS):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+
+
+def write(folder, index, sequences=SEQUENCES, labels=(2, 1, 4), name="BraTS2021_{:05d}"):
+    """Write a patient: nested boxes of labels, each bright in a sequence of its own."""
+    rng, id = np.random.default_rng(index), name.format(index)
+    outer, core, inner = labels
+    seg = np.zeros(SHAPE, np.uint8)
+    x, y = rng.integers(4, 14, 2)
+    seg[x : x + 14, y : y + 16, 1:5] = outer
+    seg[x + 3 : x + 10, y + 3 : y + 11, 2:4] = core
+    seg[x + 5 : x + 8, y + 5 : y + 8, 2:4] = inner
+    for number, sequence in enumerate(sequences):
+        voxels = rng.normal(100, 5, SHAPE) + 40 * np.isin(seg, labels[number % 3 :])
+        save(folder / id / f"{id}_{sequence}.nii.gz", voxels.astype(np.int16))
+    save(folder / id / f"{id}_seg.nii.gz", seg)
+    return id
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("four")
+    for index in range(5):
+        write(folder, index)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(cohort, tmp_path_factory):
+    return prepare(cohort, tmp_path_factory.mktemp("prepared") / "p", FOUR, workers=1)
+
+
+def stored(cohort, id, kind):
+    return np.asarray(nib.load(cohort / id / f"{id}_{kind}.nii.gz").dataobj)
+
+
+def test_each_sequence_is_a_channel_and_each_region_a_bit(cohort, prepared):
+    data, start = prepared.dataset(), 0
+    for id, case in prepared.about["cases"].items():
+        images, masks = data.batch(np.arange(start, start + case["slices"]))
+        start += case["slices"]
+        seg = stored(cohort, id, "seg")
+        for channel, sequence in enumerate(SEQUENCES):
+            expected = image_to_slices(stored(cohort, id, sequence), FOUR)[:, 0]
+            np.testing.assert_allclose(images[:, channel], expected, atol=5e-4)  # float16
+        for region, own in enumerate(([1, 2, 4], [1, 4], [4])):
+            np.testing.assert_array_equal(masks[:, region], mask_to_slices(np.isin(seg, own), FOUR)[:, 0])
+    assert start == len(data)
+    assert prepared.masks.dtype == np.uint8
+    assert prepared.masks.shape[1] == 1
+
+
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_unpacked_masks_are_those_that_were_packed(regions, seed):
+    masks = np.random.default_rng(seed).integers(0, 2, (3, regions, 4, 5)).astype(np.uint8)
+    assert packed(masks).shape == (3, 1, 4, 5)
+    np.testing.assert_array_equal(unpacked(packed(masks), regions), masks)
+
+
+def test_a_data_set_in_memory_may_hold_one_mask_a_region():
+    masks = np.random.default_rng(0).integers(0, 2, (4, 3, 8, 8)).astype(np.uint8)
+    images, parts = np.zeros((4, 1, 8, 8), np.float32), {"train": np.arange(4)}
+    plain = SliceDataset(images, masks, parts, np.array([4]))
+    small = SliceDataset(images, packed(masks), parts, np.array([4]), regions=3)
+    for one in (plain, small):
+        np.testing.assert_array_equal(one.batch(np.array([2, 0]))[1], masks[[2, 0]])
+    np.testing.assert_array_equal(plain.tumour, small.tumour)
+
+
+def test_the_order_of_the_words_is_the_order_of_the_channels(cohort, tmp_path):
+    recipe = FOUR.but(modalities="t2 flair", regions="enhancing whole")
+    data = prepare(cohort, tmp_path / "p", recipe, workers=1)
+    images, masks = data.dataset().batch(np.arange(6))
+    id = next(iter(data.about["cases"]))
+    np.testing.assert_allclose(images[:, 0], image_to_slices(stored(cohort, id, "t2"), recipe)[:, 0], atol=5e-4)
+    np.testing.assert_array_equal(masks[:, 1], mask_to_slices(stored(cohort, id, "seg") > 0, recipe)[:, 0])
+
+
+def test_a_case_without_a_sequence_is_left_out_by_name_or_seen_empty(cohort, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(cohort, folder)
+    (folder / "BraTS2021_00002" / "BraTS2021_00002_t1ce.nii.gz").unlink()
+    (folder / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz").unlink()
+    left = prepare(folder, tmp_path / "p", FOUR, workers=1)
+    assert set(left.about["left_out"]) == {"BraTS2021_00002", "BraTS2021_00003"}
+    assert "no t1ce image" in left.about["left_out"]["BraTS2021_00002"]
+    filled = prepare(folder, tmp_path / "q", FOUR.but(missing="zero", crop=True), workers=1)
+    assert not filled.about["left_out"]
+    images, _ = filled.dataset().batch(np.arange(len(filled.images)))
+    cases = np.repeat(np.arange(5), [case["slices"] for case in filled.about["cases"].values()])
+    empty = [(case, channel) for case in range(5) for channel in range(4) if not images[cases == case, channel].any()]
+    assert empty == [(2, 2), (3, 0)]
+
+
+def test_a_sequence_that_no_case_has_is_refused(cohort, tmp_path):
+    for id in ("BraTS2021_00007", "BraTS2021_00008"):
+        write(tmp_path / "data", int(id[-1]), ("flair", "t1"))
+    for missing in ("leave-out", "zero"):
+        with pytest.raises(UnetlibError, match=r"no case has a t1ce image. Leave t1ce out"):
+            find_cases(tmp_path / "data", ALL, missing=missing)
+    with pytest.raises(UnetlibError, match="'t9' is not a modality"):
+        find_cases(cohort, "flair t9")
+
+
+def test_a_sequence_on_another_grid_is_brought_to_the_first(cohort, tmp_path, capsys):
+    folder = tmp_path / "data"
+    shutil.copytree(cohort, folder)
+    path = folder / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in SHAPE), indexing="ij")
+    ramp = 3 * x + 2 * y + 5 * z  # linear interpolation gives a linear image again
+    save(path, ramp)
+    finer = np.diag([-0.5, -0.5, 1.0, 1.0])
+    big = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (71, 79, 6)), indexing="ij"))
+    expected = read_case(find_cases(folder, "flair t1").cases[1])[0]
+    save(path, (3 * big[0] / 2 + 2 * big[1] / 2 + 5 * big[2]).astype(np.float32), finer)
+    found = read_case(find_cases(folder, "flair t1").cases[1])[0]
+    assert (expected.resampled, found.resampled) == ((), ("t1",))
+    np.testing.assert_allclose(found.voxels[1], expected.voxels[1], atol=1e-3)
+    np.testing.assert_array_equal(found.voxels[0], expected.voxels[0])
+    assert prepare(folder, tmp_path / "p", FOUR, workers=1).about["cases"]["BraTS2021_00001"]["resampled"] == ["t1"]
+    assert "Resampled to the grid of flair: sequences of 1 case (BraTS2021_00001)" in capsys.readouterr().out
+
+
+def test_sequences_that_lie_apart_are_refused(cohort, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(cohort, folder)
+    far = LPS.copy()
+    far[:3, 3] = -30, 0, 0
+    path = folder / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
+    save(path, stored(cohort, "BraTS2021_00001", "t1"), far)
+    with pytest.raises(UnetlibError, match=r"BraTS2021_00001: its t1 image shows \d+% of the head .* brought together"):
+        read_case(find_cases(folder, "flair t1").cases[1])
+
+
+def test_a_copy_of_another_sequence_counts_as_missing(cohort, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(cohort, folder)
+    save(folder / "BraTS2021_00001" / "BraTS2021_00001_t2.nii.gz", stored(cohort, "BraTS2021_00001", "flair"))
+    with pytest.raises(UnetlibError, match="its t2 image has the voxels of its flair image, so it is missing"):
+        read_case(find_cases(folder, ALL).cases[1])
+    voxels = read_case(find_cases(folder, ALL, missing="zero").cases[1])[0].voxels
+    assert [bool(one.any()) for one in voxels] == [True, True, True, False]
+
+
+def test_any_changed_sequence_is_a_change_and_any_equal_one_the_same_scan(cohort, prepared, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(cohort, folder)
+    prepare(folder, tmp_path / "p", FOUR, workers=1)
+    for kind in (*SEQUENCES, "seg"):
+        path = folder / "BraTS2021_00004" / f"BraTS2021_00004_{kind}.nii.gz"
+        before, voxels = path.read_bytes(), stored(cohort, "BraTS2021_00004", kind).copy()
+        voxels[20, 20, 3] = 2 if kind == "seg" and voxels[20, 20, 3] != 2 else voxels[20, 20, 3] // 2
+        save(path, voxels)
+        with pytest.raises(UnetlibError, match=r"1 case added, removed or changed \(BraTS2021_00004\)"):
+            prepare(folder, tmp_path / "p", FOUR, workers=1)
+        path.write_bytes(before)
+    other = tmp_path / "more" / write(tmp_path / "more", 8)
+    shutil.copytree(cohort, tmp_path / "more", dirs_exist_ok=True)
+    shutil.copy(cohort / "BraTS2021_00001" / "BraTS2021_00001_t2.nii.gz", other / "BraTS2021_00008_t2.nii.gz")
+    about = prepare(tmp_path / "more", tmp_path / "q", FOUR, workers=1).about
+    assert "same voxels as that of BraTS2021_00001" in about["left_out"]["BraTS2021_00008"]
+
+
+def test_regions_follow_the_labels_of_each_data_set(tmp_path):
+    seen = {}
+    for labels, name in (((2, 1, 4), "BraTS2021_{:05d}"), ((2, 1, 3), "BraTS-GLI-{:05d}-000")):
+        folder = tmp_path / str(labels)
+        id = write(folder, 1, ("flair",), labels, name)
+        if "GLI" in name:
+            for kind in ("flair", "seg"):
+                (folder / id / f"{id}_{kind}.nii.gz").rename(
+                    folder / id / f"{id}-{'t2f' if kind == 'flair' else kind}.nii.gz"
+                )
+        seen[labels] = read_regions(find_cases(folder).cases[0], FOUR)[1]
+    np.testing.assert_array_equal(seen[2, 1, 4], seen[2, 1, 3])
+    whole, core, enhancing = seen[2, 1, 4]
+    assert whole.sum() > core.sum() > enhancing.sum() > 0
+    assert not (core & ~whole).any()
+    assert not (enhancing & ~core).any()
+
+
+def test_labels_decide_where_the_names_do_not(tmp_path):
+    write(tmp_path / "data", 1, ("flair",), (1, 2, 3), "case{:d}")
+    case = find_cases(tmp_path / "data").cases[0]
+    with pytest.raises(UnetlibError, match="Say so: --labels"):
+        read_regions(case, FOUR)
+    masks = read_regions(case, FOUR.but(labels="decathlon"))[1]
+    seg = stored(tmp_path / "data", case.id, "seg")
+    for mask, own in zip(masks, ([1, 2, 3], [2, 3], [3]), strict=True):
+        np.testing.assert_array_equal(mask, np.isin(seg, own))
+    assert read_regions(case, FOUR.but(regions="whole solid=2+3"))[1][1].sum() == masks[1].sum()
+
+
+def test_a_region_of_labels_that_the_data_lack_is_refused(cohort, tmp_path):
+    with pytest.raises(UnetlibError, match="no case has a voxel of the region cyst"):
+        prepare(cohort, tmp_path / "p", FOUR.but(regions="whole cyst=3"), workers=1)
+
+
+@pytest.mark.parametrize("scheme", ["brats2021", "brats2023", "decathlon"])
+def test_a_label_map_gives_its_regions_back(scheme):
+    regions = Regions.of(FOUR.but(labels=scheme))
+    labels = np.random.default_rng(0).choice([0, *{"brats2021": (1, 2, 4)}.get(scheme, (1, 2, 3))], (5, 6, 7))
+    np.testing.assert_array_equal(regions.label_map(regions.masks(labels)), labels)
+    assert Regions.of(FOUR.but(regions="whole solid=1+4")).label_map(np.zeros((2, 3, 3, 3), bool)) is None
+
+
+def test_dropped_sequences_are_a_pure_function_and_never_all():
+    seed = 3
+    images = torch.ones(200, 8, 4, 4)  # four sequences of two slices
+    found = drop_sequences(images, seed, 1, 2, 4, 0.6)
+    assert torch.equal(found, drop_sequences(images, seed, 1, 2, 4, 0.6))
+    assert not torch.equal(found, drop_sequences(images, seed, 1, 3, 4, 0.6))
+    kept = found.amax((2, 3))
+    assert torch.equal(kept, found.amin((2, 3)))  # whole channels
+    assert torch.equal(kept[:, :4], kept[:, 4:])  # a sequence with its neighbours
+    assert (kept[:, :4].sum(1) >= 1).all()
+    expected = 0.4 + 0.6**4 / 4  # one of all four comes back
+    assert abs(float(kept.mean()) - expected) < 0.05
+
+
+def test_four_sequences_and_three_regions_are_trained_and_resumed(prepared, tmp_path):
+    recipe = FOUR.but(drop_modalities=0.3, loss="dice+bce")
+    whole = train(prepared, tmp_path / "whole", recipe, threads=1)
+    train(prepared, tmp_path / "parts", recipe, threads=1, max_steps=3)
+    train(prepared, tmp_path / "parts", recipe, threads=1)
+    one, other = (Run(tmp_path / name) for name in ("whole", "parts"))
+    assert one.best.read_bytes() == other.best.read_bytes()
+    assert whole.best_dice > 0
+    assert one.recipe.labels == "brats2021"  # as the names of the files showed
+    network = one.load()[0]
+    assert network(torch.zeros(1, 4, 32, 32)).shape == (1, 3, 32, 32)
+    assert len(read_json(one.provenance_file)["cases"]["BraTS2021_00000"]["images"]) == 4
+
+
+def test_other_sequences_or_regions_are_refused_on_resuming(cohort, prepared, tmp_path):
+    train(prepared, tmp_path / "run", FOUR, threads=1, max_steps=1)
+    for change in ({"modalities": "flair t1"}, {"regions": "whole"}):
+        other = prepare(cohort, tmp_path / next(iter(change)), FOUR.but(**change), workers=1)
+        with pytest.raises(UnetlibError, match=next(iter(change))):
+            train(other, tmp_path / "run", FOUR.but(**change), threads=1)
+
+
+def test_published_slices_do_not_know_of_sequences_and_regions(cohort, tmp_path):
+    """A folder of version 0.5 has none of these fields and opens; it holds the same bytes."""
+    data = prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert data.images.shape[1] == data.masks.shape[1] == 1
+    assert all("images" not in case for case in data.about["cases"].values())
+    for name in ("modalities", "regions", "labels", "missing"):
+        assert data.about["recipe"].pop(name) == getattr(Recipe.published, name)
+
+    write_json(tmp_path / "p" / "prepared.json", data.about)
+    assert Prepared.open(tmp_path / "p").about["recipe"]["modalities"] == "flair"
