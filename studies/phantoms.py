@@ -62,7 +62,7 @@ def main() -> None:
     parser = study_parser("phantoms", __doc__, many=True)
     arguments = parser.parse_args()
     run = pretrained(arguments.work, STRONG)
-    packed = pack(run, SHIPPED)
+    packed = pack(run, SHIPPED["phantoms"])
     size = packed.best.stat().st_size / 1e6
     rows = []
     for data in arguments.data:

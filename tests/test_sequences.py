@@ -20,7 +20,7 @@ from unetlib.data.slices import image_to_slices, mask_to_slices, packed
 from unetlib.dataset import SliceDataset, unpacked
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
-from unetlib.runs.training import train
+from unetlib.runs.training import open_loop, train
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_json, write_json
 
@@ -285,3 +285,19 @@ def test_published_slices_do_not_know_of_sequences_and_regions(cohort, tmp_path)
 
     write_json(tmp_path / "p" / "prepared.json", data.about)
     assert Prepared.open(tmp_path / "p").about["recipe"]["modalities"] == "flair"
+
+
+def test_a_run_may_start_from_weights_of_further_sequences_and_regions(cohort, prepared, tmp_path):
+    train(prepared, tmp_path / "four", FOUR, threads=1)
+    recipe = FOUR.but(modalities="t1ce flair", regions="enhancing whole")
+    data = prepare(cohort, tmp_path / "two", recipe, workers=1)
+    loop = open_loop(data, Run(tmp_path / "run"), recipe, start_from=Run(tmp_path / "four"), threads=1)
+    images = torch.rand(2, 2, 32, 32)
+    four = torch.zeros(2, 4, 32, 32)
+    four[:, 2], four[:, 0] = images[:, 0], images[:, 1]
+    with torch.inference_mode():
+        found, expected = loop.network.eval()(images), Run(tmp_path / "four").load()[0](four)
+    torch.testing.assert_close(found, expected[:, [2, 0]])
+    train(data, tmp_path / "two-run", recipe, threads=1)
+    with pytest.raises(UnetlibError, match="two-run has no weights for t1, t2: its modalities are t1ce flair"):
+        train(prepared, tmp_path / "again", FOUR, threads=1, start_from=tmp_path / "two-run")

@@ -42,15 +42,15 @@ def data(tmp_path_factory):
 
 def test_its_weights_are_those_that_the_page_of_the_study_names():
     page = (ROOT / "studies" / "PHANTOMS.md").read_text(encoding="utf-8")
-    assert re.search(r"SHA-256 `(\w+)`", page).group(1) == sha256(Run(SHIPPED).best)
+    assert re.search(r"SHA-256 `(\w+)`", page).group(1) == sha256(Run(SHIPPED["phantoms"]).best)
 
 
 def test_it_is_the_strong_recipe_on_phantoms_alone_and_names_no_place_of_the_machine_that_made_it():
     own = {**Recipe.strong.but(epochs=10).as_dict(), "phantoms": False}
-    assert Run(SHIPPED).recipe.as_dict() == own
-    assert {case["patient"][:8] for case in Run(SHIPPED).provenance["cases"].values()} == {"Phantom_"}
+    assert Run(SHIPPED["phantoms"]).recipe.as_dict() == own
+    assert {case["patient"][:8] for case in Run(SHIPPED["phantoms"]).provenance["cases"].values()} == {"Phantom_"}
     for name in ("recipe_file", "provenance_file"):
-        assert read_json(getattr(Run(SHIPPED), name))["data"] == ""
+        assert read_json(getattr(Run(SHIPPED["phantoms"]), name))["data"] == ""
 
 
 def test_predict_takes_it_by_name_and_says_what_it_is(there, capsys):
@@ -77,7 +77,7 @@ def test_scores_of_it_are_written_beside_a_copy_in_the_working_directory(there):
     summary = evaluate("phantoms", there / "data", device="cpu")
     assert summary["patients"] == 2
     assert (there / "phantoms" / "evaluation" / "data-data" / "summary.json").exists()
-    assert not Run(SHIPPED).evaluation.exists()
+    assert not Run(SHIPPED["phantoms"]).evaluation.exists()
     assert evaluate("phantoms", there / "data", device="cpu") == summary
 
 
@@ -98,18 +98,18 @@ def test_a_training_begins_with_its_weights(data, tmp_path, begin):
     recipe = FITTING.but(phantoms=begin == "by the recipe")
     start = Run.to_read("phantoms") if begin == "by its name" else None
     loop = open_loop(data, Run(tmp_path / "run"), recipe, start_from=start)
-    expected = load_checkpoint(Run(SHIPPED).best)["model"]
+    expected = load_checkpoint(Run(SHIPPED["phantoms"]).best)["model"]
     for name, weight in loop.network.module.state_dict().items():
         assert torch.equal(weight, expected[name])
     about = Run(tmp_path / "run").about()
-    assert about["start_from"] == sha256(Run(SHIPPED).best)
+    assert about["start_from"] == sha256(Run(SHIPPED["phantoms"]).best)
     assert len(Run(tmp_path / "run").provenance["earlier"]) == 109
 
 
 def test_without_them_it_begins_at_random(data, tmp_path):
     loop = open_loop(data, Run(tmp_path / "run"), FITTING.but(phantoms=False))
     name, weight = next(iter(loop.network.module.state_dict().items()))
-    assert not torch.equal(weight, load_checkpoint(Run(SHIPPED).best)["model"][name])
+    assert not torch.equal(weight, load_checkpoint(Run(SHIPPED["phantoms"]).best)["model"][name])
     assert Run(tmp_path / "run").about()["start_from"] is None
 
 

@@ -17,7 +17,7 @@ from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
 from unetlib.prediction.decision import Decision, how_to_decide, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
-from unetlib.runs.run import SHIPPED, Run, channels_of
+from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import say
@@ -100,7 +100,7 @@ class Predictor(ABC):
             )
         if recipe.members > 1:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in run.members], decision)
-        if run.folder == SHIPPED:
+        if run.shipped:
             say(f"{run}: {content['note']}")
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)

@@ -7,15 +7,13 @@ from torch import nn
 
 from unetlib.checks import get_batch, samples
 from unetlib.data.prepared import Prepared
-from unetlib.data.split import PARTS
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, Recipe, changed
 from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
-from unetlib.runs.provenance import learned, part_by_sign, signs
 from unetlib.runs.run import Run, read_recipe
-from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
-from unetlib.support.files import digest, read_csv, require_empty, sha256, write_csv, write_json
+from unetlib.support.errors import UnetlibError, brief, counted, made_by
+from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
@@ -105,72 +103,11 @@ def contents_of(data: Prepared | Trainable) -> dict[str, str]:
     return {"data": digest([[some.tolist() for some in positions], *sums])}
 
 
-def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -> str | None:
-    """Return the hash of the best weights of `other`, from which a run starts; `None` without `other`.
-
-    Raises `UnetlibError` when these weights are missing, or when a run without checkpoint was started from others.
-    """
-    first = sha256(other.best) if other and other.best.is_file() else None
-    if other and first is None:
-        there = other.folder.exists()
-        what = "has no best weights yet" if other.exists else "is not a run folder"
-        advice = f"leave --start-from out: {run} has started and no longer needs it"
-        raise UnetlibError(
-            f"--start-from {other} {what if there else 'does not exist'} ({other.best.name} was expected there). "
-            + (f"Restore it, or {advice}." if content else "Name the folder of a finished training.")
-        )
-    if content is None and run.exists and run.about().get("start_from") not in (None, first):
-        raise UnetlibError(
-            f"{run} was started from the weights of another run and has no checkpoint yet. Name that run again with "
-            "--start-from, or choose a new run folder."
-        )
-    return first
-
-
 def recorded(run: Run) -> dict[str, Any]:
     """Return the content of `recipe.json`; that of a new run if it is missing or damaged."""
     with suppress(UnetlibError):
         return run.about()
     return {"unetlib": __version__}
-
-
-def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | Trainable) -> None:
-    """Load the best weights of another run into a fresh network.
-
-    Raises `UnetlibError` when that run has another network or other slices, or was trained on validation or test
-    patients of this one.
-    """
-    _, theirs, content = other.load()
-    before, now = theirs.as_dict(), recipe.as_dict()
-    if differences := changed({name: before[name] for name in SAME}, {name: now[name] for name in SAME}):
-        raise UnetlibError(
-            f"{other} has another network or other slices ({differences}), so its weights do not fit. Start from a run "
-            "with the same values, set these flags to its values, or begin with random weights (--no-phantoms)."
-        )
-    if isinstance(data, Prepared):
-        _refuse_leak(other, data)
-    load_weights(network, content, other.best)
-
-
-def _refuse_leak(other: Run, data: Prepared) -> None:
-    """Raise `UnetlibError` when another run has learned from a case that this one validates or tests on."""
-    if not other.provenance:
-        raise UnetlibError(
-            f"{other} does not say which patients it was trained on (it has no {other.provenance_file.name}): "
-            "validation and test patients could be among them. Start from a run that says so."
-        )
-    rank = {sign: PARTS.index(part) for sign, part in part_by_sign(learned(other).values()).items()}
-    leaked = [
-        name
-        for name, case in data.about["cases"].items()
-        if min(rank.get(sign, len(PARTS)) for sign in signs(case, name))
-        < PARTS.index(data.split.part_of(case["patient"]) or "test")
-    ]
-    if leaked:
-        raise UnetlibError(
-            f"{other} was trained or validated on {counted(len(leaked), 'case')} that {data.folder} keeps for "
-            f"validation or test ({first_of(leaked, 5)}): the scores would be too high. Start from another run."
-        )
 
 
 def resume(run: Run, content: dict[str, Any], network: nn.Module, average: nn.Module | None, loop: Loop) -> None:

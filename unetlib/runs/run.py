@@ -18,8 +18,10 @@ from unetlib.support.files import digest, home, read_json, require_empty, sha256
 from unetlib.support.messages import say, warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
 
-PHANTOMS = "phantoms"  # the name of the run that comes with the library
-SHIPPED = Path(__file__).parents[1] / "phantom" / "run"
+_HOME = Path(__file__).parents[1] / "phantom"
+# The runs that come with the library, trained on synthetic patients alone: on FLAIR for the whole tumour, and on four
+# sequences for three regions.
+SHIPPED = {"phantoms": _HOME / "run", "phantoms-four": _HOME / "run-four"}
 
 
 class _File:
@@ -60,12 +62,12 @@ class Run:
 
     @classmethod
     def to_read(cls, run: "Run | Path | str") -> "Run":
-        """Return the run in a folder, or the one that comes with the library, trained on synthetic patients alone.
+        """Return the run in a folder, or one that comes with the library (see `SHIPPED`).
 
-        The latter has the name `phantoms`, unless the working directory has a run of this name.
+        The latter has its name there, unless the working directory has a run of this name.
         """
         found = cls.of(run)
-        return cls(SHIPPED) if str(found) == PHANTOMS and not found.exists else found
+        return found if found.exists else cls(SHIPPED.get(str(found), found.folder))
 
     @classmethod
     def several(cls, runs: "Run | Path | str | Sequence[Run | Path | str]") -> "list[Run]":
@@ -76,19 +78,24 @@ class Run:
         return found
 
     def unpacked(self) -> "Run":
-        """Return this run, or a copy of the one that comes with the library, in the working directory.
+        """Return this run, or a copy of one that comes with the library, in the working directory.
 
         Results are written beside the copy. Raises `UnetlibError` if something else has its name.
         """
-        if self.folder != SHIPPED:
+        if not self.shipped:
             return self
-        require_empty(Path(PHANTOMS), "a run folder")
-        shutil.copytree(SHIPPED, PHANTOMS, dirs_exist_ok=True)
-        say(f"{PHANTOMS} is now a folder here, with a copy of these weights: results are written there.")
-        return Run(Path(PHANTOMS))
+        require_empty(Path(self.shipped), "a run folder")
+        shutil.copytree(self.folder, self.shipped, dirs_exist_ok=True)
+        say(f"{self} is now a folder here, with a copy of these weights: results are written there.")
+        return Run(Path(self.shipped))
+
+    @property
+    def shipped(self) -> str:
+        """Its name if it comes with the library, else an empty text."""
+        return next((name for name, folder in SHIPPED.items() if folder == self.folder), "")
 
     def __str__(self) -> str:
-        return PHANTOMS if self.folder == SHIPPED else str(self.folder)
+        return self.shipped or str(self.folder)
 
     def __fspath__(self) -> str:
         return str(self.folder)

@@ -22,12 +22,11 @@ from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.presets import mixed_presets
 from unetlib.recipe import Recipe
+from unetlib.runs.first_weights import begin_with, first_weights, shipped_for
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
-    begin_with,
     contents_of,
     describe_members,
-    first_weights,
     latest_checkpoint,
     refuse_changes,
     restore_checkpoints,
@@ -35,7 +34,7 @@ from unetlib.runs.resume import (
     write_history,
     write_recipe,
 )
-from unetlib.runs.run import SHIPPED, Run
+from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import home, locked, takes_paths
@@ -182,7 +181,7 @@ def open_loop(
     engine.fabric.barrier()
     content = latest_checkpoint(run)
     if recipe.phantoms and not (start_from or content):
-        start_from = Run(SHIPPED)
+        start_from = shipped_for(recipe)
     first = first_weights(run, start_from, content)
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
