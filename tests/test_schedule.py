@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.optim.swa_utils import AveragedModel
 
 from tests.conftest import SMALL
-from unetlib.engine.steps import move_average
+from unetlib.hooks import move_average
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
 from unetlib.schedule import learning_rate

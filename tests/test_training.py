@@ -18,9 +18,8 @@ from unetlib.augment import augment, change_intensity, warp
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
-from unetlib.engine.steps import move_average
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.hooks import Hook
+from unetlib.hooks import Hook, move_average
 from unetlib.loop import Loop
 from unetlib.metrics import count, dice
 from unetlib.networks import build_network

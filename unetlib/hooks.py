@@ -1,4 +1,4 @@
-"""Extension points of the training loop: hooks, and the engine that computes."""
+"""Extension points of the training loop: hooks, of which averaged weights are one, and the engine that computes."""
 
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,30 @@ class Hook:
 
     def on_epoch_end(self, loop: "Loop") -> None:
         """Called after each epoch; its row is the last one of `loop.state.history`."""
+
+
+class AveragedWeights(Hook):
+    """Keep a running average of the weights over the steps, in the network that is validated."""
+
+    def on_step_end(self, loop: "Loop", loss: float) -> None:
+        """Move the average towards the weights."""
+        number = loop.state.epoch * loop.steps + loop.state.step - 1
+        move_average(loop.validated, loop.network, loop.recipe.average, number)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
+    """Move the `average` of weights and batch norm statistics towards those of `network` after `step`.
+
+    The old average is weighted by `decay`, and by less in the first steps, so that the random initial weights are soon
+    forgotten. Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
+    """
+    keep = min(decay, (step + 1) / (step + 10))
+    for kept, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if kept.is_floating_point():
+            kept.lerp_(now, 1 - keep)
+        else:
+            kept.copy_(now)
 
 
 class Engine:

@@ -53,8 +53,8 @@ class Loop:
 
     def run(self) -> State:
         """Train to the end of the last epoch, or until a hook sets `stopping`; return the state."""
-        state, size = self.state, self.recipe.batch_size
         self.call_hooks("on_start")
+        state, size = self.state, self.recipe.batch_size
         while state.epoch < self.recipe.epochs and not self.stopping:
             order = self.order()
             while state.step < self.steps:

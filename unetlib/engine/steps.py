@@ -1,4 +1,4 @@
-"""Hooks that act in each step and write no files: averaged weights, a progress bar, a clean stop."""
+"""Hooks that act in each step and write no files: a progress bar, a clean stop."""
 
 import signal
 import threading
@@ -7,38 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
-from torch import nn
 
 from unetlib.engine.device import process_count
 from unetlib.engine.parallel import any_of
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
-
-
-class AveragedWeights(Hook):
-    """Keep a running average of the weights over the steps, in the network that is validated."""
-
-    def on_step_end(self, loop: Loop, loss: float) -> None:
-        """Move the average towards the weights."""
-        number = loop.state.epoch * loop.steps + loop.state.step - 1
-        move_average(loop.validated, loop.network, loop.recipe.average, number)
-
-
-@torch.no_grad()
-def move_average(average: nn.Module, network: nn.Module, decay: float, step: int) -> None:
-    """Move the `average` of weights and batch norm statistics towards those of `network` after `step`.
-
-    The old average is weighted by `decay`, and by less in the first steps, so that the random initial weights are soon
-    forgotten. Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
-    """
-    keep = min(decay, (step + 1) / (step + 10))
-    for kept, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(now, 1 - keep)
-        else:
-            kept.copy_(now)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
 from unetlib.engine.parallel import share_statistics
-from unetlib.engine.steps import AveragedWeights, Bar, Stop, stop_on_signal
+from unetlib.engine.steps import Bar, Stop, stop_on_signal
 from unetlib.engine.threads import Threads
-from unetlib.hooks import Hook
+from unetlib.hooks import AveragedWeights, Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.presets import mixed_presets
