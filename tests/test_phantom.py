@@ -13,6 +13,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from nilearn.datasets import load_mni152_brain_mask
 from scipy import ndimage
 
+from unetlib.cli import main
 from unetlib.data.cases import hash_case
 from unetlib.data.patients import find_cases, read_case, read_labels
 from unetlib.phantom.anatomy import COARSE, GRID, THICK, Phantom, atlas, coarse_points, column
@@ -512,3 +513,11 @@ def test_refuses_unknown_sequences(tmp_path, words):
     with pytest.raises(UnetlibError, match=rf"{words!r} were asked for; one or several of flair, t1, t1ce, t2 were"):
         make_cohort(tmp_path / "none", 1, modalities=words)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["--modalities", "t1", "flair"], "t1 flair"), ([], None)])
+def test_the_command_takes_sequences_as_words(tmp_path, monkeypatch, words, expected):
+    made = []
+    monkeypatch.setattr("unetlib.make_cohort", lambda *call: made.append(call))
+    main(["phantom", str(tmp_path / "out"), "--varied", "--patients", "2", *words])
+    assert made == [(tmp_path / "out", 2, 0, None, True, expected)]
