@@ -25,6 +25,7 @@ from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.summary import read_patients
+from unetlib.phantom.cohort import MODALITIES
 from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, changed
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -40,7 +41,8 @@ LOOKED_AT = 20  # real patients whom the maker of the phantoms could look at
 PHANTOMS = 115
 STRONG = Recipe.strong.but(phantoms=False)  # a cell says what it starts from
 FIRST = STRONG.but(neighbours=1, upright=True, epochs=20)  # the strong recipe before the ablation was complete
-NETWORK = ("network", "width", "image_size", "neighbours")  # that weights on phantoms depend on
+# What weights on phantoms depend on.
+NETWORK = ("network", "width", "image_size", "neighbours", "modalities", "regions", "drop_modalities")
 DIGITS = 12  # of a hash in the table
 
 
@@ -211,14 +213,16 @@ def on_phantoms(recipe: Recipe) -> Recipe:
 
 def pretrained(work: Path, recipe: Recipe) -> Run:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
-    make_cohort(work / "phantoms", PHANTOMS, varied=True)
-    split = make_split([case.patient for case in find_cases(work / "phantoms").cases], train_fraction=0.9)
-    usual = FIRST if recipe.neighbours else STRONG
-    other = "".join(f"-{getattr(recipe, name)}" for name in NETWORK if getattr(recipe, name) != getattr(usual, name))
+    own, usual = recipe.as_dict(), (FIRST if recipe.neighbours else STRONG).as_dict()
+    four = any(own.get(name) != usual.get(name) for name in ("modalities", "regions"))  # FLAIR alone has one label
+    data = work / ("phantoms-four" if four else "phantoms")
+    make_cohort(data, PHANTOMS, varied=True, modalities=" ".join(MODALITIES) if four else "flair")
+    split = make_split([case.patient for case in find_cases(data).cases], train_fraction=0.9)
+    other = "".join(f"-{own[name]}".replace(" ", "-") for name in NETWORK if own[name] != usual[name])
     cell = Cell(f"phantoms{'-first' if recipe.neighbours else ''}{other}", on_phantoms(recipe), split, "val")
     with FileLock(work / f"{cell.name}.lock"):  # several processes may start from it
         done = cell.run(work).decision_file.exists()
-        return cell.run(work) if done else cell.fit(work / "phantoms", work)
+        return cell.run(work) if done else cell.fit(data, work)
 
 
 def scores_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:

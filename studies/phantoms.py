@@ -2,7 +2,8 @@
 
 `python -m studies.phantoms [DATA ...]` makes 115 varied phantoms, trains `Recipe.strong` on them for 10 epochs, tunes
 threshold and smallest component on phantoms, and writes the run in half precision to `unetlib/phantom/run`. It prints
-the hash of the weights. It scores all patients of each folder DATA, none of whom was learned from.
+the hash of the weights. It scores all patients of each folder DATA, none of whom was learned from. With `--four` the
+network takes FLAIR, T1, contrast-enhanced T1 and T2 and marks three regions; its run is `unetlib/phantom/run-four`.
 """
 
 import json
@@ -12,10 +13,11 @@ from safetensors.torch import save_file
 
 from benchmarks.common import machine, markdown_table, record
 from studies import results
-from studies.cells import STRONG, pretrained, record_run, study_parser
+from studies.cells import STRONG, on_phantoms, pretrained, record_run, study_parser
 from studies.results import DICE
-from unetlib import evaluate
+from unetlib import Recipe, evaluate
 from unetlib.metrics import bootstrap_interval
+from unetlib.phantom.cohort import MODALITIES
 from unetlib.prediction.decision import read_decision, write_decision
 from unetlib.runs.run import SHIPPED, Run
 from unetlib.support.command import run_command
@@ -23,6 +25,7 @@ from unetlib.support.files import atomic, read_json, sha256, write_json
 
 PAGE = Path(__file__).with_name("PHANTOMS.md")
 KEPT = ("epoch", "val_dice", "channels")  # of a checkpoint, besides recipe and weights
+FOUR = {"modalities": " ".join(MODALITIES), "regions": "whole core enhancing", "drop_modalities": 0.25}
 NOTE = "These weights have seen synthetic patients alone: weights trained on real ones are far better."
 
 
@@ -47,31 +50,32 @@ def pack(run: Run, folder: Path) -> Run:
     return packed
 
 
-def score(run: Run, data: Path, work: Path) -> results.Result:
-    """Return the scores of all patients of a folder; computed once, and then read."""
-    name = f"phantoms-on-{data.name}"
+def score(name: str, run: Run, recipe: Recipe, data: Path, work: Path) -> results.Result:
+    """Return the scores of all patients of a folder, called `name` in the table; computed once, and then read."""
     if (found := results.read(name)) is not None:
         return found
-    copy = pack(run, work / "packed")
+    copy = pack(run, work / "packed" / run.folder.name)
     evaluate(copy, data)
-    return record_run(name, copy.evaluation / f"data-{data.name}", data, {"part": "all"}, STRONG.but(epochs=10))
+    return record_run(name, copy.evaluation / f"data-{data.name}", data, {"part": "all"}, on_phantoms(recipe))
 
 
 def main() -> None:
     """Train what is missing, pack it, and score."""
     parser = study_parser("phantoms", __doc__, many=True)
+    parser.add_argument("--four", action="store_true", help="the network of four sequences and three regions")
     arguments = parser.parse_args()
-    run = pretrained(arguments.work, STRONG)
-    packed = pack(run, SHIPPED["phantoms"])
+    name, recipe = ("phantoms-four", STRONG.but(**FOUR)) if arguments.four else ("phantoms", STRONG)
+    run = pretrained(arguments.work, recipe)
+    packed = pack(run, SHIPPED[name])
     size = packed.best.stat().st_size / 1e6
     rows = []
     for data in arguments.data:
-        dice = score(run, data, arguments.work)[DICE]
+        dice = score(f"{name}-on-{data.name}", run, recipe, data, arguments.work)[DICE]
         low, high = bootstrap_interval(dice.to_numpy()) or (float("nan"),) * 2
         rows.append([data.name, len(dice), f"{dice.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{dice.median():.3f}"])
     table = markdown_table(("patients of", "number", "Dice", "95 % interval", "median"), rows)
     hashed = f"{packed.best.name}: {size:.1f} MB, SHA-256 `{sha256(packed.best)}`"
-    record("phantoms", hashed, table, machine(("torch",)), page=PAGE)
+    record(name, hashed, table, machine(("torch",)), page=PAGE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The synthetic cohort: layout, determinism, resuming, anatomy, and that no threshold finds its tumours."""
 
+import hashlib
 import json
 import shutil
 from itertools import pairwise
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,10 +13,14 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from nilearn.datasets import load_mni152_brain_mask
 from scipy import ndimage
 
-from unetlib.data.patients import find_cases, read_case
-from unetlib.phantom.anatomy import GRID, Phantom, atlas
+from unetlib.cli import main
+from unetlib.data.cases import hash_case
+from unetlib.data.patients import find_cases, read_case, read_labels
+from unetlib.phantom.anatomy import COARSE, GRID, THICK, Phantom, atlas, coarse_points, column
 from unetlib.phantom.cohort import make_cohort, make_patient
 from unetlib.phantom.plain import AFFINE
+from unetlib.phantom.sequences import Parts, draw_looks, draw_parts, draw_signal
+from unetlib.runs.run import SHIPPED, Run
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import sha256
 
@@ -52,6 +58,7 @@ def test_layout_is_that_of_brats(cohort):
         "generator": 1,
         "seed": 0,
         "varied": False,
+        "modalities": "flair t1 t1ce t2",
         "patients": PATIENTS,
     }
     notice = (cohort / "SYNTHETIC.txt").read_text()
@@ -129,7 +136,7 @@ def test_an_interrupted_patient_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         path.write_bytes(b"voxels")
 
-    monkeypatch.setattr("unetlib.phantom.cohort.make_patient", lambda seed, index, varied: empty)
+    monkeypatch.setattr("unetlib.phantom.cohort.make_patient", lambda *_: empty)
     monkeypatch.setattr("unetlib.phantom.cohort.nib.save", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path / "cut", patients=1, workers=1)
@@ -167,7 +174,7 @@ def test_a_record_without_the_key_is_that_of_plain_patients(tmp_path, monkeypatc
         make_cohort(tmp_path, patients=1, varied=True)
     make_cohort(tmp_path, patients=1)
     record = json.loads((tmp_path / "phantom.json").read_text())
-    assert record == {"generator": 1, "seed": 0, "varied": False, "patients": 3}
+    assert record == {"generator": 1, "seed": 0, "varied": False, "modalities": " ".join(MODALITIES), "patients": 3}
 
 
 def test_refuses_a_folder_or_file_of_something_else(tmp_path):
@@ -179,6 +186,15 @@ def test_refuses_a_folder_or_file_of_something_else(tmp_path):
         with pytest.raises(UnetlibError, match=rf"{reason}.*[Cc]hoose a.*\.$"):
             make_cohort(place, patients=1, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("index", "flair", "whole"),
+    [(0, "09a3cd6d26f078c5", "2e0ed9403a554d11"), (1, "5e469660e4a7336b", "2e84e5adc8d7999f")],
+)
+def test_the_seed_gives_the_flair_and_the_whole_tumour_that_it_always_gave(scans, index, flair, whole):
+    for voxels, expected in ((scans[index]["flair"], flair), (scans[index]["seg"] > 0, whole)):
+        assert hashlib.sha256(np.ascontiguousarray(voxels).tobytes()).hexdigest()[:16] == expected
 
 
 def overlap(a, b):
@@ -333,3 +349,175 @@ def test_most_varied_patients_have_their_heads(varied_scans):
     """Where the skull is on, the air around it has noise; of a stripped brain all else is 0."""
     heads = [np.mean(volume.voxels > 0) > 0.5 for volume, _ in varied_scans]
     assert 0.5 <= np.mean(heads) < 1
+
+
+def test_varied_patients_are_those_from_whom_the_shipped_weights_have_learned(varied):
+    shipped = Run(SHIPPED).provenance["cases"]
+    for case in find_cases(varied).cases:
+        assert hash_case(*read_labels(case)[:2]) == (shipped[case.id]["image"], shipped[case.id]["content"])
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """The folder of two varied patients with all sequences and labels."""
+    out = tmp_path_factory.mktemp("phantoms") / "four"
+    make_cohort(out, 2, seed=0, workers=1, varied=True, modalities="t2 t1ce flair t1")
+    return out
+
+
+def read(folder, index):
+    """Return the voxels of a patient's files by their kind, and their affines."""
+    name = f"Phantom_{index:05d}"
+    images = {kind: nib.load(folder / name / f"{name}_{kind}.nii.gz") for kind in (*MODALITIES, "seg")}
+    return {kind: np.asarray(image.dataobj) for kind, image in images.items()}, [one.affine for one in images.values()]
+
+
+def test_four_sequences_of_varied_patients_keep_flair_and_the_whole_tumour(four, varied_scans):
+    assert json.loads((four / "phantom.json").read_text())["modalities"] == "flair t1 t1ce t2"
+    for index in range(2):
+        found, affines = read(four, index)
+        volume, mask = varied_scans[index]
+        np.testing.assert_array_equal(found["flair"], volume.voxels)
+        np.testing.assert_array_equal(found["seg"] > 0, mask)
+        assert all((affine == volume.affine).all() for affine in affines)
+        assert {1, 2} <= set(np.unique(found["seg"])) <= {0, 1, 2, 4}
+        for one, other in pairwise(MODALITIES):
+            assert found[one].shape == found[other].shape == found["seg"].shape
+            assert found[one].dtype == found[other].dtype == np.int16
+            assert (found[one] != found[other]).mean() > 0.1
+    assert (read(four, 1)[0]["seg"] == 4).any()
+
+
+def test_all_sequences_of_a_varied_patient_are_a_pure_function_of_seed_and_number(four):
+    found, _ = read(four, 1)
+    again = make_patient(0, 1, varied=True, parts=True)
+    for name, voxels in {**again.images, "seg": again.seg}.items():
+        np.testing.assert_array_equal(voxels, found[name])
+    assert list(again.images) == list(MODALITIES)
+
+
+def test_a_stripped_varied_patient_is_stripped_in_all_sequences(four):
+    found, _ = read(four, 1)
+    assert (found["flair"] == 0).mean() > 0.5
+    brain = ndimage.binary_dilation(found["flair"] > 0)
+    for name in MODALITIES:
+        assert not found[name][~brain].any()
+        assert found[name][found["seg"] > 0].all()
+
+
+def test_the_rim_surrounds_the_necrosis_and_stands_out_with_contrast_alone(four):
+    found, _ = read(four, 1)
+    seg, necrosis = found["seg"], found["seg"] == 1
+    around = ndimage.binary_dilation(necrosis, np.ones((3, 3, 1))) & ~necrosis
+    assert (seg[around] == 4).mean() > 0.8
+    level = {name: [np.median(found[name][seg == label]) for label in (1, 2, 4)] for name in MODALITIES}
+    assert level["t1ce"][2] > 1.2 * max(level["t1ce"][:2])
+    assert level["t1"][2] < 1.2 * level["t1"][1]
+    assert level["t1"][0] < level["t1"][1]
+    assert level["t2"][0] > level["t2"][1]
+
+
+def ball():
+    """Return the cell density of a tumour of 3 cm, and how old it is, on the coarse grid."""
+    away = np.sqrt(((coarse_points() - column((80, 100, 80))) ** 2).sum(axis=0))
+    return np.clip(1 - away / 50, 0, 1), np.clip(1 - away / 40, 0, 1)
+
+
+def test_some_tumours_do_not_enhance_and_some_are_not_necrotic():
+    density, age = ball()
+    whole, kinds, shares = np.ones(THICK, dtype=np.float32), [], []
+    for seed in range(20, 40):
+        parts = draw_parts(np.random.default_rng(seed), whole, density, age, None)
+        enhancing, necrosis = parts.enhancing > 0.5, parts.necrosis > 0.5
+        kinds.append((enhancing.any(), necrosis.any()))
+        if all(kinds[-1]):
+            assert not (necrosis & ~enhancing).any()
+            shares.append(necrosis.sum() / enhancing.sum())
+            assert ndimage.binary_fill_holes(enhancing).sum() < 1.2 * enhancing.sum()
+    assert set(kinds) == {(False, True), (True, True), (True, False), (False, False)}
+    assert np.ptp(shares) > 0.3  # from thin to thick rims
+
+
+def test_parts_follow_the_core_that_flair_shows():
+    density, age = ball()
+    core = SimpleNamespace(age=age, limit=0.6, cystic=0.7)
+    for seed in range(4):
+        parts = draw_parts(np.random.default_rng(seed), np.ones(THICK, dtype=np.float32), density, age, core)
+        inside = ndimage.zoom(age, np.array(THICK) / COARSE, order=1, grid_mode=False) > 0.6
+        assert dice(parts.necrosis > 0.5, inside) > 0.75
+        assert parts.cystic == 0.7
+
+
+def test_each_sequence_shows_tissues_and_tumour_as_it_should():
+    """Six blocks along x of pure CSF, grey and white matter, oedema, rim and necrosis."""
+    blocks = np.arange(THICK[0]) * 6 // THICK[0]
+    maps = (np.broadcast_to((blocks == block)[:, None, None], THICK).astype(np.float32) for block in range(6))
+    csf, grey, white, oedema, rim, necrosis = maps
+    tissue = np.stack([csf, grey, white + oedema + rim + necrosis])
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        parts = Parts(oedema + rim + necrosis, rim + necrosis, necrosis, 0.2)
+        found = {
+            name: [np.median(one) for one in np.array_split(draw_signal(rng, look, tissue, 0 * csf, parts, 0 * csf), 6)]
+            for name, look in draw_looks(rng, 0.2).items()
+        }
+        assert list(found) == ["t1", "t1ce", "t2"]
+        fluid, grey_level, white_level, *tumour = found["t1"]
+        assert fluid < grey_level < white_level
+        assert max(tumour) < white_level
+        fluid, grey_level, white_level, swollen, enhancing, dead = found["t1ce"]
+        assert max(fluid, dead, swollen) < white_level < enhancing
+        fluid, grey_level, white_level, *tumour = found["t2"]
+        assert fluid > grey_level > white_level
+        assert white_level < min(tumour)
+        assert max(tumour[:2]) < fluid
+
+
+def test_vessels_take_up_contrast_and_nothing_else_shows_them():
+    csf = np.zeros(THICK, dtype=np.float32)
+    parts, tissue = Parts(csf, csf, csf, 0.0), np.stack([csf, csf + 1, csf])
+    for name, look in draw_looks(np.random.default_rng(0), 0.2).items():
+        with_them, without = (
+            draw_signal(np.random.default_rng(1), look, tissue, csf, parts, csf + some) for some in (1, 0)
+        )
+        assert (np.median(with_them) > 1.2 * np.median(without)) == (name == "t1ce"), name
+        assert np.array_equal(with_them, without) == (name != "t1ce")
+
+
+def test_writes_the_sequences_that_were_asked_for_and_refuses_to_mix_them(tmp_path, monkeypatch):
+    voxels = np.zeros((2, 2, 2), dtype=np.int16)
+    patient = Phantom(dict.fromkeys(MODALITIES, voxels), voxels, AFFINE)
+    asked = []
+    monkeypatch.setattr("unetlib.phantom.cohort.make_patient", lambda *job: asked.append(job) or patient)
+    for varied, words, parts in ((True, "t1ce t1ce flair", True), (True, None, False), (False, "t2", True)):
+        out = tmp_path / f"{varied}-{words}"
+        make_cohort(out, 1, workers=1, varied=varied, modalities=words)
+        names = sorted({*(words or "flair").split(), "seg"})
+        assert [path.name for path in sorted(out.glob("*/*"))] == [f"Phantom_00000_{name}.nii.gz" for name in names]
+        assert asked.pop() == (0, 0, varied, parts)
+        with pytest.raises(UnetlibError, match=r"'modalities': 'flair t1'.* was asked for\. Choose an empty"):
+            make_cohort(out, 1, workers=1, varied=varied, modalities="t1 flair")
+
+
+def test_a_varied_cohort_of_an_older_version_is_of_flair(tmp_path, monkeypatch):
+    monkeypatch.setattr("unetlib.phantom.cohort.run_jobs", lambda *_: iter(()))
+    (tmp_path / "phantom.json").write_text(json.dumps({"generator": 1, "seed": 0, "varied": True, "patients": 3}))
+    with pytest.raises(UnetlibError, match=r"'modalities': 'flair'\}, but .*'flair t1 t1ce t2'\} was asked for"):
+        make_cohort(tmp_path, 1, varied=True, modalities="flair t1 t1ce t2")
+    make_cohort(tmp_path, 1, varied=True)
+    assert json.loads((tmp_path / "phantom.json").read_text())["modalities"] == "flair"
+
+
+@pytest.mark.parametrize("words", ["", "  ", "flair dwi", "FLAIR"])
+def test_refuses_unknown_sequences(tmp_path, words):
+    with pytest.raises(UnetlibError, match=rf"{words!r} were asked for; one or several of flair, t1, t1ce, t2 were"):
+        make_cohort(tmp_path / "none", 1, modalities=words)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["--modalities", "t1", "flair"], "t1 flair"), ([], None)])
+def test_the_command_takes_sequences_as_words(tmp_path, monkeypatch, words, expected):
+    made = []
+    monkeypatch.setattr("unetlib.make_cohort", lambda *call: made.append(call))
+    main(["phantom", str(tmp_path / "out"), "--varied", "--patients", "2", *words])
+    assert made == [(tmp_path / "out", 2, 0, None, True, expected)]

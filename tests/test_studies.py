@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies import ablation, cells, protocol, results, zero_shot
+from studies import ablation, cells, phantoms, protocol, results, zero_shot
 from studies.cells import Cell, copy_training, make_folds, scores_of
 from studies.results import DICE, SCORES, gain, pooled_dice
 from tests.conftest import BEST, LATEST, SMALL, STRONG
@@ -110,6 +110,42 @@ def test_the_first_strong_recipe_is_the_one_that_was_scored_first():
 def test_a_recipe_begins_with_phantoms_that_were_shown_as_it_shows_patients():
     assert cells.on_phantoms(cells.STRONG.but(seed=1)) == cells.STRONG.but(epochs=10)
     assert cells.on_phantoms(cells.FIRST) == cells.FIRST.but(epochs=10)
+
+
+@pytest.fixture
+def made(seventy, monkeypatch):
+    """What `pretrained` makes and trains, in the order of the calls."""
+    made = []
+    monkeypatch.setattr(cells, "make_cohort", lambda folder, *_, **more: made.append((folder.name, more)))
+    monkeypatch.setattr(Cell, "fit", lambda cell, data, work: made.append((cell.name, cell.recipe, data.name)))
+    return made
+
+
+def test_the_shipped_weights_learn_from_flair_phantoms(made, seventy):
+    cells.pretrained(seventy, cells.STRONG)
+    cells.pretrained(seventy, cells.STRONG.but(width=8, seed=3))
+    cohort = ("phantoms", {"varied": True, "modalities": "flair"})
+    trained = cells.STRONG.but(epochs=10)
+    assert made == [
+        cohort,
+        ("phantoms", trained, "phantoms"),
+        cohort,
+        ("phantoms-8", trained.but(width=8), "phantoms"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        (phantoms.FOUR, "phantoms-flair-t1-t1ce-t2-whole-core-enhancing-0.25"),
+        ({"regions": "whole core enhancing"}, "phantoms-whole-core-enhancing"),
+        ({"modalities": "t1ce"}, "phantoms-t1ce"),
+    ],
+)
+def test_other_sequences_and_regions_learn_from_phantoms_that_have_them(made, seventy, fields, name):
+    cells.pretrained(seventy, cells.STRONG.but(**fields, seed=3))
+    cohort = ("phantoms-four", {"varied": True, "modalities": "flair t1 t1ce t2"})
+    assert made == [cohort, (name, cells.STRONG.but(**fields, epochs=10), "phantoms-four")]
 
 
 def test_the_cells_of_the_protocol_test_every_fold_once(seventy):

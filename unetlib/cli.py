@@ -35,7 +35,8 @@ def check(args: argparse.Namespace) -> None:
 
 def phantom(args: argparse.Namespace) -> None:
     """Write a synthetic cohort."""
-    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied)
+    chosen = " ".join(args.modalities) if args.modalities else None
+    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, chosen)
     say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
 
 
@@ -154,7 +155,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
     sub.add_argument(
-        "--varied", action="store_true", help="FLAIR as varied as hospital scans: heads, thick slices, random contrasts"
+        "--varied", action="store_true", help="as varied as hospital scans: heads, thick slices, random contrasts"
+    )
+    sub.add_argument(
+        "--modalities",
+        nargs="+",
+        metavar="M",
+        help="sequences to write, of flair, t1, t1ce and t2 (default: all; with --varied flair and label 2 alone)",
     )
     flags.workers(sub)
 

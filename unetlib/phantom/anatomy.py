@@ -16,6 +16,7 @@ Rng = np.random.Generator
 
 GRID = (240, 240, 155)  # the grid of BraTS, 1 mm
 BOX = (169, 205, 155)  # the part of it that a head fills
+THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
 COARSE = (57, 69, 52)
 STEP = 3.0  # mm between two coarse points
 ATLAS_CENTRE = (98.0, 115.0, 77.0)  # middle of the brain, in voxels of the atlas
@@ -27,8 +28,8 @@ class Phantom:
 
     `images`: flair, t1, t1ce and t2, each (240, 240, 155) int16 in LPS order, skull-stripped, 0 outside the brain and
     at least 1 inside, in arbitrary scanner units. `seg`: the same shape, uint8: 1 necrotic core, 2 oedema, 4 enhancing
-    rim, 0 else. `affine`: (4, 4), voxel to mm. A varied patient has flair alone, (240, 240, 20 to 60), and 2 for the
-    whole tumour.
+    rim, 0 else. `affine`: (4, 4), voxel to mm. A varied patient is (240, 240, 20 to 60), most often with its head. With
+    flair alone, its whole tumour is 2.
     """
 
     images: dict[str, np.ndarray]

@@ -7,6 +7,7 @@ result on it says nothing about patients.
 import shutil
 from os import getpid, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,49 +21,75 @@ from unetlib.support.jobs import run_jobs
 
 GENERATOR = 1  # raised whenever the voxels of a given seed change
 NOTICE = Path(__file__).with_name("notice.txt")
+MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 @takes_paths
-def make_cohort(out: Path, patients: int = 24, seed: int = 0, workers: int | None = None, varied: bool = False) -> None:
+def make_cohort(
+    out: Path,
+    patients: int = 24,
+    seed: int = 0,
+    workers: int | None = None,
+    varied: bool = False,
+    modalities: str | None = None,
+) -> None:
     """Write `patients` synthetic patients as `out/Phantom_00000/Phantom_00000_flair.nii.gz` and so on.
 
     A patient depends on `seed` and its number alone, and is written whole or not at all: the same call again makes only
     what is missing, and a larger `patients` extends the cohort. `workers` is the number of processes, by default one
-    per processor. `varied` makes the cohort to pre-train on for real MRI: FLAIR and mask only, most with their heads,
-    in thick slices, with many contrasts.
+    per processor. `varied` makes the cohort to pre-train on for real MRI: most with their heads, in thick slices, with
+    many contrasts. `modalities` are the sequences to write, words such as `"flair t1 t1ce t2"`; by default all four, of
+    a varied patient FLAIR. Its mask has the labels 1, 2 and 4, but only 2, the whole tumour, beside FLAIR alone.
 
-    Raises `UnetlibError` when `patients` < 1 or `seed` < 0, when `out` holds anything but a cohort of this seed,
-    generator and kind, when another process is writing it, and when it cannot be written.
+    Raises `UnetlibError` when `patients` < 1 or `seed` < 0, for an unknown sequence, when `out` holds anything but a
+    cohort of this seed, generator, kind and sequences, when another process is writing it, and when it cannot be
+    written.
     """
     if patients < 1 or seed < 0:
         raise UnetlibError(
             f"{patients} patients of seed {seed} were asked for; give at least 1 patient and a seed >= 0."
         )
+    chosen = _chosen(modalities, varied)
     with locked(out):
-        _claim(out, patients, seed, varied)
-        jobs = [(out / f"Phantom_{index:05d}", seed, index, varied) for index in range(patients)]
+        _claim(out, patients, {"generator": GENERATOR, "seed": seed, "varied": varied, "modalities": " ".join(chosen)})
+        jobs = [(out / f"Phantom_{index:05d}", seed, index, varied, chosen) for index in range(patients)]
         missing = [job for job in jobs if not job[0].exists()]
         for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
             pass
 
 
-def make_patient(seed: int, index: int, varied: bool = False) -> Phantom:
-    """Return patient number `index` of the cohort `seed`, a pure function of the numbers and of `varied`.
+def _chosen(modalities: str | None, varied: bool) -> tuple[str, ...]:
+    """Return the sequences to write, in the usual order; raises `UnetlibError` for an unknown one, or none."""
+    words = (("flair",) if varied else MODALITIES) if modalities is None else modalities.split()
+    if not words or set(words) - set(MODALITIES):
+        raise UnetlibError(
+            f"phantoms with the sequences {modalities!r} were asked for; "
+            f"one or several of {', '.join(MODALITIES)} were expected."
+        )
+    return tuple(name for name in MODALITIES if name in words)
+
+
+def make_patient(seed: int, index: int, varied: bool = False, parts: bool = False) -> Phantom:
+    """Return patient number `index` of the cohort `seed`, a pure function of its arguments.
+
+    `parts`: a varied patient has all four sequences and the labels 1, 2 and 4, as a plain one always has, not FLAIR and
+    the label 2 alone.
 
     The tumour grows by reaction and diffusion along the white matter (Swanson et al. 2000, Cell Proliferation 33) and
     pushes the tissue aside; lesions, bright rims, flow artefacts, a bias field and Rician noise (Gudbjartsson & Patz
     1995, MRM 34) are there to mislead a threshold.
     """
     if varied:
-        return varied_patient(np.random.default_rng([seed, index, 1]))
+        return varied_patient(np.random.default_rng([seed, index, 1]), parts=parts)
     return plain_patient(np.random.default_rng([seed, index]))
 
 
-def _claim(out: Path, patients: int, seed: int, varied: bool) -> None:
+def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
     """Make `out` the folder of this cohort, or continue it; refuse any other folder."""
     record = out / "phantom.json"
-    identity = {"generator": GENERATOR, "seed": seed, "varied": varied}
     known = {"varied": False, **read_json(record)} if record.exists() else {}  # older records lack it
+    if known:  # and this
+        known.setdefault("modalities", " ".join(_chosen(None, known["varied"])))
     found = {key: known.get(key) for key in identity}
     if not known:
         require_empty(out, "a folder of synthetic patients")
@@ -76,12 +103,12 @@ def _claim(out: Path, patients: int, seed: int, varied: bool) -> None:
         shutil.copyfile(NOTICE, temporary)
 
 
-def _write_patient(job: tuple[Path, int, int, bool]) -> None:
-    folder, seed, index, varied = job
+def _write_patient(job: tuple[Path, int, int, bool, tuple[str, ...]]) -> None:
+    folder, seed, index, varied, modalities = job
     temporary = folder.with_name(f".tmp-{getpid()}-{folder.name}")
-    phantom = make_patient(seed, index, varied)
+    phantom = make_patient(seed, index, varied, modalities != ("flair",))
     try:
-        for name, voxels in {**phantom.images, "seg": phantom.seg}.items():
+        for name, voxels in {**{name: phantom.images[name] for name in modalities}, "seg": phantom.seg}.items():
             image = nib.Nifti1Image(voxels, phantom.affine)
             image.header["descrip"] = f"SYNTHETIC unetlib phantom, not a patient; seed {seed}"
             image.header["intent_name"] = "SYNTHETIC"

@@ -5,7 +5,8 @@ teach a network that bright fat and grey muscle are no tumour. Lengths are in mm
 the brain (x to the left, y to the back, z up), signals relative to grey matter. Arrays are float32 on the scan's grid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
@@ -41,10 +42,29 @@ AIR: tuple[Ellipsoid, ...] = (
 EYES: tuple[Ellipsoid, ...] = (((31, -77, -38), (12.5, 12.5, 12.5)),)
 
 
+@dataclass(frozen=True)
+class Head:
+    """What is around a brain: layers, each painted over those before it.
+
+    `layers`: tissue, weight (0..1) and signal on FLAIR of each, (X, Y, Z) or a number. `outline`: (X, Y, Z), 1 inside
+    the skin and 0 in air.
+    """
+
+    layers: tuple[tuple[str, np.ndarray | float, np.ndarray | float], ...]
+    outline: np.ndarray
+
+    def paint(self, gain: Mapping[str, float]) -> np.ndarray:
+        """Return the signal (X, Y, Z) of all layers, 0 in air; `gain` multiplies that of some tissues on FLAIR."""
+        head = np.zeros_like(self.outline)
+        for tissue, weight, signal in self.layers:
+            head += weight * (gain.get(tissue, 1) * signal - head)
+        return head * self.outline
+
+
 def draw_head(
     rng: Rng, points: np.ndarray, distance: np.ndarray, fluid: float, smooth: Callable[[float], np.ndarray]
-) -> np.ndarray:
-    """Return the signal (X, Y, Z) of everything but the brain, 0 in air, at `points` (3, X, Y, Z).
+) -> Head:
+    """Return everything but the brain at `points` (3, X, Y, Z).
 
     `distance` is that to the brain, `fluid` the signal of CSF, and `smooth(width)` a new smooth random field of that
     width, mean 0 and deviation 1.
@@ -76,13 +96,15 @@ def draw_head(
     fat = level(bright, bright, 0.15)
     marrow = rng.uniform(0, 0.45) * np.exp(-(((distance - gap - skull / 2) / (0.22 * skull)) ** 2))
 
-    head = level(0.3, 0.7, 0.4)  # muscle; each line paints the next tissue over the others
-    head += expit((inside(FAT) + wave) / 1.2) * (fat - head)
-    head += expit((inside(BONES) + wave) / 1.2) * (level(0.05, 0.3, 0.6) - head)
-    head += expit((scalp - skin) / blur) * (fat - head)
-    head += expit((gap + skull - distance) / blur) * (0.05 + marrow - head)
-    head += expit((gap - distance) / blur) * (fluid - head)
-    head += expit((inside(AIR) + wave) / 0.8) * (0.03 - head)
+    layers: list[tuple[str, np.ndarray | float, np.ndarray | float]] = [
+        ("muscle", 1.0, level(0.3, 0.7, 0.4)),
+        ("fat", expit((inside(FAT) + wave) / 1.2), fat),
+        ("bone", expit((inside(BONES) + wave) / 1.2), level(0.05, 0.3, 0.6)),
+        ("fat", expit((scalp - skin) / blur), fat),
+        ("bone", expit((gap + skull - distance) / blur), 0.05 + marrow),
+        ("fluid", expit((gap - distance) / blur), fluid),
+        ("air", expit((inside(AIR) + wave) / 0.8), 0.03),
+    ]
     eye = inside(EYES)
-    head += expit(eye / 0.6) * (rng.uniform(0.1, 0.5) + 0.5 * np.exp(-((eye / 1.5) ** 2)) - head)
-    return head * expit((skin - 0.5) / blur)
+    layers.append(("eye", expit(eye / 0.6), rng.uniform(0.1, 0.5) + 0.5 * np.exp(-((eye / 1.5) ** 2))))
+    return Head(tuple(layers), expit((skin - 0.5) / blur))

@@ -1,26 +1,32 @@
-"""A synthetic patient with one of the many appearances that FLAIR has in hospitals, to pre-train on for real MRI.
+"""A synthetic patient with one of the many appearances that MRI has in hospitals, to pre-train on for real MRI.
 
 What differs between scanners is drawn at random, from wider ranges than the real ones. The anatomy, the growth of the
 tumour and the grids are those of `anatomy` and `tumours`; the scan is in thick slices and, most often, shows the head.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
-from unetlib.phantom.anatomy import BOX, COARSE, GRID, STEP, Phantom, Rng, column, field, fine, tissues_at
-from unetlib.phantom.head import draw_head
-from unetlib.phantom.tumours import EDGE, OEDEMA, distractors, grow, make_room, patchy_age
+from unetlib.phantom.anatomy import BOX, COARSE, GRID, STEP, THICK, Phantom, Rng, column, field, fine, tissues_at
+from unetlib.phantom.head import Head, draw_head
+from unetlib.phantom.sequences import Core, draw_looks, draw_parts, draw_signal, draw_vessels
+from unetlib.phantom.tumours import EDGE, ENHANCING, NECROSIS, OEDEMA, distractors, grow, make_room, patchy_age
 
-THICK = (169, 205, 78)  # points in the same box, 2 mm from slice to slice, for what becomes a thick slice
+MIDDLE = (np.array(BOX) - 1) / 2
 
 
-def varied_patient(rng: Rng, bright: tuple[float, float] = (1.2, 2.4)) -> Phantom:
-    """Return a patient of the varied cohort: FLAIR alone, as varied as scans of low-grade glioma are.
+def varied_patient(rng: Rng, bright: tuple[float, float] = (1.2, 2.4), parts: bool = False) -> Phantom:
+    """Return a patient of the varied cohort, as varied as scans of glioma are: FLAIR, and 2 for its whole tumour.
 
-    `bright`: the least and the largest signal of a tumour, relative to grey matter.
+    `bright`: the least and the largest signal of a tumour on FLAIR, relative to grey matter. `parts`: also T1,
+    contrast-enhanced T1 and T2, and the three labels; FLAIR and the outline of the tumour stay the same.
     """
+    more = rng.spawn(1)[0]  # of the same seed, and draws nothing from `rng`
     atrophy, volume = rng.uniform(1.0, 2.2), float(np.clip(rng.lognormal(np.log(65e3), 0.9), 2e3, 150e3))
     coords, coarse, outline, depth, start = make_room(rng, atrophy, volume, least=0)
     tissue, brain = tissues_at(fine(coords, THICK), atrophy, rng.uniform(2, 4))
@@ -32,9 +38,23 @@ def varied_patient(rng: Rng, bright: tuple[float, float] = (1.2, 2.4)) -> Phanto
     fluid, white = rng.uniform(0.05, 0.45), rng.uniform(0.72, 1.06)  # relative to grey matter
     signal = fluid * tissue[0] + tissue[1] + white * tissue[2]
     signal += rng.uniform(0, 0.7) * lesion * (rng.uniform(1.1, 1.7) - signal)
-    signal, tumour = _glioma(rng, signal, tissue[0], density, age, fluid, bright)
+    signal, tumour, core = _glioma(rng, signal, tissue[0], density, age, fluid, bright)
     signal *= artefact * (1 + fine(0.03 * field(rng, 3) + 0.03 * field(rng, 12), THICK))
-    return _scan(rng, signal, tumour, brain, outline, fluid)
+    view = _draw_view(rng)
+    inside = view.slices(brain.astype(np.float32))
+    head = None if rng.random() < 0.3 else _draw_head(rng, view, outline, fluid)
+    images = {"flair": _scan(rng, view, signal * brain, inside, head, {})}
+    whole = _outline(view.slices(tumour * brain), inside > 0.5)
+    if not parts:
+        return Phantom(images, np.where(whole, OEDEMA, 0).astype(np.uint8), view.affine)
+
+    drawn, vessels = draw_parts(more, tumour, density, age, core), draw_vessels(more, tissue[0], depth)
+    for name, look in draw_looks(more, fluid).items():
+        signal = draw_signal(more, look, tissue, lesion, drawn, vessels)
+        images[name] = _scan(more, view, signal * brain, inside, head, look)
+    enhancing, necrosis = (_majority(view.slices(part * brain)) for part in (drawn.enhancing, drawn.necrosis))
+    seg = np.select([~whole, necrosis, enhancing], [0, NECROSIS, ENHANCING], OEDEMA).astype(np.uint8)
+    return Phantom(images, seg, view.affine)
 
 
 def _furrowed(rng: Rng, tissue: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -57,68 +77,101 @@ def _glioma(
     age: np.ndarray,
     fluid: float,
     bright: tuple[float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `signal` with a low-grade tumour painted over it, and how much (0..1, soft) of each voxel is tumour.
+) -> tuple[np.ndarray, np.ndarray, Core | None]:
+    """Return `signal` with a tumour painted over it, how much (0..1, soft) of each voxel is tumour, and its core.
 
     It is homogeneous or patchy; one in three has a core that is darker, down to a cyst.
     """
     tumour = expit((fine(density + 0.06 * field(rng, 4), THICK) - EDGE) / rng.uniform(0.03, 0.12))
     level = float(np.exp(rng.uniform(*np.log(bright))))
     patchy = rng.uniform(0.02, 0.15) * field(rng, 5) + rng.uniform(0.02, 0.15) * field(rng, 14)
-    paint = level * (1 + fine(patchy, THICK))
+    paint, shown = level * (1 + fine(patchy, THICK)), None
     if rng.random() < 0.35:
         age = patchy_age(rng, age)
         limit = float(np.quantile(age[density > EDGE], rng.uniform(0.5, 0.9)))
         core = expit((fine(age, THICK) - limit) / rng.uniform(0.01, 0.05))
-        paint += core * (rng.uniform(fluid, level) - paint)
-    return signal + tumour * (1 - rng.uniform(0.5, 1) * csf) * (paint - signal), tumour
+        inner = rng.uniform(fluid, level)
+        paint += core * (inner - paint)
+        shown = Core(age, limit, (level - inner) / (level - fluid))
+    return signal + tumour * (1 - rng.uniform(0.5, 1) * csf) * (paint - signal), tumour, shown
 
 
-def _scan(
-    rng: Rng, signal: np.ndarray, tumour: np.ndarray, brain: np.ndarray, outline: np.ndarray, fluid: float
-) -> Phantom:
-    """Return the scan of a brain in thick slices, with or without its head, somewhere in a square field of view."""
+@dataclass(frozen=True)
+class _View:
+    """The grid of a scan in thick slices, in a head: voxels of `spacing` mm, turned, from `corner` mm on."""
+
+    shape: tuple[int, int, int]
+    spacing: np.ndarray
+    turn: np.ndarray
+    corner: np.ndarray
+    averaged: int  # points of the box in a slice
+
+    @property
+    def affine(self) -> np.ndarray:
+        """The affine (4, 4) of the scan's file."""
+        return np.diag([-1, -1, 1, 1] * np.append(self.spacing, 1))
+
+    def sample(self, volume: np.ndarray, step: np.ndarray, margin: float = 0, mode: str = "constant") -> np.ndarray:
+        """Return a volume with voxels of `step` mm that starts `margin` mm outside the box, on the scan's grid."""
+        matrix, offset = self.turn * self.spacing / step[:, None], (self.corner + MIDDLE + margin) / step
+        return ndimage.affine_transform(volume, matrix, offset, self.shape, order=1, mode=mode)
+
+    def slices(self, volume: np.ndarray) -> np.ndarray:
+        """Return a map of the grid `THICK` as the scan's slices average it."""
+        averaged = ndimage.uniform_filter1d(volume, self.averaged, axis=2)
+        return self.sample(averaged, MIDDLE * 2 / (np.array(THICK) - 1))
+
+    def points(self) -> np.ndarray:
+        """Return the positions (3, X, Y, Z) of the voxels, in mm from the middle of the box."""
+        points = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in self.shape), indexing="ij"))
+        points = np.einsum("ij,jxyz->ixyz", (self.turn * self.spacing).astype(np.float32), points)
+        return points + column(self.corner).astype(np.float32)
+
+
+def _draw_view(rng: Rng) -> _View:
+    """Return a grid of thick slices, somewhere in a square field of view."""
     pixel, thick = rng.uniform(0.85, 1.1), rng.uniform(3, 7)
     low, high = rng.uniform(-80, -55), rng.uniform(76, 96)
     shape = (*GRID[:2], int(np.clip((high - low) / thick, 20, 60)))
-    spacing = np.array([pixel, pixel, thick])
     turn = Rotation.from_euler("xyz", rng.uniform([-10, -4, -8], [10, 4, 8]), degrees=True).as_matrix()
     corner = turn @ np.array([*rng.uniform(-8, 8, 2) - pixel * (GRID[0] - 1) / 2, low])
-    middle = (np.array(BOX) - 1) / 2
+    averaged = max(1, round(rng.uniform(0.7, 1) * thick / (MIDDLE[2] * 2 / (THICK[2] - 1))))
+    return _View(shape, np.array([pixel, pixel, thick]), turn, corner, averaged)
 
-    def sample(volume: np.ndarray, step: np.ndarray, margin: float, mode: str) -> np.ndarray:
-        """Return a volume with voxels of `step` mm that starts `margin` mm outside the box, on the scan's grid."""
-        matrix, offset = turn * spacing / step[:, None], (corner + middle + margin) / step
-        return ndimage.affine_transform(volume, matrix, offset, shape, order=1, mode=mode)
 
-    box_step = middle * 2 / (np.array(THICK) - 1)
-    averaged = max(1, round(rng.uniform(0.7, 1) * thick / box_step[2]))
-    inside, scan, tumour = (
-        sample(ndimage.uniform_filter1d(one, averaged, axis=2), box_step, 0, "constant")
-        for one in (brain.astype(np.float32), signal * brain, tumour * brain)
+def _draw_head(rng: Rng, view: _View, brain: np.ndarray, fluid: float) -> Head:
+    """Return what the scan shows around the brain, whose mask on the coarse grid is `brain`."""
+    pad = 12
+    distance = view.sample(
+        _distance(np.pad(brain, pad)), 2 * MIDDLE / (np.array(COARSE) - 1), pad * STEP, mode="nearest"
     )
+    return draw_head(rng, view.points(), distance, fluid, lambda width: fine(field(rng, width), view.shape))
 
-    def smooth(width: float) -> np.ndarray:
-        return fine(field(rng, width), shape)
 
-    stripped = rng.random() < 0.3
-    if not stripped:
-        pad, coarse_step = 12, 2 * middle / (np.array(COARSE) - 1)
-        distance = sample(_distance(np.pad(outline, pad)), coarse_step, pad * STEP, "nearest")
-        points = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in shape), indexing="ij"))
-        points = np.einsum("ij,jxyz->ixyz", (turn * spacing).astype(np.float32), points)
-        points += column(corner).astype(np.float32)
-        scan += (1 - inside) * draw_head(rng, points, distance, fluid, smooth)
-    scan = _acquire(rng, scan, inside > 0.5, stripped)
+def _scan(
+    rng: Rng, view: _View, signal: np.ndarray, inside: np.ndarray, head: Head | None, gain: Mapping[str, float]
+) -> np.ndarray:
+    """Return the scan of a brain's signal in scanner units; `inside` is the brain on the grid of the scan."""
+    scan = view.slices(signal)
+    if head is not None:
+        scan += (1 - inside) * head.paint(gain)
+    scan = _acquire(rng, scan, inside > 0.5, head is None)
     scale = float(np.exp(rng.uniform(np.log(100), np.log(1500))))
     units = scale * np.clip(scan / float(np.quantile(scan[inside > 0.5], 0.99)), 0, 4)
-    # Without the specks that no expert would draw: components below a tenth of the largest.
-    components, _ = ndimage.label((ndimage.gaussian_filter(tumour, 0.7, axes=(0, 1)) > 0.5) & (inside > 0.5))
+    return np.rint(units).astype(np.int16)
+
+
+def _majority(part: np.ndarray) -> np.ndarray:
+    """Return where most of a voxel is a part of the tumour, smoothed in plane as an expert draws."""
+    return ndimage.gaussian_filter(part, 0.7, axes=(0, 1)) > 0.5
+
+
+def _outline(tumour: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Return the mask of the whole tumour, without the specks that no expert would draw."""
+    components, _ = ndimage.label(_majority(tumour) & brain)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
-    seg = OEDEMA * (sizes > sizes.max() / 10)[components]
-    affine = np.diag([-pixel, -pixel, thick, 1])
-    return Phantom({"flair": np.rint(units).astype(np.int16)}, seg.astype(np.uint8), affine)
+    return (sizes > sizes.max() / 10)[components]
 
 
 def _acquire(rng: Rng, scan: np.ndarray, brain: np.ndarray, stripped: bool) -> np.ndarray:
