@@ -74,10 +74,10 @@ class Draft:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
         return sorted(number for kind_, number in self.files if kind_ == kind)
 
-    def problem(self, modalities: tuple[str, ...], fill: bool) -> str:
+    def problem(self, modalities: tuple[str, ...], fill: bool, masked: bool = True) -> str:
         """Return why this case cannot be used, in a sentence; empty when it can.
 
-        It needs all `modalities`, or with `fill` one of them.
+        It needs all `modalities`, or with `fill` one of them; and if `masked`, a mask.
         """
         if self.clash:
             return "two files claim this case, {} and {}. Keep one and move the other elsewhere.".format(*self.clash)
@@ -87,10 +87,10 @@ class Draft:
             found = ", ".join(case.images) or "a mask only"
             add = NAME_CHANNELS if self.layout.name == layouts.NNUNET else "Add it."
             return f"it has no {' and no '.join(lacking)} image (found in {folder}: {found}). {self.hint or add}"
-        if case.seg is None:
+        if masked and case.seg is None:
             return f"it has no tumour mask in {folder}. {self.hint or 'Add it, or keep the case for `predict`.'}"
         slices, masks, fault = self.numbers(STACK), self.numbers(MASK), ""
-        if slices and (odd := set(slices) ^ set(masks)):
+        if masked and slices and (odd := set(slices) ^ set(masks)):
             lacks = "has no mask" if min(odd) in slices else "is a mask without its image"
             fault = f"slice {min(odd)} in {folder} {lacks}"
         elif slices and (gaps := set(range(slices[0], slices[-1])) - set(slices)):
