@@ -553,3 +553,24 @@ def test_slices_of_tiff_in_a_folder_are_predicted_on_their_grid(trained, tmp_pat
     assert mask.name == f"{folder.name}_mask.nii.gz"
     assert nib.load(mask).shape == (8, 9, 11)
     assert predict(trained, folder, tmp_path / "out", device="cpu") == [mask]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_images_that_a_data_set_has_for_testing_are_predicted_too(run, patient, tmp_path, train):
+    (expected,) = predict(run, patient, tmp_path / "expected", device="cpu")
+    msd, nnunet = tmp_path / "Task01_BrainTumour", tmp_path / "Dataset001_Tumour"
+    for folder in (msd, nnunet):
+        for place in ("imagesTs", *(["imagesTr"] * train)):
+            (folder / place).mkdir(parents=True)
+    all_four = np.stack([voxels(path) for path in files_of(patient).values()], 3)
+    nib.save(nib.Nifti1Image(all_four, LPS), msd / "imagesTs" / "BRATS_485.nii.gz")
+    write_json(nnunet / "dataset.json", {"channel_names": {str(n): kind for n, kind in enumerate(FOUR)}})
+    for number, path in enumerate(files_of(patient).values()):
+        shutil.copy(path, nnunet / "imagesTs" / f"BRATS_485_{number:04}.nii.gz")
+        if train:
+            shutil.copy(path, nnunet / "imagesTr" / f"BRATS_001_{number:04}.nii.gz")
+    for folder, number in ((msd, 1), (nnunet, 1 + train)):
+        written = predict(run, folder, tmp_path / folder.name / "out", device="cpu")
+        assert len(written) == number
+        assert written[-1].name == "BRATS_485_mask.nii.gz"
+        np.testing.assert_array_equal(voxels(written[-1]), voxels(expected))

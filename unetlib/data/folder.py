@@ -135,10 +135,12 @@ def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> boo
 class Folder:
     """What lies in a data folder: `drafts` by the id as file systems compare it; `unknown`: files of no layout.
 
-    `tests` counts images without masks by design (imagesTs), `notes` are sentences for the user.
+    `tests` counts images without masks by design (imagesTs), which are cases only if not `masked`. `notes` are
+    sentences for the user.
     """
 
     root: Path
+    masked: bool = True
     drafts: dict[str, Draft] = field(default_factory=dict)
     unknown: list[Path] = field(default_factory=list)
     tests: int = 0
@@ -146,9 +148,9 @@ class Folder:
     tasks: dict[Path, Layout | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, root: Path) -> "Folder":
+    def read(cls, root: Path, masked: bool = True) -> "Folder":
         """Return what lies in `root`, at any depth."""
-        folder = cls(root)
+        folder = cls(root, masked)
         for place, names in _walk(root, folder.notes):
             there = set(map(str.lower, names))
             for name in names:
@@ -191,8 +193,10 @@ class Folder:
         if (task := place.parent) not in self.tasks:
             self.tasks[task], note = layouts.task_layout(task)
             self.notes += [note] if note else []
-        layout = self.tasks[task]
-        return layout.find(f"{place.name}/{name}") if layout else None
+        layout, inside = self.tasks[task], place.name
+        if inside.lower() == "imagests" and not self.masked:
+            inside = "imagesTr"
+        return layout.find(f"{inside}/{name}") if layout else None
 
     def _adopt(self) -> None:
         """Give files whose names say a kind and no case to the one case of their folder, or make that a case."""

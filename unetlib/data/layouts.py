@@ -159,7 +159,7 @@ def task_layout(task: Path) -> tuple[Layout | None, str]:
     nothing says which channel is FLAIR.
     """
     inside = {path.name.lower(): path for path in task.iterdir()}
-    images = inside.get("imagestr")
+    images = inside.get("imagestr", inside.get("imagests"))
     names = [path.name for path in images.iterdir() if path.name.lower().endswith(ENDINGS)] if images else []
     channels, note = _channels(inside.get("dataset.json"))
     if any(BY_NAME[NNUNET].find(f"imagesTr/{name}") for name in names):

@@ -117,7 +117,7 @@ def find_images(folder: Path, modalities: str, assume: str | None = None, fill: 
 
     Raises `UnetlibError` when there is no case.
     """
-    found, wanted = Folder.read(folder), tuple(modalities.split())
+    found, wanted = Folder.read(folder, masked=False), tuple(modalities.split())
     _suggest(found, wanted[0])
     if not found.drafts:
         raise UnetlibError(_nothing_found(found))
