@@ -247,6 +247,15 @@ def test_given_again_only_what_is_missing_is_made_and_another_image_of_any_seque
     assert first[0].read_bytes() != content[first[0]]
 
 
+def test_one_image_as_another_sequence_is_another_scan(make_run, patient, tmp_path):
+    run, image = make_run(regions="whole", missing="zero"), tmp_path / "scan.nii.gz"
+    shutil.copy(files_of(patient)["t1"], image)
+    (mask,) = predict(run, {"t1": image}, tmp_path / "out", device="cpu")
+    assert mask.name == "scan_mask.nii.gz"
+    with pytest.raises(UnetlibError, match="another image"):
+        predict(run, {"t2": image}, tmp_path / "out", device="cpu")
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
