@@ -9,8 +9,8 @@ from tests.conftest import BEST, write_patient
 from tests.test_patients import style
 from unetlib.data.slices import Window, image_to_slices, slices_to_volume
 from unetlib.data.volumes import Source, Volume, read_volume
-from unetlib.prediction import predict as predicting
 from unetlib.prediction import predictor as predictors
+from unetlib.prediction import scans
 from unetlib.prediction.decision import Decision
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
@@ -260,7 +260,7 @@ def test_an_image_that_cannot_be_used_keeps_no_other_from_its_mask(trained, imag
         ("a.dcm", bytes(128) + b"DICM", "it is DICOM. Convert the whole series"),
         ("a.mat", bytes(range(256)), "Convert it, or copy"),
         ("missing", b"", "missing does not exist"),
-        ("folder", b"", "folder is a folder. "),
+        ("folder", b"", "folder holds no patient: it holds no file at all"),
         ("x" * 300 + ".nii", b"", "cannot be reached (File name too long). Check its name"),
     ],
 )
@@ -361,14 +361,14 @@ def test_cut_to_the_head_it_does_not_matter_where_in_the_picture_the_head_is(unt
 
 def test_an_image_that_breaks_what_no_message_foresees_does_not_keep_the_others(trained, tmp_path, monkeypatch):
     good, bad = style(tmp_path, "a"), style(tmp_path, "b")
-    real = predicting.read_volume
+    real = scans.read_volume
 
     def read(source):
         if source.paths[0].name.startswith("b"):
             raise ZeroDivisionError("odd")
         return real(source)
 
-    monkeypatch.setattr(predicting, "read_volume", read)
+    monkeypatch.setattr(scans, "read_volume", read)
     images = [folder / f"{id}_flair.nii.gz" for folder, id in ((bad, "b"), (good, "a"))]
     with pytest.raises(UnetlibError, match=r"1 of 2 images got no mask.*b_flair.nii.gz: it cannot be read .ZeroDiv"):
         predict(trained, images, tmp_path / "out", device="cpu")

@@ -74,19 +74,20 @@ def test_the_decision_has_the_highest_mean_dice_of_all_on_the_validation_patient
 
 def test_only_validation_patients_are_read(run, tall_cohort, monkeypatch):
     asked = []
-    monkeypatch.setattr(tuning, "read_case", lambda case: asked.append(case.patient) or read_case(case))
+    read = tuning.read_regions
+    monkeypatch.setattr(tuning, "read_regions", lambda case, recipe: asked.append(case.patient) or read(case, recipe))
     tune(run, "cpu")
     assert sorted(asked) == sorted(Split.load(run / "split.json").val)
 
 
 def test_done_it_is_reused_and_for_other_weights_chosen_anew(tuned, untuned, tmp_path, monkeypatch):
     shutil.copytree(tuned, tmp_path / "run")
-    read = tuning.read_case
-    monkeypatch.setattr(tuning, "read_case", None)  # calling it would fail
+    read = tuning.read_regions
+    monkeypatch.setattr(tuning, "read_regions", None)  # calling it would fail
     before = read_json(tuned / "decision.json")
     assert tune(tmp_path / "run", "cpu") == Decision(before["threshold"], before["smallest_ml"])
     decide(tmp_path / "run", weights="of another epoch", **OTHER)
-    monkeypatch.setattr(tuning, "read_case", read)
+    monkeypatch.setattr(tuning, "read_regions", read)
     tune(tmp_path / "run", "cpu")
     assert (tmp_path / "run" / "decision.json").read_bytes() == (tuned / "decision.json").read_bytes()
 
@@ -133,7 +134,7 @@ def test_a_missing_validation_patient_is_a_sentence(run, tall_cohort, tmp_path):
 
 def test_a_run_that_does_not_tune_keeps_its_threshold_and_reads_nobody(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path / "run")
-    monkeypatch.setattr(tuning, "read_case", None)
+    monkeypatch.setattr(tuning, "read_regions", None)
     assert tune(tmp_path / "run", "cpu") == Decision(0.5, 0.0)
     assert not (tmp_path / "run" / "decision.json").exists()
 

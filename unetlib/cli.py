@@ -98,9 +98,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Write a mask for each image."""
+    """Write a mask for each image or patient."""
     given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
-    unetlib.predict([args.run, *args.others], args.images, args.out, *given)
+    unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *given)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -206,7 +206,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(predict, "write a tumour mask for NIfTI images")
     sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
-    sub.add_argument("images", type=flags.path, nargs="+", metavar="IMAGE", help="FLAIR volume, .nii or .nii.gz")
+    text = "FLAIR volume, .nii or .nii.gz, or a folder of patients with all sequences that RUN sees"
+    positional = sub.add_argument("images", type=flags.path, nargs="+", default=[], metavar="IMAGE", help=text)
+    positional.required = False  # with nargs="*", argparse would not find them after a flag
+    text = "the images of one patient, such as flair=a.nii.gz t1=b.nii.gz; may be given several times"
+    sub.add_argument("--image", dest="files", nargs="+", action=flags.Files, default=[], metavar="NAME=FILE", help=text)
     sub.add_argument("--out", type=flags.path, required=True, metavar="DIR", help="folder to write to")
     sub.add_argument("--probabilities", action="store_true", help="also write the probability of every voxel")
     sub.add_argument("--channel", type=int, choices=range(8), metavar="N", help="which volume of a 4-D image is FLAIR")

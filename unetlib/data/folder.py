@@ -74,10 +74,10 @@ class Draft:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
         return sorted(number for kind_, number in self.files if kind_ == kind)
 
-    def problem(self, modalities: tuple[str, ...], fill: bool) -> str:
+    def problem(self, modalities: tuple[str, ...], fill: bool, masked: bool = True) -> str:
         """Return why this case cannot be used, in a sentence; empty when it can.
 
-        It needs all `modalities`, or with `fill` one of them.
+        It needs all `modalities`, or with `fill` one of them; and if `masked`, a mask.
         """
         if self.clash:
             return "two files claim this case, {} and {}. Keep one and move the other elsewhere.".format(*self.clash)
@@ -87,10 +87,10 @@ class Draft:
             found = ", ".join(case.images) or "a mask only"
             add = NAME_CHANNELS if self.layout.name == layouts.NNUNET else "Add it."
             return f"it has no {' and no '.join(lacking)} image (found in {folder}: {found}). {self.hint or add}"
-        if case.seg is None:
+        if masked and case.seg is None:
             return f"it has no tumour mask in {folder}. {self.hint or 'Add it, or keep the case for `predict`.'}"
         slices, masks, fault = self.numbers(STACK), self.numbers(MASK), ""
-        if slices and (odd := set(slices) ^ set(masks)):
+        if masked and slices and (odd := set(slices) ^ set(masks)):
             lacks = "has no mask" if min(odd) in slices else "is a mask without its image"
             fault = f"slice {min(odd)} in {folder} {lacks}"
         elif slices and (gaps := set(range(slices[0], slices[-1])) - set(slices)):
@@ -135,10 +135,12 @@ def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> boo
 class Folder:
     """What lies in a data folder: `drafts` by the id as file systems compare it; `unknown`: files of no layout.
 
-    `tests` counts images without masks by design (imagesTs), `notes` are sentences for the user.
+    `tests` counts images without masks by design (imagesTs), which are cases only if not `masked`. `notes` are
+    sentences for the user.
     """
 
     root: Path
+    masked: bool = True
     drafts: dict[str, Draft] = field(default_factory=dict)
     unknown: list[Path] = field(default_factory=list)
     tests: int = 0
@@ -146,9 +148,9 @@ class Folder:
     tasks: dict[Path, Layout | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, root: Path) -> "Folder":
+    def read(cls, root: Path, masked: bool = True) -> "Folder":
         """Return what lies in `root`, at any depth."""
-        folder = cls(root)
+        folder = cls(root, masked)
         for place, names in _walk(root, folder.notes):
             there = set(map(str.lower, names))
             for name in names:
@@ -191,8 +193,10 @@ class Folder:
         if (task := place.parent) not in self.tasks:
             self.tasks[task], note = layouts.task_layout(task)
             self.notes += [note] if note else []
-        layout = self.tasks[task]
-        return layout.find(f"{place.name}/{name}") if layout else None
+        layout, inside = self.tasks[task], place.name
+        if inside.lower() == "imagests" and not self.masked:
+            inside = "imagesTr"
+        return layout.find(f"{inside}/{name}") if layout else None
 
     def _adopt(self) -> None:
         """Give files whose names say a kind and no case to the one case of their folder, or make that a case."""

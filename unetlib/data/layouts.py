@@ -88,7 +88,7 @@ WORDS = {
 }
 SEG = {**WORDS, "seg|segm|segmentations?": MASK}
 KAGGLE, MSD, NNUNET = "TCGA-LGG (Kaggle)", "Medical Segmentation Decathlon", "nnU-Net"
-NAMELESS = "A folder per case"
+NAMELESS, BRATS_STYLE = "A folder per case", "BraTS-style names"
 _TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST}  # folders; dataset.json says which channel is FLAIR
 _NNUNET_PATH = r"(?P<word>labelsTr|(?P<image>imagesT[rs]))/ID(?(image)_(?P<channel>\d{4}))"
 _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(?:_(?:mask|dseg|roi|seg))?|dseg"
@@ -134,7 +134,7 @@ LAYOUTS = (
     Layout("FeTS", "NAME_brain_flair.nii.gz", "[^/]+?",
            {**{f"brain_(?:{word})": kind for word, kind in WORDS.items()}, "final_seg|tumormask": MASK},
            mask="{id}_final_seg.nii.gz"),
-    Layout("BraTS-style names", "<id>_flair.nii.gz", "[^/]+?", SEG),
+    Layout(BRATS_STYLE, "<id>_flair.nii.gz", "[^/]+?", SEG),
     Layout(NAMELESS, "<id>/FLAIR.nii.gz", "[^/]*", {**WORDS, "seg|segm|segmentation|mask": MASK}, "ID/WORD",
            mask="seg.nii.gz", sure=False),
 )
@@ -159,7 +159,7 @@ def task_layout(task: Path) -> tuple[Layout | None, str]:
     nothing says which channel is FLAIR.
     """
     inside = {path.name.lower(): path for path in task.iterdir()}
-    images = inside.get("imagestr")
+    images = inside.get("imagestr", inside.get("imagests"))
     names = [path.name for path in images.iterdir() if path.name.lower().endswith(ENDINGS)] if images else []
     channels, note = _channels(inside.get("dataset.json"))
     if any(BY_NAME[NNUNET].find(f"imagesTr/{name}") for name in names):

@@ -51,6 +51,7 @@ __all__ = [
     "Case",
     "Cohort",
     "find_cases",
+    "find_images",
     "read_case",
     "read_labels",
     "read_regions",
@@ -111,6 +112,21 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
     return replace(cohort, notes=tuple(filter(None, notes)))
 
 
+def find_images(folder: Path, modalities: str, assume: str | None = None, fill: bool = False) -> Cohort:
+    """Return the cases in a folder that have all `modalities`, or with `fill` one of them, to be read without a mask.
+
+    Raises `UnetlibError` when there is no case.
+    """
+    found, wanted = Folder.read(folder, masked=False), tuple(modalities.split())
+    _suggest(found, wanted[0])
+    if not found.drafts:
+        raise UnetlibError(_nothing_found(found))
+    drafts = sorted(found.drafts.values(), key=lambda draft: draft.id)
+    left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill, masked=False))}
+    cases = (replace(draft.case(assume), seg=None) for draft in drafts if draft.id not in left_out)
+    return Cohort(found.root, tuple(cases), left_out, (*found.notes, *_ignored(found)), assume)
+
+
 def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:
     """Return what `patients.csv` says, the one that lies highest, and a sentence on it; empty where there is none."""
     paths = sorted((len(path.parts), path) for path in folder.unknown if path.name.lower() == naming.TABLE)
@@ -164,6 +180,10 @@ def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
             yield f"{layout}: {counted(alone, 'case')} without a mask by an expert; the automatic one is used."
         if layout == KAGGLE:
             yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
+    yield from _ignored(folder)
+
+
+def _ignored(folder: Folder) -> Iterator[str]:
     if folder.tests:
         yield f"{counted(folder.tests, 'image')} in imagesTs, without masks: ignored."
     if other := [path.name for path in folder.images]:

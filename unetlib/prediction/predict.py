@@ -1,20 +1,24 @@
-"""Write a mask for each NIfTI image."""
+"""Write the masks of patients whose images are NIfTI files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from unetlib.data.nifti import files_of, require_name, stem
 from unetlib.data.patients import unforeseen
-from unetlib.data.volumes import Source, Volume, assumption, read_assumed, read_description, read_shape, read_volume
+from unetlib.data.regions import Regions
+from unetlib.data.volumes import Volume, assumption, read_description
+from unetlib.prediction.decision import region_names
 from unetlib.prediction.predictor import Predictor
-from unetlib.prediction.segment import segment
+from unetlib.prediction.scans import Reader, Scan
+from unetlib.prediction.segment import Segmentation, segment
+from unetlib.recipe import REGIONS
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import atomic, fold, remove_temporary, sha256, takes_paths
+from unetlib.support.files import atomic, fold, remove_temporary, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
 
@@ -24,7 +28,7 @@ ORIGIN = "unetlib, not for clinical use; weights {} image {} {}{}"  # 80 bytes a
 @takes_paths
 def predict(
     run: Run | Path | str | Sequence[Run | Path | str],
-    images: list[Path],
+    images: list[Path | dict[str, Path]],
     out: Path,
     probabilities: bool = False,
     channel: int | None = None,
@@ -35,81 +39,122 @@ def predict(
 ) -> list[Path]:
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
-    `run` may be several runs, whose probabilities are averaged. The mask is uint8, 0 or 1, with the shape, affine and
-    header of the input. With `probabilities`, a float32 `<name>_probability.nii.gz` is written, too. Each of several
-    regions has a file of its own, such as `<name>_mask_0.nii.gz`. `channel` picks the FLAIR volume of a 4-D file.
-    `assume` ("ras" or "lps") is the orientation of images that do not state one; their masks do not state one either,
-    so that every program shows both in the same way. `threads`: CPU threads, by default one for each idle processor.
-    The description in a mask's header names its weights and image; the same call, repeated, makes only what is missing.
-    For research and education, never for clinical use.
+    `run` may be several runs, whose probabilities are averaged. `images` may also hold folders of patients, in the
+    layouts of `find_cases`, with or without masks. For a run that sees several sequences, each patient is such a folder
+    or a dictionary from sequence to file, such as `{"flair": "a.nii.gz", "t1": "b.nii.gz"}`; sequences on other grids
+    are interpolated to that of the first. `<name>` is then the patient's id, else the name of the file.
+
+    The mask is uint8, 0 or 1, with the shape, affine and header of the (first) input. Several of BraTS's regions make a
+    label map, with the labels of the training data; of regions of one's own each has a file, such as
+    `<name>_solid_mask.nii.gz` (without names, `<name>_mask_0.nii.gz`). With `probabilities`, a float32
+    `<name>_probability.nii.gz` is written, too; of several regions `<name>_whole_probability.nii.gz` and so on.
+    `channel` picks the FLAIR volume of a 4-D file. `assume` ("ras" or "lps") is the orientation of images that do not
+    state one; their masks do not state one either, so that every program shows both in the same way. `threads`: CPU
+    threads, by default one for each idle processor. The description in a mask's header names its weights and images;
+    the same call, repeated, makes only what is missing. For research and education, never for clinical use.
 
     If some images fail, the others still get their masks, and `UnetlibError` then names those that failed. An image
     fails if it cannot be used, has the name of another one, or has a mask from other weights or another image (unless
-    `overwrite`). Raises `UnetlibError` at once for a run that cannot be used or a folder that cannot be written.
+    `overwrite`); a patient, if a sequence is missing (unless the run has learned to do without), or the files are of
+    two patients. Raises `UnetlibError` at once for a run that cannot be used or a folder that cannot be written.
     """
     if not images:
         raise UnetlibError("no image was given; NIfTI files were expected.")
     predictor = Predictor.open(run, device, threads=threads)
-    regions = [f"_{region}" for region in range(predictor.channels[1])] if predictor.channels[1] > 1 else [""]
-    kinds = [kind + region for kind in ("mask", "probability")[: 1 + probabilities] for region in regions]
-    jobs, failed = list[_Job](), list[str]()
-    images = list({files_of(path): path for path in images}.values())  # .hdr and .img are one image
-    for path in images:
+    reader = Reader(tuple(predictor.recipe.modalities.split()), predictor.takes_gaps, channel, assumption(assume))
+    scans, failed = _find(reader, images)
+    kinds, jobs = _kinds(predictor, probabilities), list[_Job]()
+    for scan in scans:
         try:
-            source = Source((path,), channel, assumption(assume))
-            jobs.append(_Job.plan(source, images, out, kinds, predictor.key[:16], overwrite))
+            jobs.append(_Job.plan(reader, scan, scans, out, kinds, predictor.key[:16], overwrite))
         except UnetlibError as error:
             failed.append(str(error))
-    done = len(images) - sum(not job.done for job in jobs)
-    with progress(len(images), "predict", "image", done) as bar:
+    unit, total = "image" if len(reader.modalities) == 1 else "patient", len(jobs) + len(failed)
+    with progress(total, "predict", unit, total - sum(not job.done for job in jobs)) as bar:
         for job in jobs:
             if job.done:
-                say(f"{first_of([*map(str, job.files)])}: exists already, from these weights and this image.")
+                say(f"{first_of([*map(str, job.files)])}: exists already, from these weights and this {unit}.")
                 continue
             try:
-                volume = read_volume(job.source)
-                volume.require_contrast(str(job.source))
+                volume = reader.read(job.scan)
             except Exception as error:  # one bad file must not stop the others
-                failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.source}: {unforeseen(error)}")
+                failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.scan}: {unforeseen(error)}")
             else:
                 found = segment(predictor, volume)
-                for array, file in zip((*found.mask.astype(np.uint8), *found.probability), job.files, strict=False):
+                for array, file in zip(_arrays(predictor, found), job.files, strict=False):
                     _save_like(volume, volume.to_stored(array), job.origin, file)
                     say(str(file))
             bar.update()
     if failed:
         reasons = failed[0] if len(failed) == 1 else "".join(f"\n- {reason}" for reason in failed)
-        raise UnetlibError(f"{len(failed)} of {counted(len(images), 'image')} got no mask: {reasons}")
+        raise UnetlibError(f"{len(failed)} of {counted(total, unit)} got no mask: {reasons}")
     return [file for job in jobs for file in job.files]
+
+
+def _find(reader: Reader, images: list[Path | dict[str, Path]]) -> tuple[list[Scan], list[str]]:
+    """Return the scans that were named, each once, and a sentence for each that cannot be used."""
+    scans, failed = dict[Any, Scan](), list[str]()
+    for one in images:
+        try:
+            found, left_out = reader.find(one)
+        except UnetlibError as error:
+            found, left_out = [], [str(error)]
+        scans |= {scan.files: scan for scan in found}  # .hdr and .img are one image
+        failed += left_out
+    return [*scans.values()], failed
+
+
+def _label_map(predictor: Predictor) -> Regions | None:
+    """Return the regions whose masks are written as one label map: two or all of BraTS's, with known labels."""
+    names, recipe = region_names(predictor.recipe), predictor.recipe
+    if len(names) != predictor.channels[1] or len(names) == 1 or not {*names} <= {*REGIONS} or recipe.labels == "auto":
+        return None
+    return Regions.of(recipe)
+
+
+def _kinds(predictor: Predictor, probabilities: bool) -> list[str]:
+    """Return what each file of a scan is called after its name: masks or a label map, then probabilities."""
+    names, number = region_names(predictor.recipe), predictor.channels[1]
+    if len(names) != number:  # of a user's own data set, whose recipe does not name them
+        each = {kind: [f"{kind}_{region}" for region in range(number)] for kind in ("mask", "probability")}
+    else:
+        before = [f"{name}_" for name in names] if number > 1 else [""]
+        each = {kind: [f"{region}{kind}" for region in before] for kind in ("mask", "probability")}
+    masks = ["mask"] if _label_map(predictor) else each["mask"]
+    return masks + each["probability"] * probabilities
+
+
+def _arrays(predictor: Predictor, found: Segmentation) -> list[np.ndarray]:
+    """Return the arrays (X, Y, Z) of these files."""
+    regions = _label_map(predictor)
+    labels = regions.label_map(found.mask) if regions else None
+    return [*(found.mask.astype(np.uint8) if labels is None else [labels]), *found.probability]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One image to predict: its source, the description for the mask's header, and the files to write."""
+    """One scan to predict, the description for its masks' headers, and the files to write."""
 
-    source: Source
+    scan: Scan
     origin: str
     files: list[Path]
     done: bool
 
     @classmethod
     def plan(
-        cls, source: Source, images: list[Path], out: Path, kinds: list[str], weights: str, overwrite: bool
+        cls, reader: Reader, scan: Scan, scans: list[Scan], out: Path, kinds: list[str], weights: str, overwrite: bool
     ) -> "_Job":
-        """Return the job of one of `images`; raises `UnetlibError` if it cannot be done."""
-        path = source.paths[0]
-        require_name(path)
-        read_shape(source)
-        name = fold(stem(path.name))  # on Windows and macOS A_mask and a_mask are one file
-        if others := [str(other) for other in images if other != path and fold(stem(other.name)) == name]:
+        """Return the job of one of `scans`; raises `UnetlibError` if it cannot be done."""
+        reader.check(scan)
+        name = fold(scan.name)  # on Windows and macOS A_mask and a_mask are one file
+        if others := [str(other) for other in scans if other is not scan and fold(other.name) == name]:
             raise UnetlibError(
-                f"{path} and {first_of(others)} have the same name, so their masks would overwrite each other. Predict "
+                f"{scan} and {first_of(others)} have the same name, so their masks would overwrite each other. Predict "
                 "them into different folders."
             )
-        image = sha256(*files_of(path))[:12]
-        origin = ORIGIN.format(weights, image, source.channel or 0, read_assumed(source))
-        files = [out / f"{stem(path.name)}_{kind}.nii.gz" for kind in kinds]
-        return cls(source, origin, files, not overwrite and _are_done(files, origin))
+        origin = ORIGIN.format(weights, *reader.fingerprint(scan))
+        files = [out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
+        return cls(scan, origin, files, not overwrite and _are_done(files, origin))
 
 
 def _are_done(files: list[Path], origin: str) -> bool:
@@ -128,7 +173,7 @@ def _save_like(volume: Volume, array: np.ndarray, origin: str, path: Path) -> No
     """Write an array with the header of a volume, except for its number type, intensity scale and description."""
     image = nib.Nifti1Image(array, None if volume.assumed else volume.stored_affine, volume.header)
     image.set_data_dtype(array.dtype)
-    image.header["cal_min"], image.header["cal_max"] = 0, 1
+    image.header["cal_min"], image.header["cal_max"] = 0, max(1, int(array.max()))  # a label may be above 1
     image.header["descrip"] = origin
     with atomic(path) as temporary:
         nib.save(image, temporary)

@@ -15,7 +15,7 @@ from unetlib.data.slices import Window, image_to_slices, slices_to_volume
 from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
-from unetlib.prediction.decision import Decision, how_to_decide, read_decision
+from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
 from unetlib.recipe import PREDICT, Recipe, changed
 from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
@@ -34,7 +34,7 @@ class Predictor(ABC):
     """
 
     recipe: Recipe
-    decision: Decision
+    decision: Decision | Decisions
     key: str
     epoch: int
     channels: tuple[int, int] = 1, 1
@@ -44,6 +44,12 @@ class Predictor(ABC):
     def note(self) -> str:
         """Those of the members, each once; read when asked for, since a prediction needs no latest checkpoint."""
         return " ".join(filter(None, dict.fromkeys(one.note for one in self.members)))
+
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether a patient may lack a sequence, which is then 0: whether it has learned from such patients."""
+        own = self.recipe.missing == "zero" or self.recipe.drop_modalities > 0
+        return all(one.takes_gaps for one in self.members) if self.members else own
 
     @abstractmethod
     def slices(self, slices: Tensor) -> Tensor:
@@ -75,7 +81,7 @@ class Predictor(ABC):
     def open(
         run: "Run | Path | str | Sequence[Run | Path | str]",
         device: str = "auto",
-        decision: Decision | None = None,
+        decision: Decision | Decisions | None = None,
         threads: int | None = None,
     ) -> "Predictor":
         """Return the predictor of a run's best weights, or the ensemble of several runs.
@@ -105,8 +111,7 @@ class Predictor(ABC):
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
         best: dict[str, Any] = {name: content[name] for name in ("epoch", "val_dice", "note") if name in content}
-        before, regions = channels_of(content, run.best, recipe)
-        channels = before // (1 + 2 * recipe.neighbours), regions
+        channels = _channels(run, recipe, content)
         own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads, channels)
         return Mirrored(own) if recipe.mirror else own
 
@@ -118,7 +123,7 @@ class Trained(Predictor):
     fabric: Fabric
     network: nn.Module
     recipe: Recipe
-    decision: Decision
+    decision: Decision | Decisions
     key: str = ""
     best: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says of its weights
     run: Run | None = None
@@ -169,18 +174,18 @@ class Ensemble(Predictor):
     regions differ.
     """
 
-    def __init__(self, members: Sequence[Predictor], decision: Decision | None = None) -> None:
+    def __init__(self, members: Sequence[Predictor], decision: Decision | Decisions | None = None) -> None:
         self.members, self.recipe, self.channels = members, members[0].recipe, members[0].channels
         forms = [
             {name: getattr(one.recipe, name) for name in GRID}
+            | {"modalities": one.recipe.modalities, "names of regions": one.recipe.regions}
             | dict(zip(("sequences", "regions"), one.channels, strict=True))
             for one in members
         ]
         if differences := "; ".join(filter(None, (changed(forms[0], form) for form in forms))):
             raise UnetlibError(f"the runs cannot be averaged: they differ ({differences}). Name others.")
-        thresholds, sizes = zip(*((one.decision.threshold, one.decision.smallest_ml) for one in members), strict=True)
-        self.decision = decision or Decision(float(np.mean(thresholds)), float(np.mean(sizes)))
-        self.key = digest([*(one.key for one in members), self.decision.threshold, self.decision.smallest_ml])
+        self.decision = decision or mean_decision([one.decision for one in members])
+        self.key = digest([*(one.key for one in members), *self.decision.as_dict().values()])
         self.epoch = max(one.epoch for one in members)
 
     def slices(self, slices: Tensor) -> Tensor:
@@ -194,12 +199,34 @@ class Ensemble(Predictor):
         return torch.stack([one.all_slices(voxels) for one in self.members]).mean(0)
 
 
-def prediction_key(run: Run, recipe: Recipe, trained: Recipe, decision: Decision) -> str:
+def _channels(run: Run, recipe: Recipe, content: dict[str, Any]) -> tuple[int, int]:
+    """Return how many sequences a run's network takes and regions it gives.
+
+    Raises `UnetlibError` unless they are those of the recipe in the checkpoint and in the run. The recipe of a run on
+    one's own data set need not name them.
+    """
+    before, regions = channels_of(content, run.best, recipe)
+    sequences, rest = divmod(before, 1 + 2 * recipe.neighbours)
+    of_patients = run.exists and bool(run.about()["data"])
+    for name, found in (("modalities", sequences), ("regions", regions)):
+        named, published = getattr(recipe, name), getattr(Recipe.published, name)
+        fits = found == len(named.split()) or (named == published and not of_patients)
+        if rest or not fits or (run.exists and getattr(run.recipe, name) != named):
+            own = getattr(run.recipe, name) if run.exists else named
+            raise UnetlibError(
+                f"{run.best} holds a network with {counted(before, 'input channel')} for {counted(regions, 'region')}, "
+                f"trained with {name} {named}, and the recipe of {run} has {name} {own}. Restore {run.best.name} and "
+                f"{run.recipe_file.name} from the original run."
+            )
+    return sequences, regions
+
+
+def prediction_key(run: Run, recipe: Recipe, trained: Recipe, decision: Decision | Decisions) -> str:
     """Return a hash of everything that a run's masks depend on: best weights, decision, and fields of `predict`.
 
     These fields only count if they were changed after the training.
     """
     weights = run.weights
-    chosen = [decision.threshold, decision.smallest_ml] if recipe.tune else []
+    chosen = [*decision.as_dict().values()] if recipe.tune else []
     changes = [recipe.stage(PREDICT)] if recipe.stage(PREDICT) != trained.stage(PREDICT) else []
     return digest([weights, *chosen, *changes]) if chosen or changes else weights

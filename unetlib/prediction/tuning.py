@@ -1,11 +1,24 @@
 """Tune how probabilities become masks, on the validation patients of a run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unetlib.data.patients import read_case
-from unetlib.prediction.decision import Decision, choose, dice_table, read_decision, write_decision
+from unetlib.data.patients import read_regions
+from unetlib.prediction.decision import (
+    SIZES_ML,
+    THRESHOLDS,
+    Decision,
+    Decisions,
+    choose,
+    dice_table,
+    joined,
+    keeps_largest,
+    read_decision,
+    region_names,
+    write_decision,
+)
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
@@ -17,16 +30,17 @@ from unetlib.support.parts import Parts
 
 
 @takes_paths
-def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision:
+def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision | Decisions:
     """Choose threshold and smallest component for `best_model.pth` of a run, and write them to `decision.json`.
 
-    The pair with the highest mean Dice over the validation patients (all slices, native grid) is chosen; test
-    patients are never read. If the recipe does not `tune`, the run keeps its threshold. A stopped call is resumed, a
-    finished one reused. `threads` is the number of CPU threads, by default one for each idle processor. Raises
-    `UnetlibError` when the run or its validation patients cannot be read.
+    For each region, the pair with the highest mean Dice over the validation patients (all slices, native grid) is
+    chosen; test patients are never read. If the recipe does not `tune`, the run keeps its threshold. A stopped call is
+    resumed, a finished one reused. `threads` is the number of CPU threads, by default one for each idle processor.
+    Raises `UnetlibError` when the run or its validation patients cannot be read.
     """
     run = Run.of(run)
     recipe = run.recipe
+    names = region_names(recipe)
     if (known := read_decision(run, recipe)) is not None:
         if (parts := Parts(run.folder)).left:  # left by a kill before the last line below
             with locked(run.folder):
@@ -46,19 +60,29 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
         predictors = {member: Predictor.open(member, device, threshold, threads) for member in run.members}
         with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
             for member, case in todo:
-                volume, truth, _ = read_case(case)
-                table = dice_table(predictors[member].volume(volume.voxels)[0], truth, volume.spacing)
-                write_json(paths[case.id], {"dice": table})
+                volume, truth = read_regions(case, recipe)
+                found = predictors[member].volume(volume.voxels)
+                tables = [
+                    dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
+                ]
+                write_json(paths[case.id], {"dice": tables if len(names) > 1 else tables[0]})
                 bar.update()
-        by_patient: dict[str, list[list[list[float]]]] = {}
+        by_patient: dict[str, list[Any]] = {}
         for case in cases:  # a patient with two time points counts once
             by_patient.setdefault(case.patient, []).append(read_json(paths[case.id])["dice"])
-        tables = [np.mean(own, axis=0).tolist() for own in by_patient.values()]
-        decision, mean = choose(tables), float(np.max(np.mean(tables, axis=0)))
-        write_decision(run, decision, mean, len(patients), recipe.mirror)
+        of_patients = np.array([np.mean(own, axis=0) for own in by_patient.values()])
+        of_patients = of_patients.reshape(len(patients), len(names), len(THRESHOLDS), len(SIZES_ML))
+        regions, dices = {}, {}
+        for k, name in enumerate(names):
+            regions[name] = choose(of_patients[:, k].tolist(), keeps_largest(name))
+            dices[name] = float(np.max(np.mean(of_patients[:, k], axis=0)))
+        decision, several = joined(regions), len(names) > 1
+        write_decision(run, decision, dices if several else dices[names[0]], len(patients), recipe.mirror)
         parts.remove()
-    say(
-        f"{run}: threshold {decision.threshold:g} and components from {decision.smallest_ml:g} ml on, chosen on "
-        f"{counted(len(patients), 'validation patient')}: mean Dice {mean:.4f} (per patient, all slices, native grid)."
-    )
+    for name, one in regions.items():
+        say(
+            f"{run}{f', {name}' if several else ''}: threshold {one.threshold:g} and components from "
+            f"{one.smallest_ml:g} ml on, chosen on {counted(len(patients), 'validation patient')}: mean Dice "
+            f"{dices[name]:.4f} (per patient, all slices, native grid)."
+        )
     return decision

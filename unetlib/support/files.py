@@ -26,7 +26,8 @@ PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished jo
 LOCK = ".unetlib-lock"
 P = ParamSpec("P")
 R = TypeVar("R")
-_PATHS = (Path, Path | None, list[Path], str | Path, str | Path | None)
+_IMAGES = list[Path | dict[str, Path]]  # a dictionary holds the images of one patient
+_PATHS = (Path, Path | None, _IMAGES, str | Path, str | Path | None)
 _FULL = "Free some space there, then give the same command again."
 CURES = {  # advice for each error that prevents writing, apart from missing permission
     errno.ENOSPC: _FULL,
@@ -48,7 +49,7 @@ def fold(name: str) -> str:
 def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
     """Let parameters annotated as `Path` also take strings, and refuse arguments of other types than annotated.
 
-    `~` becomes the user's folder; where a list is expected, one path will do.
+    `~` becomes the user's folder; where a list is expected, one path (or dictionary of paths) will do.
     """
     signature = inspect.signature(function)
 
@@ -58,8 +59,8 @@ def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
             if parameter.annotation in _PATHS and value is not None:
-                if parameter.annotation == list[Path]:
-                    value = [*map(home, value if isinstance(value, list | tuple) else [value])]
+                if parameter.annotation == _IMAGES:
+                    value = [*map(_home_of_each, value if isinstance(value, list | tuple) else [value])]
                 else:
                     value = None if value == "" and parameter.default is None else home(value)
             if parameter.annotation is not parameter.empty and (expected := unlike(value, parameter.annotation)):
@@ -80,6 +81,10 @@ def home(path: str | os.PathLike[str]) -> Path:
         raise UnetlibError(f"{path}: there is no user of that name. Give the folder itself.") from error
     except TypeError as error:
         raise UnetlibError(f"{brief(path)} was given where a path was expected. Name a file or folder.") from error
+
+
+def _home_of_each(paths: Any) -> Path | dict[str, Path]:
+    return {name: home(path) for name, path in paths.items()} if isinstance(paths, dict) else home(paths)
 
 
 @contextmanager

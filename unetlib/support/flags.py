@@ -32,6 +32,26 @@ class Words(argparse.Action):
         setattr(namespace, self.dest, " ".join(values))
 
 
+class Files(argparse.Action):
+    """Append a dictionary from name to path, given as NAME=FILE words."""
+
+    def __call__(
+        self, parser: object, namespace: argparse.Namespace, values: Any, option_string: object = None
+    ) -> None:
+        """Append it; a word without = or FILE, or a name that was given already, is an error of the command line."""
+        found: dict[str, Path] = {}
+        for word in values:
+            name, _, file = word.partition("=")
+            if not name or not file:
+                raise argparse.ArgumentError(
+                    self, f"{word!r} was given; {self.metavar} was expected, as flair=a.nii.gz"
+                )
+            if name in found:
+                raise argparse.ArgumentError(self, f"{name} was given twice, {found[name]} and {file}: one is enough")
+            found[name] = path(file)
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), found])
+
+
 def workers(parser: argparse.ArgumentParser) -> None:
     """Add `--workers`."""
     parser.add_argument(

@@ -1,0 +1,191 @@
+"""What `predict` takes: an image, the files of one patient, or a folder of patients; and what they are called."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from unetlib.data.layouts import AUTOMATIC, BRATS_STYLE, BY_NAME, MASK, MODALITIES, NAMELESS, NNUNET, Found, recognise
+from unetlib.data.nifti import files_of, require_name, stem
+from unetlib.data.patients import MODALITY_WORDS, find_images
+from unetlib.data.sequences import stack
+from unetlib.data.tiff import is_tiff
+from unetlib.data.volumes import Source, Volume, read_assumed, read_shape, read_volume
+from unetlib.support.errors import UnetlibError, brief
+from unetlib.support.files import digest, fold, sha256
+from unetlib.support.messages import say
+
+Images = Path | dict[str, Path]  # an image or a folder; or the image of each sequence of one patient
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images of one patient: the `source` of each sequence, in the order of the recipe, and the `name` of masks."""
+
+    name: str
+    sources: dict[str, Source]
+
+    def __str__(self) -> str:
+        return str(next(iter(self.sources.values())))
+
+    @property
+    def files(self) -> tuple[tuple[str, tuple[Path, ...]], ...]:
+        """The files of each sequence: two for a pair of header and voxels."""
+        each = ((name, source.paths) for name, source in self.sources.items())
+        return tuple((name, tuple(file for path in paths for file in files_of(path))) for name, paths in each)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How images are found and read for a network: the sequences that it sees, in its order.
+
+    With `gaps` a patient may lack sequences. `channel` picks a volume of a 4-D file, `assume` is as in `Source`.
+    """
+
+    modalities: tuple[str, ...]
+    gaps: bool = False
+    channel: int | None = None
+    assume: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.channel is not None and len(self.modalities) > 1:
+            raise UnetlibError(
+                f"a channel was given, but the run sees {self._seen}. Split the 4-D file, and give a file for each."
+            )
+
+    @property
+    def _seen(self) -> str:
+        return " ".join(self.modalities)
+
+    def find(self, images: Images) -> tuple[list[Scan], list[str]]:
+        """Return the scans that were named, and a sentence for each patient of a folder who cannot be used.
+
+        Raises `UnetlibError` when there is no patient, or the files are not those of one patient that the network sees.
+        """
+        if isinstance(images, dict):
+            return [self._of_files(images)], []
+        if _is_folder(images):
+            return self._in_folder(images)
+        if len(self.modalities) > 1:
+            raise UnetlibError(
+                f"{images} is one image, and the run sees {self._seen}. Name the images of the patient, --image "
+                f"{self.modalities[0]}=FILE {self.modalities[1]}=FILE ..., or the folder that they lie in."
+            )
+        return [Scan(stem(images.name), {self.modalities[0]: self._source(images)})], []
+
+    def _source(self, path: Path) -> Source:
+        require_name(path)
+        return Source((path,), self.channel, self.assume)
+
+    def _in_folder(self, folder: Path) -> tuple[list[Scan], list[str]]:
+        folder = folder if folder.name.strip(".") else folder.resolve()  # a patient may be called like it
+        cohort = find_images(folder, self._seen, self.assume, self.gaps)
+        for note in cohort.notes:
+            say(note)
+        scans = []
+        for case in cohort.cases:
+            sources = {name: case.images[name] for name in self.modalities if name in case.images}
+            if self.channel is not None:
+                sources = {name: replace(source, channel=self.channel) for name, source in sources.items()}
+            scans.append(Scan(case.id, sources))
+        return scans, [f"{id}: {reason}" for id, reason in cohort.left_out.items()]
+
+    def _of_files(self, files: dict[str, Path]) -> Scan:
+        if not files:
+            raise UnetlibError(f"a patient without an image was given; {self._seen} was expected.")
+        if unknown := [name for name in files if name not in MODALITIES]:
+            raise UnetlibError(f"{brief(unknown[0])} is not a sequence. Known are {', '.join(MODALITIES)}.")
+        first = next(iter(files.values()))
+        if unseen := [name for name in files if name not in self.modalities]:
+            raise UnetlibError(
+                f"{files[unseen[0]]}: the run does not see {unseen[0]}, only {self._seen}. Leave it out."
+            )
+        lacking = [name for name in self.modalities if name not in files]
+        if lacking and not self.gaps:
+            raise UnetlibError(
+                f"{first}: {' and '.join(lacking)} of this patient was not given, and the run sees {self._seen}. Add "
+                f"--image {lacking[0]}=FILE. Only a run with --missing zero or --drop-modalities can do without."
+            )
+        if len(self.modalities) == 1:
+            return Scan(stem(first.name), {self.modalities[0]: self._source(first)})
+        sources = {name: self._source(files[name]) for name in self.modalities if name in files}
+        return Scan(_id_of(files) or _bare(next(iter(sources.values())).paths[0]), sources)
+
+    def check(self, scan: Scan) -> None:
+        """Raise `UnetlibError` when an image of a scan cannot be used, as far as its header tells."""
+        for source in scan.sources.values():
+            read_shape(source)
+
+    def fingerprint(self, scan: Scan) -> tuple[str, int, str]:
+        """Return a hash of a scan's images in 12 digits, the channel of a 4-D file (or 0), and what was assumed."""
+        source, hashes = next(iter(scan.sources.values())), [sha256(*files) for _, files in scan.files]
+        assumed = "" if is_tiff(source.paths[0]) else read_assumed(source)
+        if len(self.modalities) == 1:
+            return hashes[0][:12], source.channel or 0, assumed
+        each = [[name, one.channel, hash] for (name, one), hash in zip(scan.sources.items(), hashes, strict=True)]
+        return digest(each)[:12], 0, assumed
+
+    def read(self, scan: Scan) -> Volume:
+        """Return the images of a scan as one volume, on the grid of the first; say what is missing or was resampled.
+
+        Raises `UnetlibError` when an image cannot be used, shows nothing, or does not lie where the first one does.
+        """
+        images = {name: read_volume(source) for name, source in scan.sources.items()}
+        for name, image in images.items():
+            image.require_contrast(str(scan.sources[name]))
+        if len(self.modalities) == 1:
+            return images[self.modalities[0]]
+        try:
+            volume = stack(images, self.modalities, self.gaps)
+        except UnetlibError as error:
+            raise UnetlibError(f"{scan.name}: {error}") from error
+        if missing := [name for name, one in zip(self.modalities, volume.voxels, strict=True) if not one.any()]:
+            say(f"{scan.name}: without {' and '.join(missing)}; the network sees 0 there.")
+        if volume.resampled:
+            say(f"{scan.name}: {' and '.join(volume.resampled)} resampled to the grid of {next(iter(images))}.")
+        return volume
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long: reading the image will say so
+        return False
+
+
+def _id_of(files: dict[str, Path]) -> str:
+    """Return the id of the case that the names of its files show; empty where no layout knows them.
+
+    Raises `UnetlibError` when they are of two cases, or a name says another sequence than the one it was given as.
+    """
+    found = {name: one for name, path in files.items() if (one := _recognised(path))}
+    for name, one in found.items():
+        if one.kind in {*MODALITIES, MASK, AUTOMATIC} - {name}:
+            what = one.kind if one.kind in MODALITIES else "mask"
+            raise UnetlibError(f"{files[name]} was given as {name}, but its name says {what}. Correct one of them.")
+    known = [(name, one.id) for name, one in found.items() if one.layout.name != NAMELESS]
+    nameless = [(name, one.id) for name, one in found.items() if one.layout.name == NAMELESS]
+    for ids in filter(None, (known, nameless)):
+        first, id = ids[0]
+        if other := next((name for name, another in ids if fold(another) != fold(id)), ""):
+            raise UnetlibError(
+                f"{files[first]} and {files[other]} are of two patients by their names ({id} and {dict(ids)[other]}). "
+                f"Give the files of one patient; if they are, name them alike, as {id}_{first} and {id}_{other}."
+            )
+    return next((id for _, id in (*known, *nameless)), "")
+
+
+def _recognised(path: Path) -> Found | None:
+    """Return what the name of an image and its folder say, `None` where no layout knows them."""
+    name = path.absolute().as_posix()
+    found = recognise(name)
+    if found and found.layout.name != BRATS_STYLE:
+        return found
+    in_folder = "/".join(Path(name).parts[-2:])  # "T2_FLAIR" is a sequence, not the patient T2
+    return BY_NAME[NAMELESS].find(in_folder) or found or BY_NAME[NNUNET].find(in_folder)
+
+
+def _bare(path: Path) -> str:
+    """Return a file's name without ending and without the word for its sequence."""
+    name = stem(path.name)
+    bare = MODALITY_WORDS.sub(lambda found: found[0][: found.start("word") - found.start()], name, count=1)
+    return re.sub(r"^[-_. ]+|[-_. ]+$", "", bare) or name
