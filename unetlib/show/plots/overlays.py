@@ -14,7 +14,7 @@ from unetlib import metrics
 from unetlib.data.patients import Case, read_case
 from unetlib.data.volumes import Volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.summary import read_patients, read_volumes
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import find_own, own_cases
@@ -31,7 +31,7 @@ from unetlib.show.plots.drawing import (
     largest_slice,
     show_slice,
 )
-from unetlib.show.plots.evaluation import metrics_figure
+from unetlib.show.plots.evaluation import metrics_figure, volumes_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
@@ -174,9 +174,9 @@ def scroll_animation(
 def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw a run, evaluated first if necessary; return the files written, in `RUN/figures` unless `out` is given.
 
-    `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice),
-    `architecture.png` and `overlay.gif` (through the tumour of the median patient). Raises
-    `UnetlibError` when the run cannot be evaluated.
+    `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice), `volumes.png`
+    (predicted against true, after Bland and Altman), `architecture.png` and `overlay.gif` (through the tumour of the
+    median patient). Raises `UnetlibError` when the run cannot be evaluated.
     """
     run = Run.of(run)
     summary, ranked = evaluate(run, device=device), best_median_worst(run, device)
@@ -190,6 +190,7 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
         "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
         "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
         "metrics.png": metrics_figure(summary, source),
+        "volumes.png": volumes_figure(*read_volumes(run.evaluation), source),
     }
     if isinstance(net, UNet):
         figures["architecture.png"] = architecture_figure(net, recipe.image_size)
