@@ -148,6 +148,14 @@ def surface_by_monai(
     return hd95.item(), compute_surface_dice(*pair, [tolerance], use_subvoxels=True, **options).item()
 
 
+def drawn(*boxes: tuple[tuple[int, int, int], tuple[int, int, int]]) -> np.ndarray:
+    """Return a volume of 32 x 16 x 20 voxels with these boxes: corner and size, each (x, y, z)."""
+    volume = np.zeros((32, 16, 20), bool)
+    for (x, y, z), (width, depth, height) in boxes:
+        volume[x : x + width, y : y + depth, z : z + height] = True
+    return volume
+
+
 def grown(voxels: set[tuple[int, ...]], shape: tuple[int, ...], most: int) -> set[tuple[int, ...]]:
     """Return voxels with their neighbours inside `shape` that differ in at most `most` of three coordinates."""
     steps = [step for step in product((-1, 0, 1), repeat=3) if np.count_nonzero(step) <= most]
