@@ -208,8 +208,8 @@ def _notes(maps: list[Path], cohort: Cohort, found: Mapping[str, list[Path]]) ->
     if maps:
         yield f"Not scored, since they are named as probability maps: {first_of([path.name for path in maps], 5)}."
     if without := [case.id for case in cohort.cases if case.id not in found]:
-        yield f"Not scored, since they have no mask: {len(without)} of {counted(len(cohort.cases), 'case')}, such as "
-        yield f"{first_of(without, 3)}."
+        of = f"{len(without)} of {counted(len(cohort.cases), 'case')} ({first_of(without, 3)})"
+        yield f"Not scored, since they have no mask: {of}."
 
 
 def _require_grid(path: Path, mask: Volume, case: Case, image: Volume) -> None:

@@ -163,7 +163,7 @@ def results_table(summary: dict[str, Any]) -> str:
     """
     try:
         return _table(summary)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UnetlibError(
             f"the {SUMMARY_FILE} of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
             "run the same command again."
@@ -216,7 +216,7 @@ def _table(summary: dict[str, Any]) -> str:
 
 
 def _lesion_lines(entries: list[Row]) -> list[str]:
-    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients):"] if entries else []
+    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients, interval):"] if entries else []
     for entry in entries:
         units = [unit for unit in ("mm", "voxels") if f"hd95_{unit}" in entry]
         distances = " and ".join(f"{_with_interval(entry, f'hd95_{unit}', 1)} {unit}" for unit in units)
@@ -230,10 +230,10 @@ def _lesion_lines(entries: list[Row]) -> list[str]:
 
 
 def _volume_lines(entries: list[Row]) -> list[str]:
-    lines = ["Volumes (mean over patients):"] if entries else []
+    lines = ["Volumes (mean over patients, interval):"] if entries else []
     for entry in entries:
         limits, unit = entry["limits"], entry["unit"]
-        about = f", 95 % limits of agreement {limits[0]:.1f} to {limits[1]:.1f} {unit}" if limits else ""
+        about = f", 95 % limits of agreement {limits[0]:z.1f} to {limits[1]:z.1f} {unit}" if limits else ""
         lines.append(
             f"{_label(entry)}{_with_interval(entry, 'prediction', 1)} {unit} predicted, "
             f"{_with_interval(entry, 'truth', 1)} {unit} in the reference; difference "
@@ -248,8 +248,8 @@ def _label(entry: Row) -> str:
 
 def _with_interval(entry: Row, name: str, digits: int) -> str:
     interval = entry[f"{name}_interval"]
-    about = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
-    return f"{entry[name]:.{digits}f}{about}"
+    about = f" ({interval[0]:z.{digits}f} to {interval[1]:z.{digits}f})" if interval else ""
+    return f"{entry[name]:z.{digits}f}{about}"  # z: no minus before 0.0
 
 
 @takes_paths

@@ -10,6 +10,7 @@ from unetlib.show.plots.common import save
 from unetlib.show.plots.drawing import is_synthetic
 from unetlib.show.plots.evaluation import volumes_figure
 from unetlib.show.plots.overlays import overlay_figure, ranked, three_of
+from unetlib.support.errors import counted
 from unetlib.support.files import takes_paths
 from unetlib.support.messages import say
 
@@ -31,9 +32,8 @@ def score(masks: Path, data: Path, out: Path | None = None, assume: str | None =
     summary = score_masks(given, folder)
     shown = ranked(three_of(read_patients(folder)), given.cases, given.read)
     source = "synthetic images; " if any(is_synthetic(one.volume) for one in shown) else ""
-    note = (
-        f"{source}{summary['patients']} patients ranked by the Dice over all slices; each in its slice with most tumour"
-    )
+    order = f"{counted(summary['patients'], 'patient')} ranked by the Dice over all slices"
+    note = f"{source}{order}; each in its slice with most tumour"
     save(overlay_figure([one.overlay() for one in shown], note), folder / "overlays.png")
     save(volumes_figure(*read_volumes(folder), source.removesuffix("; ")), folder / "volumes.png")
     say(f"{folder} holds the tables and pictures.")

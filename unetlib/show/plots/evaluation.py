@@ -74,17 +74,17 @@ def volumes_figure(prediction: np.ndarray, truth: np.ndarray, unit: str = "ml", 
     differences, limits = prediction - truth, limits_of_agreement(prediction - truth)
     bias = float(differences.mean())
     alt = f"Predicted minus true tumour volume of {counted(len(truth), 'patient')} against the mean of both"
-    alt = f"{alt}; the mean difference is {bias:.1f} {unit}"
+    alt = f"{alt}; the mean difference is {bias:z.1f} {unit}"
     if limits:
-        alt += f", the 95 % limits of agreement are {limits[0]:.1f} and {limits[1]:.1f} {unit}"
+        alt += f", the 95 % limits of agreement are {limits[0]:z.1f} and {limits[1]:z.1f} {unit}"
     figure, axes = new_chart(alt, 3.6, signed(note))
     axes.plot((prediction + truth) / 2, differences, "o", color=BLUE, ms=8 if len(truth) <= 50 else 3, label="patient")
     axes.axhline(0, color=FAINT, lw=1, zorder=0)
-    axes.axhline(bias, color=ORANGE, lw=1.5, label=f"bias {bias:.1f} {unit}", gid="bias")
+    axes.axhline(bias, color=ORANGE, lw=1.5, label=f"bias {bias:z.1f} {unit}", gid="bias")
     for limit in limits or ():
         axes.axhline(limit, color=ORANGE, lw=1.5, ls="--", gid="limit")
     if limits:
-        text = f"95 % limits of agreement, {limits[0]:.1f} to {limits[1]:.1f} {unit}"
+        text = f"95 % limits of agreement, {limits[0]:z.1f} to {limits[1]:z.1f} {unit}"
         axes.plot([], [], "--", color=ORANGE, lw=1.5, label=text)
     axes.set(xlabel=f"mean of predicted and true volume, {unit}", ylabel=f"predicted - true, {unit}")
     legend_above(figure, axes)
