@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from studies import lesions
 from tests import oracles
 from unetlib import metrics
 from unetlib.evaluation.lesions import lesion_figures
@@ -117,3 +118,23 @@ def test_the_truth_itself_is_perfect_where_it_is_not_divided():
 def test_other_volumes_are_a_sentence(wrong):
     with pytest.raises(UnetlibError, match="two boolean volumes"):
         lesion_figures(wrong, np.zeros((4, 4, 4), bool))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "same"),
+    [
+        *((lesions.DRAWN[name][:2], True) for name in ("one of two lesions missed", "a false alarm", "both empty")),
+        *((lesions.DRAWN[name][:2], False) for name in ("one part over two lesions", "two parts for one lesion")),
+        (lesions.DRAWN["two parts 3 voxels apart, one found"][:2], False),
+        (lesions.DRAWN["a lesion of 50 voxels missed"][:2], False),
+        (([((4, 4, 11), (6, 6, 6))], [lesions.A]), False),  # it touches the dilated lesion only
+    ],
+)
+def test_lesions_are_compared_where_the_definitions_are_the_same(boxes, same):
+    assert lesions.same_definition(*(oracles.drawn(*some) for some in boxes)) == same
+
+
+def test_the_dice_over_lesions_follows_from_that_over_matches():
+    found = {"tp": 2, "fp": 1, "fn": 1, "sq_dsc": 0.8}
+    assert lesions.dice_of(found) == pytest.approx(0.4)  # (0.8 + 0.8 + 0 + 0) / 4
+    assert lesions.dice_of({"tp": 0, "fp": 1, "fn": 0, "sq_dsc": 0.0}) == 0
