@@ -10,7 +10,7 @@ from tests.conftest import as_cases
 from unetlib.data.patients import find_cases, read_case
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.lesions import lesion_figures
-from unetlib.evaluation.scores import _check, compare, has_nominal_spacing
+from unetlib.evaluation.scores import ScoreFolder, _check, compare, has_nominal_spacing
 from unetlib.evaluation.summary import (
     lesion_summary,
     limits_of_agreement,
@@ -156,14 +156,20 @@ def as_old(run):
     for new in ("lesions", "volumes"):
         del summary[new]
     del summary["surface"]["unit"]
-    summary["key"] = digest([{}, ""])
     summary["check"] = _check(folder, summary)
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def test_an_older_evaluation_is_read_and_scored_again_with_a_sentence(evaluated, tmp_path, capsys):
+def key_before(scored):
+    return digest([{id: digest(values)[:16] for id, values in scored.made_from.items()}, scored.note])
+
+
+def test_an_older_evaluation_is_read_and_scored_again_with_a_sentence(evaluated, tmp_path, capsys, monkeypatch):
     run = shutil.copytree(evaluated[0], tmp_path / "run")
+    with monkeypatch.context() as before:
+        before.setattr(ScoreFolder, "key", property(key_before))
+        evaluate(run, device="cpu")
     old = as_old(run)
     assert "HD95" in results_table(old)
     assert "Lesion" not in results_table(old)
