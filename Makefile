@@ -59,6 +59,7 @@ faults: .venv/installed
 
 oracles: .venv/installed
 	$(BIN)/python -m studies.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
+	$(if $(BRATS),$(BIN)/python -m studies.lesions "$(DATA)" --brats "$(BRATS)")
 
 audit: .venv/installed .venv/audit/installed
 	$(BIN)/python -m tests.audit $(AUDIT)

@@ -351,7 +351,7 @@ def lesions(pairs: list[Pair], brats: list[Brats]) -> list[Any]:
         None,
         None,
         f"{official:.4g} whole; {by_lesion:.4g} the mean over lesions (connected components, matched one to one)",
-        "the recipe reports whole tumour; lesions need a choice of connectivity and matching",
+        "volumetric; for our lesion-wise figures see below",
     ]
 
 

@@ -96,6 +96,8 @@ def test_surface_training_and_data_are_those_of_the_run(carded):
     surface = read_json(run / "evaluation" / "summary.json")["surface"]
     assert cell(text, "HD95").startswith(f"{surface['hd95_mm']:.1f} mm")
     assert cell(text, "HD95").endswith(f"for {surface['hd95_undefined']} patients)")
+    (lesions,) = read_json(run / "evaluation" / "summary.json")["lesions"]
+    assert cell(text, "Dice, lesion by lesion").startswith(f"{lesions['dice']:.3f} ({lesions['lesions']} lesion")
     history = read_csv(run / "history.csv")
     best = max(history, key=lambda row: float(row["val_dice"]))
     assert f"epoch {best['epoch']}, with a validation Dice" in words(text)

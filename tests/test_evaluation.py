@@ -111,10 +111,10 @@ def test_the_table_names_every_figure(evaluated):
 
 def test_done_it_is_reused_and_retrained_weights_are_scored_anew(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated[0], tmp_path / "run")
-    score = evaluation.score
-    monkeypatch.setattr(evaluation, "score", None)
+    score = evaluation.score_prediction
+    monkeypatch.setattr(evaluation, "score_prediction", None)
     assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]
-    monkeypatch.setattr(evaluation, "score", score)
+    monkeypatch.setattr(evaluation, "score_prediction", score)
     content = torch.load(tmp_path / "run" / BEST, weights_only=True)
     content["model"]["head.bias"] += 100  # now everything is tumour
     torch.save(content, tmp_path / "run" / BEST)
@@ -155,15 +155,15 @@ def test_what_the_weights_are_not_is_told(evaluated, tmp_path):
 def test_stopped_it_goes_on_with_the_cases_that_are_left(evaluated, tmp_path, monkeypatch):
     shutil.copytree(evaluated[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
-    score, scored = evaluation.score, []
+    score, scored = evaluation.score_prediction, []
 
     def stop_at_the_second(*given):
-        scored.append(given[-1]["case"])
+        scored.append(given[4]["case"])
         if len(scored) == 2:
             raise KeyboardInterrupt
         return score(*given)
 
-    monkeypatch.setattr(evaluation, "score", stop_at_the_second)
+    monkeypatch.setattr(evaluation, "score_prediction", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "run", device="cpu")
     assert evaluate(tmp_path / "run", device="cpu") == evaluated[1]

@@ -20,7 +20,7 @@ from unetlib import augment, dataset, loop, losses, metrics, networks, plots, re
 from unetlib.data import layouts
 from unetlib.data.volumes import Source, Volume, read_volume
 from unetlib.dataset import SliceDataset, epoch_order
-from unetlib.evaluation.evaluate import evaluate, score
+from unetlib.evaluation.evaluate import evaluate, score_prediction
 from unetlib.evaluation.summary import patient_rows, results, surface_summary
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
@@ -523,7 +523,8 @@ def test_several_channels_and_regions_go_from_batch_to_table(tmp_path):
     voxels, truth = rng.random((3, 20, 18, 5)).astype(np.float32), rng.random((2, 20, 18, 5)) < 0.3
     predictor = Predictor.open(tmp_path / "run", "cpu")
     assert predictor.volume(voxels).shape == truth.shape
-    rows, surfaces = score(predictor, voxels, truth, (1.0, 1.0, 2.0), {"case": "a", "patient": "a"}).values()
+    given = predictor, voxels, truth, (1.0, 1.0, 2.0), {"case": "a", "patient": "a"}
+    rows, volumes = score_prediction(*given).values()
     mask = predictor.decision.mask(predictor.volume(voxels), (1.0, 1.0, 2.0))
     wanted = {"grid": "native", "slices": "all", "aggregation": "pooled"}
     entries = [one for one in results(rows) if wanted.items() <= one.items()]
@@ -531,7 +532,7 @@ def test_several_channels_and_regions_go_from_batch_to_table(tmp_path):
     for region, entry in enumerate(entries):
         tp, size = (mask[region] & truth[region]).sum(), mask[region].sum() + truth[region].sum()
         assert entry["dice"] == pytest.approx(2 * tp / size)
-    assert surface_summary(patient_rows(rows, surfaces))["hd95_patients"] + 0 <= 2
+    assert surface_summary(patient_rows(rows, volumes))["hd95_patients"] + 0 <= 2
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

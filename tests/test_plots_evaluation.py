@@ -80,6 +80,22 @@ def test_the_metrics_figure_shows_every_dice_once_with_its_interval(evaluated):
     assert plots.DISCLAIMER in figure.get_supxlabel()
 
 
+def test_the_volumes_figure_is_that_of_bland_and_altman():
+    # Differences -2, 0, 5: mean 1, squares 9, 1, 16 around it, standard deviation sqrt(26 / 2) = 3.606.
+    figure = plots.volumes_figure(np.array([8.0, 20.0, 45.0]), np.array([10.0, 20.0, 40.0]), "ml", "a note")
+    (axes,) = figure.axes
+    points = next(line for line in axes.lines if line.get_label() == "patient")
+    np.testing.assert_array_equal(points.get_xydata(), [(9, -2), (20, 0), (42.5, 5)])
+    drawn = {gid: [line.get_ydata()[0] for line in axes.lines if line.get_gid() == gid] for gid in ("bias", "limit")}
+    assert drawn["bias"] == [1]
+    assert drawn["limit"] == pytest.approx([1 - 1.96 * 13**0.5, 1 + 1.96 * 13**0.5])
+    assert "mean difference is 1.0 ml" in figure.get_label()
+    assert "-6.1 and 8.1 ml" in figure.get_label()
+    alone = plots.volumes_figure(np.array([8.0]), np.array([10.0]), "voxels").axes[0]
+    assert not [line for line in alone.lines if line.get_gid() == "limit"]
+    assert "voxels" in alone.get_ylabel()
+
+
 def test_a_cohort_with_tumour_in_every_slice_has_its_figure_too(evaluated):
     figures = [entry for entry in evaluated[1]["figures"] if entry["slices"] == "tumour"]
     axes = plots.metrics_figure({**evaluated[1], "figures": figures}).axes[0]
@@ -229,7 +245,7 @@ def test_without_tumour_the_animation_scrolls_through_the_whole_volume(tmp_path)
 
 def test_all_figures_are_written_and_named(evaluated, tmp_path):
     paths = plots.make_figures(evaluated[0], tmp_path, "cpu")
-    names = ["curves.png", "overlays.png", "metrics.png", "architecture.png", "overlay.gif"]
+    names = ["curves.png", "overlays.png", "metrics.png", "volumes.png", "architecture.png", "overlay.gif"]
     assert [path.name for path in paths] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     for path in paths:

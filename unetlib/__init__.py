@@ -14,8 +14,9 @@ From a folder of patients to a scored run, and to masks of new scans:
 
 If you have no data, `make_cohort` makes a synthetic cohort. `check` reports what a folder holds, `find_cases` and
 `read_case` return its patients, and `SliceViewer` shows them in a notebook. `Run` is the folder of a run. `segment`
-turns one volume into a mask. The course teaches `Loop`, `UNet` and the modules `losses`, `metrics` and `plots`.
-`register_network` adds your own network. Errors are raised as `UnetlibError`, with a message that says what to do.
+turns one volume into a mask, and `score` scores the masks of any tool. The course teaches `Loop`, `UNet` and the
+modules `losses`, `metrics` and `plots`. `register_network` adds your own network. Errors are raised as `UnetlibError`,
+with a message that says what to do.
 """
 
 from unetlib.support.version import __version__
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from unetlib.runs.run import Run
     from unetlib.runs.training import train
     from unetlib.show import plots
+    from unetlib.show.score import score
     from unetlib.show.viewer import SliceViewer
     from unetlib.support.errors import UnetlibError
     from unetlib.unet import UNet
@@ -66,6 +68,7 @@ _HOME = {
     "prepare": "data.prepare",
     "read_case": "data.patients",
     "register_network": "networks",
+    "score": "show.score",
     "segment": "prediction.segment",
     "start": "course.start",
     "train": "runs.training",

@@ -97,6 +97,13 @@ def evaluate(args: argparse.Namespace) -> None:
     say(results_table(unetlib.evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
 
 
+def score(args: argparse.Namespace) -> None:
+    """Score the masks of any tool and print the table."""
+    from unetlib.evaluation.summary import results_table
+
+    say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume)))
+
+
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image or patient."""
     given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
@@ -202,6 +209,13 @@ def build_parser() -> argparse.ArgumentParser:
     flags.assume(sub)
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
+
+    sub = command(score, "score the masks of any tool, and draw the best, median and worst patient")
+    text = "folder of NIfTI masks, named as the cases of DATA (CASE.nii.gz, CASE_mask.nii.gz, CASE/...), or one mask"
+    sub.add_argument("masks", type=flags.path, metavar="MASKS", help=text)
+    sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients with their reference masks")
+    sub.add_argument("--out", type=flags.path, metavar="DIR", help="folder to write (default: MASKS-scores)")
+    flags.assume(sub)
 
     sub = command(predict, "write a tumour mask for NIfTI images")
     sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")

@@ -15,27 +15,15 @@ from unetlib import metrics
 from unetlib.data.patients import Case, read_case
 from unetlib.data.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS
-from unetlib.evaluation.summary import (
-    GRIDS,
-    PATIENT_COLUMNS,
-    PATIENTS_FILE,
-    SLICE_COLUMNS,
-    SLICES_FILE,
-    SUMMARY_FILE,
-    TOLERANCE_MM,
-    patient_rows,
-    results,
-    surface_summary,
-)
+from unetlib.evaluation.scores import ScoreFolder, Scores, compare, has_nominal_spacing
+from unetlib.evaluation.summary import SUMMARY_FILE
 from unetlib.evaluation.unseen import choose
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, locked, read_json, refuse_link, sha256, takes_paths, write_csv, write_json
+from unetlib.support.files import digest, locked, read_json, refuse_link, takes_paths, write_json
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say, warn
-from unetlib.support.parts import Parts
-from unetlib.support.version import __version__
 
 
 @takes_paths
@@ -72,58 +60,24 @@ def evaluate(
     made_from = {case.id: [predictor.key, case.stamp(cohort.root), *assumed] for case in cases}
     note = " ".join(filter(None, (*notes, predictor.note)))
     with locked(folder, belongs_to=runs[0].folder):
-        key = digest([{id: digest(values)[:16] for id, values in made_from.items()}, note])
-        parts = Parts.open(folder)
-        if done := _done(folder, key):
-            parts.remove()  # left by a kill before the last line below
+        scored = ScoreFolder.open(folder, made_from, note)
+        if done := scored.done():
             say(f"{folder} is done already, for these weights and patients: reused.")
             return done
-        paths = {case.id: parts.path(case.id, *made_from[case.id]) for case in cases}
+        paths = {case.id: scored.part(case) for case in cases}
         left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, paths, strict=data is None)
         for name, reason in left_out.items():
             warn(f"left out {name}: {reason}")
         cases = [case for case in cases if case.id not in left_out]
         if not cases:
             raise UnetlibError(f"{cohort.root}: no case can be scored, for the reasons above.")
-        scores = [read_json(paths[case.id]) for case in cases]
-        rows, surfaces = ([row for score in scores for row in score[name]] for name in ("slices", "surfaces"))
-        patients, places = patient_rows(rows, surfaces), {(row["case"], row["z"]): row["tumour"] for row in rows}
-        summary = {
-            "key": key,
-            "unetlib": __version__,
+        about = {
             "split": split or ("unseen" if data else "test"),
             "data": str(data or cohort.root),
-            "note": note,
             "left_out": left_out,
             "epoch": predictor.epoch,
-            "patients": len({case.patient for case in cases}),
-            "cases": len(cases),
-            "slices": len(places),
-            "tumour_slices": sum(places.values()),
-            "figures": results(rows),
-            "surface": surface_summary(patients),
         }
-        region = ("region",) if any("region" in row for row in rows) else ()
-        write_csv(folder / SLICES_FILE, rows, (*SLICE_COLUMNS, *region))
-        write_csv(folder / PATIENTS_FILE, patients, (*PATIENT_COLUMNS, *region))
-        write_json(folder / SUMMARY_FILE, {**summary, "check": _check(folder, summary)})
-        parts.remove()
-        return read_json(folder / SUMMARY_FILE)
-
-
-def _done(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return the summary of a finished evaluation, unless one of its files is of another, damaged or edited."""
-    try:
-        summary = read_json(folder / SUMMARY_FILE)
-        return summary if (summary["key"], summary["check"]) == (key, _check(folder, summary)) else None
-    except (UnetlibError, OSError, KeyError):
-        return None
-
-
-def _check(folder: Path, summary: dict[str, Any]) -> str:
-    """Return a hash that shows whether a summary and the tables beside it belong together."""
-    others = {name: value for name, value in summary.items() if name != "check"}
-    return digest([others, sha256(folder / SLICES_FILE, folder / PATIENTS_FILE)])
+        return scored.write(cases, about)
 
 
 def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Path], strict: bool) -> dict[str, str]:
@@ -141,8 +95,9 @@ def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Pat
                     raise
                 left_out[case.id] = str(error).removeprefix(f"{case.id}: ")
             else:
-                names = {"case": case.id, "patient": case.patient}
-                write_json(paths[case.id], score(predictor, volume.voxels, truth[None], volume.spacing, names))
+                given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case, volume.spacing)
+                scores = score_prediction(predictor, volume.voxels, truth[None], volume.spacing, *given)
+                write_json(paths[case.id], scores)
             bar.update()
     return left_out
 
@@ -161,44 +116,26 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
     return folder
 
 
-def score(
+def score_prediction(
     predictor: Predictor,
     voxels: np.ndarray,
     truth: np.ndarray,
     spacing: tuple[float, float, float],
     names: dict[str, str],
-) -> dict[str, list[dict[str, Any]]]:
-    """Return the counts of every slice and region on both grids, and the surface metrics of every region.
+    nominal: bool = False,
+) -> Scores:
+    """Return the scores of what a predictor finds in a volume, with the counts on both grids.
 
-    `voxels`: (X, Y, Z) or (C, X, Y, Z) in LPS order. `truth`: (K, X, Y, Z) booleans. `spacing`: mm per voxel. `names`
-    are added to every row, and the number of the region if there are several. Raises `UnetlibError` unless truth and
-    prediction have the same regions.
+    `voxels`: (X, Y, Z) or (C, X, Y, Z) in LPS order. `truth`: (K, X, Y, Z) booleans. `spacing`, `names` and `nominal`
+    as in `compare`. Raises `UnetlibError` unless truth and prediction have the same regions.
     """
     if len(truth) != predictor.channels[1]:
         raise UnetlibError(
             f"{names['case']} has masks of {counted(len(truth), 'region')}, and the predictor finds "
-            f"{predictor.channels[1]}. Use `score` with a reference for each of them."
+            f"{predictor.channels[1]}. Use `score_prediction` with a reference for each of them."
         )
     found, window = predictor.all_slices(voxels), Window.of(voxels, predictor.recipe)
     prediction = predictor.decision.mask(slices_to_volume(found, truth.shape[1:], window), spacing)
     small = mask_to_slices(truth, predictor.recipe, window=window).numpy()
-    counts = {
-        "model": metrics.count(found.numpy() >= predictor.decision.threshold, small),
-        "native": metrics.count(np.moveaxis(prediction, 3, 0), np.moveaxis(truth, 3, 0)),
-    }
-    rows, surfaces = [], []
-    for region in range(len(truth)):
-        label = {"region": region} if len(truth) > 1 else {}
-        hd95, surface_dice = metrics.surface_figures(prediction[region], truth[region], spacing, TOLERANCE_MM)
-        hd95_mm = hd95 if np.isfinite(hd95) else None
-        surfaces.append({**names, **label, "hd95_mm": hd95_mm, "surface_dice": surface_dice})
-        rows += [
-            {**names, **label, "z": z, "tumour": int(truth[region, :, :, z].any())}
-            | {
-                f"{grid}_{name}": int(getattr(counts[grid], name)[z, region])
-                for grid in GRIDS
-                for name in metrics.COUNTS
-            }
-            for z in range(truth.shape[3])
-        ]
-    return {"slices": rows, "surfaces": surfaces}
+    counts = {"model": metrics.count(found.numpy() >= predictor.decision.threshold, small)}
+    return compare(prediction, truth, spacing, names, counts, nominal)

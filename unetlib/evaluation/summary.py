@@ -1,7 +1,7 @@
 """From the counts of every slice to tables of named metrics."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,21 @@ GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled",
 TOLERANCE_MM = 2.0  # of the surface Dice
 SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid in GRIDS for name in COUNTS))
 PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd95_mm", "surface_dice")
+MEANS = ("surface_dice", "lesion_dice", *(f"lesion_hd95_{unit}" for unit in ("mm", "voxels")))  # over a patient's cases
+MEANS += tuple(f"{which}_{unit}" for which in ("truth", "prediction") for unit in ("ml", "voxels"))
+SUMS = ("lesions", "lesions_missed", "lesion_false_alarms")  # of a patient's cases
 Row = dict[str, Any]
+
+
+def columns(rows: Iterable[Row], first: Iterable[str] = PATIENT_COLUMNS) -> list[str]:
+    """Return the columns of a table: those that come `first`, then what else the rows hold."""
+    return list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
 
 
 def _selections(rows: list[Row]) -> Iterator[tuple[Row, list[Row], Counts]]:
     """Yield each region (labelled if there are several), grid and choice of slices, with its rows and their counts."""
     for region in dict.fromkeys(row.get("region") for row in rows):
-        for grid in GRIDS:
+        for grid in (grid for grid in GRIDS if f"{grid}_tp" in rows[0]):
             for slices in SLICES:
                 chosen = [row for row in rows if row.get("region") == region and (slices == "all" or row["tumour"])]
                 label = {"grid": grid, "slices": slices} | ({} if region is None else {"region": region})
@@ -50,10 +58,10 @@ def results(rows: list[Row]) -> list[Row]:
     return entries
 
 
-def patient_rows(rows: list[Row], surfaces: list[Row]) -> list[Row]:
-    """Return one row for each patient, region, grid and choice of slices; with HD95 and surface Dice for whole volumes.
+def patient_rows(rows: list[Row], volumes: list[Row]) -> list[Row]:
+    """Return one row for each patient, region, grid and choice of slices; for whole volumes with their own figures.
 
-    `surfaces`: a row for each case and region.
+    `volumes`: a row of surfaces, lesions and sizes for each case and region.
     """
     table = []
     for label, chosen, counts in _selections(rows):
@@ -65,19 +73,73 @@ def patient_rows(rows: list[Row], surfaces: list[Row]) -> list[Row]:
             row |= {name: int(getattr(counts, name)[i]) for name in COUNTS}
             row |= {name: float(value[i]) for name, value in values.items()}
             if (label["grid"], label["slices"]) == ("native", "all"):
-                own = [one for one in surfaces if (one["patient"], one.get("region")) == (patient, row.get("region"))]
-                row |= _mean_surface(own)
+                own = [one for one in volumes if (one["patient"], one.get("region")) == (patient, row.get("region"))]
+                row |= _of_patient(own)
             table.append(row)
     return table
 
 
-def _mean_surface(rows: list[Row]) -> Row:
-    """Return the mean over the cases (time points) of a patient; no HD95 if one of them has none."""
+def _of_patient(rows: list[Row]) -> Row:
+    """Return means and sums over the cases (time points) of a patient; no HD95 if one of them has none."""
     distances = [row["hd95_mm"] for row in rows]
-    return {
-        "hd95_mm": None if None in distances else float(np.mean(distances)),
-        "surface_dice": float(np.mean([row["surface_dice"] for row in rows])),
-    }
+    found = {"hd95_mm": None if None in distances else float(np.mean(distances))}
+    found |= {name: float(np.mean(values)) for name in MEANS if (values := _values(rows, name))}
+    return found | {name: sum(values) for name in SUMS if (values := _values(rows, name))}
+
+
+def _values(rows: list[Row], name: str) -> list[Any]:
+    return [row[name] for row in rows if name in row]
+
+
+def _regions(patients: list[Row]) -> Iterator[tuple[Row, list[Row]]]:
+    """Yield each region (labelled if there are several), with its rows of whole volumes."""
+    rows = [row for row in patients if "lesion_dice" in row]
+    for region in dict.fromkeys(row.get("region") for row in rows):
+        yield {} if region is None else {"region": region}, [row for row in rows if row.get("region") == region]
+
+
+def _mean(name: str, values: list[float]) -> Row:
+    """Return a mean over patients and its interval, under a name; nothing where there is no value."""
+    return {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(np.array(values))} if values else {}
+
+
+def lesion_summary(patients: list[Row]) -> list[Row]:
+    """Return, for each region, the means of the lesion-wise figures over the patients, and what was counted."""
+    return [
+        {**label, "patients": len(rows)}
+        | _mean("dice", _values(rows, "lesion_dice"))
+        | _mean("hd95_mm", _values(rows, "lesion_hd95_mm"))
+        | _mean("hd95_voxels", _values(rows, "lesion_hd95_voxels"))
+        | {name: sum(_values(rows, name)) for name in SUMS}
+        for label, rows in _regions(patients)
+    ]
+
+
+def volume_summary(patients: list[Row]) -> list[Row]:
+    """Return, for each region and unit, the mean volumes, their difference (prediction - truth) and its limits."""
+    entries = []
+    for label, rows in _regions(patients):
+        for unit in ("ml", "voxels"):
+            truth, prediction = (np.array(_values(rows, f"{which}_{unit}")) for which in ("truth", "prediction"))
+            if len(truth):
+                entry = {**label, "unit": unit, "patients": len(truth)}
+                entry |= _mean("truth", truth.tolist()) | _mean("prediction", prediction.tolist())
+                entry |= _mean("difference", (prediction - truth).tolist())
+                entries.append(entry | {"limits": limits_of_agreement(prediction - truth)})
+    return entries
+
+
+def limits_of_agreement(differences: np.ndarray) -> tuple[float, float] | None:
+    """Return the 95 % limits of agreement of two measurements: the mean difference -+ 1.96 standard deviations.
+
+    `differences`: (N,), one for each patient. `None` for fewer than two.
+    Source: Bland and Altman, "Statistical methods for assessing agreement between two methods of clinical measurement",
+    Lancet 1986.
+    """
+    if len(differences) < 2:
+        return None
+    bias, spread = float(np.mean(differences)), 1.96 * float(np.std(differences, ddof=1))
+    return bias - spread, bias + spread
 
 
 def surface_summary(patients: list[Row]) -> Row:
@@ -90,6 +152,7 @@ def surface_summary(patients: list[Row]) -> Row:
         "hd95_undefined": len(rows) - len(distances),
         "surface_dice": float(np.mean([row["surface_dice"] for row in rows])),
         "tolerance_mm": TOLERANCE_MM,
+        "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
     }
 
 
@@ -100,7 +163,7 @@ def results_table(summary: dict[str, Any]) -> str:
     """
     try:
         return _table(summary)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UnetlibError(
             f"the {SUMMARY_FILE} of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
             "run the same command again."
@@ -108,10 +171,12 @@ def results_table(summary: dict[str, Any]) -> str:
 
 
 def _table(summary: dict[str, Any]) -> str:
+    scored = f"{summary['split']}" if "split" in summary else f"masks of {summary['masks']}"
     head = (
-        f"{summary['split']}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
+        f"{scored}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
-        f"best model of epoch {summary['epoch']}; scored by unetlib {made_by(summary)}"
+        + (f"best model of epoch {summary['epoch']}; " if "epoch" in summary else "")
+        + f"scored by unetlib {made_by(summary)}"
     )
     lines = [head, *([summary["note"]] if summary["note"] else [])]
     if summary["left_out"]:
@@ -128,7 +193,8 @@ def _table(summary: dict[str, Any]) -> str:
         numbers = "".join(f"{entry[name]:>{width[name]}.4f}" for name in METRICS)
         lines.append(f"{entry['grid']:7}{entry['slices']:7}{entry['aggregation']:12}{numbers}{remark}")
     surface = summary["surface"]
-    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} mm"
+    unit = surface.get("unit", "mm")  # of a summary before 0.5
+    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} {unit}"
     decided = [
         f"{entry['zero_by_zero']['dice']} ({entry['grid']} grid, {entry['slices']} slices)"
         for entry in summary["figures"]
@@ -139,12 +205,51 @@ def _table(summary: dict[str, Any]) -> str:
         "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
         f"HD95 {distance} over {counted(surface['hd95_patients'], 'patient')}, undefined for "
         f"{surface['hd95_undefined']} (one mask empty); "
-        f"surface Dice at {surface['tolerance_mm']:g} mm {surface['surface_dice']:.4f}.",
+        f"surface Dice at {surface['tolerance_mm']:g} {unit} {surface['surface_dice']:.4f}.",
+        *_lesion_lines(summary.get("lesions", [])),
+        *_volume_lines(summary.get("volumes", [])),
         "0/0 counts as 1 where there is no error and as 0 otherwise. It decided the Dice of this many slices:",
         ", ".join(decided) + ".",
         "For research and education, never for clinical use.",
     ]
     return "\n".join(lines)
+
+
+def _lesion_lines(entries: list[Row]) -> list[str]:
+    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients, interval):"] if entries else []
+    for entry in entries:
+        units = [unit for unit in ("mm", "voxels") if f"hd95_{unit}" in entry]
+        distances = " and ".join(f"{_with_interval(entry, f'hd95_{unit}', 1)} {unit}" for unit in units)
+        smallest = " or ".join({"mm": "50 mm3", "voxels": "50 voxels"}[unit] for unit in units)
+        lines.append(
+            f"{_label(entry)}Dice {_with_interval(entry, 'dice', 4)}; HD95 {distances}; "
+            f"{counted(entry['lesions'], 'lesion')} above {smallest}, {entry['lesions_missed']} of them missed; "
+            f"{counted(entry['lesion_false_alarms'], 'false alarm')}."
+        )
+    return lines
+
+
+def _volume_lines(entries: list[Row]) -> list[str]:
+    lines = ["Volumes (mean over patients, interval):"] if entries else []
+    for entry in entries:
+        limits, unit = entry["limits"], entry["unit"]
+        about = f", 95 % limits of agreement {limits[0]:z.1f} to {limits[1]:z.1f} {unit}" if limits else ""
+        lines.append(
+            f"{_label(entry)}{_with_interval(entry, 'prediction', 1)} {unit} predicted, "
+            f"{_with_interval(entry, 'truth', 1)} {unit} in the reference; difference "
+            f"{_with_interval(entry, 'difference', 1)} {unit}{about}."
+        )
+    return lines
+
+
+def _label(entry: Row) -> str:
+    return f"region {entry['region']}: " if "region" in entry else ""
+
+
+def _with_interval(entry: Row, name: str, digits: int) -> str:
+    interval = entry[f"{name}_interval"]
+    about = f" ({interval[0]:z.{digits}f} to {interval[1]:z.{digits}f})" if interval else ""
+    return f"{entry[name]:z.{digits}f}{about}"  # z: no minus before 0.0
 
 
 @takes_paths
@@ -155,3 +260,23 @@ def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> li
     if not rows:
         raise UnetlibError(f"{path} lacks the {grid} grid and {slices} slices. Evaluate again.")
     return sorted(rows, key=lambda row: -float(row["dice"]))
+
+
+@takes_paths
+def read_volumes(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the predicted and the true volumes (N,) of the patients in an evaluation folder, and their unit.
+
+    The unit is ml, or voxels where no voxel size is known; of several regions, they are those of the first.
+    """
+    rows = read_patients(folder)
+    unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"
+    first = min(row.get("region", "") for row in rows)
+    rows = [row for row in rows if row.get("region", "") == first and row.get(f"truth_{unit}")]
+    try:
+        names = f"prediction_{unit}", f"truth_{unit}"
+        prediction, truth = (np.array([float(row[name]) for row in rows]) for name in names)
+    except (KeyError, ValueError):
+        rows = []
+    if not rows:
+        raise UnetlibError(f"{folder / PATIENTS_FILE} lacks the volumes of its patients. Evaluate again.")
+    return prediction, truth, unit

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib import metrics
-from unetlib.evaluation.summary import AGGREGATIONS, SLICES
+from unetlib.evaluation.summary import AGGREGATIONS, SLICES, limits_of_agreement
 from unetlib.metrics import Counts
 from unetlib.show.plots.colours import BLUE, ERRORS, FAINT, GREY, INK, ORANGE
 from unetlib.show.plots.common import legend_above, new_chart, signed
@@ -62,6 +62,31 @@ def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, no
         axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label="95 % interval of the mean (bootstrap)")
     axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    legend_above(figure, axes)
+    return figure
+
+
+def volumes_figure(prediction: np.ndarray, truth: np.ndarray, unit: str = "ml", note: str = "") -> Figure:
+    """Return the difference of predicted and true volume of every patient against their mean, and its limits.
+
+    `prediction`, `truth`: (N,), in `unit`. Source: Bland and Altman, Lancet 1986, as in `limits_of_agreement`.
+    """
+    differences, limits = prediction - truth, limits_of_agreement(prediction - truth)
+    bias = float(differences.mean())
+    alt = f"Predicted minus true tumour volume of {counted(len(truth), 'patient')} against the mean of both"
+    alt = f"{alt}; the mean difference is {bias:z.1f} {unit}"
+    if limits:
+        alt += f", the 95 % limits of agreement are {limits[0]:z.1f} and {limits[1]:z.1f} {unit}"
+    figure, axes = new_chart(alt, 3.6, signed(note))
+    axes.plot((prediction + truth) / 2, differences, "o", color=BLUE, ms=8 if len(truth) <= 50 else 3, label="patient")
+    axes.axhline(0, color=FAINT, lw=1, zorder=0)
+    axes.axhline(bias, color=ORANGE, lw=1.5, label=f"bias {bias:z.1f} {unit}", gid="bias")
+    for limit in limits or ():
+        axes.axhline(limit, color=ORANGE, lw=1.5, ls="--", gid="limit")
+    if limits:
+        text = f"95 % limits of agreement, {limits[0]:z.1f} to {limits[1]:z.1f} {unit}"
+        axes.plot([], [], "--", color=ORANGE, lw=1.5, label=text)
+    axes.set(xlabel=f"mean of predicted and true volume, {unit}", ylabel=f"predicted - true, {unit}")
     legend_above(figure, axes)
     return figure
 

@@ -1,6 +1,6 @@
 """Predictions over the images: of test patients chosen by rank, and all figures of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +14,7 @@ from unetlib import metrics
 from unetlib.data.patients import Case, read_case
 from unetlib.data.volumes import Volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.summary import read_patients, read_volumes
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import find_own, own_cases
@@ -31,7 +31,7 @@ from unetlib.show.plots.drawing import (
     largest_slice,
     show_slice,
 )
-from unetlib.show.plots.evaluation import metrics_figure
+from unetlib.show.plots.evaluation import metrics_figure, volumes_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
@@ -79,10 +79,15 @@ def best_median_worst(run: Run | Path | str, device: str = "auto") -> list[Ranke
 
     Ranked by Dice on the native grid over all slices. Raises `UnetlibError` when the run cannot be evaluated.
     """
-    ranked = _ranking(run := Run.of(run), device)
-    chosen = {"worst": ranked[-1], "median": ranked[len(ranked) // 2], "best": ranked[0]}
-    ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}  # few patients: nobody twice
-    return _predicted(run, dict(reversed(ranks.items())), device)
+    ranking = _ranking(run := Run.of(run), device)
+    return _predicted(run, three_of(ranking), device)
+
+
+def three_of(ranking: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, float]]:
+    """Return rank and Dice of the best, median and worst of the rows of `read_patients`, by patient; nobody twice."""
+    chosen = {"worst": ranking[-1], "median": ranking[len(ranking) // 2], "best": ranking[0]}
+    ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}
+    return dict(reversed(ranks.items()))
 
 
 @takes_paths
@@ -91,19 +96,40 @@ def worst(run: Run | Path | str, number: int, device: str = "auto") -> list[Rank
 
     Each is predicted anew, and its rank is its place, such as "4 of 4". Ranked, and raises, as `best_median_worst`.
     """
-    ranked = _ranking(run := Run.of(run), device)
-    places = {row["patient"]: (f"{place} of {len(ranked)}", float(row["dice"])) for place, row in enumerate(ranked, 1)}
+    ranking = _ranking(run := Run.of(run), device)
+    places = {
+        row["patient"]: (f"{place} of {len(ranking)}", float(row["dice"])) for place, row in enumerate(ranking, 1)
+    }
     return _predicted(run, dict(list(reversed(places.items()))[:number]), device)
 
 
-def _predicted(run: Run, ranks: dict[str, tuple[str, float]], device: str) -> list[Ranked]:
+def _predicted(run: Run, ranks: Mapping[str, tuple[str, float]], device: str) -> list[Ranked]:
     """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
-    cases, predictor, found = own_cases(run, find_own(run), "test"), Predictor.open(run, device), []
+    cases, predictor = own_cases(run, find_own(run), "test"), Predictor.open(run, device)
+
+    def read(case: Case) -> tuple[Volume, np.ndarray, np.ndarray]:
+        volume, truth, _ = read_case(case)
+        return volume, truth[None], segment(predictor, volume).mask
+
+    return ranked(ranks, cases, read)
+
+
+def ranked(
+    ranks: Mapping[str, tuple[str, float]],
+    cases: Sequence[Case],
+    read: Callable[[Case], tuple[Volume, np.ndarray, np.ndarray]],
+) -> list[Ranked]:
+    """Return these patients, given with rank and Dice, in the order given; of several scans the first.
+
+    `read` gives the volume of a case, its truth and its prediction, boolean (K, X, Y, Z), of which the first region is
+    shown.
+    """
+    found = []
     with progress(len(ranks), "overlays", "patient") as bar:
         for patient, (rank, dice) in ranks.items():
             case = next(case for case in cases if case.patient == patient)
-            volume, truth, _ = read_case(case)
-            found.append(Ranked(rank, dice, case, volume, truth, segment(predictor, volume).mask[0]))
+            volume, truth, prediction = read(case)
+            found.append(Ranked(rank, dice, case, volume, truth[0], prediction[0]))
             bar.update()
     return found
 
@@ -174,27 +200,28 @@ def scroll_animation(
 def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "auto") -> list[Path]:
     """Draw a run, evaluated first if necessary; return the files written, in `RUN/figures` unless `out` is given.
 
-    `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice),
-    `architecture.png` and `overlay.gif` (through the tumour of the median patient). Raises
-    `UnetlibError` when the run cannot be evaluated.
+    `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice), `volumes.png`
+    (predicted against true, after Bland and Altman), `architecture.png` and `overlay.gif` (through the tumour of the
+    median patient). Raises `UnetlibError` when the run cannot be evaluated.
     """
     run = Run.of(run)
-    summary, ranked = evaluate(run, device=device), best_median_worst(run, device)
+    summary, three = evaluate(run, device=device), best_median_worst(run, device)
     folder, patients = out or run.figures, summary["patients"]
     net, recipe, _ = run.load()
-    source = "synthetic images" if any(is_synthetic(one.volume) for one in ranked) else ""
+    source = "synthetic images" if any(is_synthetic(one.volume) for one in three) else ""
     order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
     note = f"{source}; {order}" if source else order
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {
         "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
-        "overlays.png": overlay_figure([one.overlay() for one in ranked], note),
+        "overlays.png": overlay_figure([one.overlay() for one in three], note),
         "metrics.png": metrics_figure(summary, source),
+        "volumes.png": volumes_figure(*read_volumes(run.evaluation), source),
     }
     if isinstance(net, UNet):
         figures["architecture.png"] = architecture_figure(net, recipe.image_size)
     for name, figure in figures.items():
         save(figure, folder / name)
-    middle = ranked[len(ranked) // 2]
+    middle = three[len(three) // 2]
     scroll_animation(middle.volume.voxels, middle.truth, middle.prediction, folder / "overlay.gif", source)
     return [folder / name for name in (*figures, "overlay.gif")]

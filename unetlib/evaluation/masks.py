@@ -1,0 +1,248 @@
+"""Score masks that any tool has made: matched by name to the cases of a data folder, on the native grid."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unetlib.data.cases import TOLERANCE, Case, read_labels, unforeseen
+from unetlib.data.naming import key
+from unetlib.data.nifti import ENDINGS, files_of, stem
+from unetlib.data.patients import Cohort, find_cases
+from unetlib.data.volumes import Source, Volume, assumption, read_volume, whole_labels
+from unetlib.evaluation.scores import ScoreFolder, compare, has_nominal_spacing
+from unetlib.evaluation.summary import SUMMARY_FILE
+from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.files import locked, read_json, refuse_link, require_empty, write_json
+from unetlib.support.jobs import progress
+from unetlib.support.messages import say
+from unetlib.support.parts import Parts
+
+WORDS = (
+    "seg|segm|segmentations?|masks?|labels?|labelmap|pred|predictions?|predicted|tumou?r|lesions?|wt|whole|output|"
+    "result|final|auto|automatic|manual"
+)
+SUFFIX = re.compile(rf"(?:[-_. ]+(?:{WORDS}))*", re.IGNORECASE)  # what may follow the name of a case
+PROBABILITY = re.compile(r".+[-_. ](?:prob|probability|probabilities|softmax)(?:[-_]\w+)?", re.IGNORECASE)
+MOST_LABELS = 64  # distinct values; more is an image, not a mask
+NAMES = "Name a mask as its case, such as {0}.nii.gz or {0}_mask.nii.gz, or put it into a folder {0}."
+
+
+def whole(labels: np.ndarray) -> np.ndarray:
+    """Return the regions of a volume of labels (X, Y, Z), boolean (K, X, Y, Z): the whole tumour, label > 0."""
+    return (labels > 0)[None]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a folder, or one mask, for cases of a cohort: `found` maps the id of a case to its mask.
+
+    `note` says what is not scored. `assume`: the orientation of files that do not state theirs, as in `Source`.
+    """
+
+    root: Path
+    cohort: Cohort
+    found: dict[str, Path]
+    note: str
+    assume: str | None
+
+    @classmethod
+    def find(cls, root: Path, data: Path, assume: str | None = None) -> "Masks":
+        """Return the masks in a folder, at any depth, or in one file, for the cases of a data folder.
+
+        A mask fits a case if its name, without .nii or .nii.gz, is that of the case, or of its image or reference where
+        these begin with it. Words such as `_mask`, `_seg` or `-pred` may follow. Or it lies in a folder of the case's
+        name. Raises `UnetlibError` when there is no mask, one fits no case or several, or several fit one case.
+        """
+        cohort, (paths, others) = find_cases(data, assume=assume), _nifti_files(root)
+        maps = [path for path in paths if PROBABILITY.fullmatch(stem(path.name))]
+        index, found, strangers = _index(cohort), defaultdict[str, list[Path]](list), list[Path]()
+        for path in (path for path in paths if path not in maps):
+            fits = sorted(_fits(path, root, index))
+            if len(fits) > 1:
+                raise UnetlibError(f"{path} fits {len(fits)} cases: {first_of(fits, 5)}. {NAMES.format(fits[0])}")
+            for id in fits:
+                found[id].append(path)
+            strangers += [] if fits else [path]
+        if strangers:
+            raise UnetlibError(_unknown(strangers, root, cohort))
+        for id, own in found.items():
+            if len(own) > 1:
+                raise UnetlibError(
+                    f"{root}: {len(own)} masks fit the case {id}: {first_of([*map(str, own)], 5)}. Keep one, and move "
+                    "the others out of the folder."
+                )
+        if not found:
+            raise UnetlibError(
+                f"{root} holds {counted(len(maps), 'probability map')} and {counted(others, 'other file')}; masks in "
+                f"NIfTI were expected. {NAMES.format(_example(cohort))}"
+            )
+        note = " ".join(_notes(maps, cohort, found))
+        return cls(root, cohort, {id: own[0] for id, own in sorted(found.items())}, note, assumption(assume))
+
+    @property
+    def cases(self) -> list[Case]:
+        """The cases that have a mask."""
+        return [case for case in self.cohort.cases if case.id in self.found]
+
+    def read(self, case: Case) -> tuple[Volume, np.ndarray, np.ndarray]:
+        """Return the image of a case, and its reference and mask, boolean (K, X, Y, Z).
+
+        Raises `UnetlibError` when one of them cannot be read, the mask is on another grid than the reference, or it
+        holds anything but labels: whole numbers of at least 0, few of them.
+        """
+        image, labels, _ = read_labels(case)
+        path = self.found[case.id]
+        mask = read_volume(Source((path,), assume=self.assume))
+        _require_grid(path, mask, case, image)
+        found = whole_labels(mask.voxels)
+        _require_labels(path, found)
+        return image, whole(labels), whole(found)
+
+    def made_from(self, case: Case) -> list[Any]:
+        """Return what the scores of a case depend on: name, size and time of the files, and the assumed orientation."""
+        stats = [(file.name, file.stat()) for file in files_of(self.found[case.id])]
+        own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        return [own, case.stamp(self.cohort.root), self.assume]
+
+
+def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
+    """Score masks on the native grid; return the summary, and write it to `folder` with its tables.
+
+    A stopped call is resumed, a finished one reused. Raises `UnetlibError` when the folder holds anything else or is in
+    use, or, once all others are scored, for masks that cannot be read or are on another grid.
+    """
+    _require_scores(folder, masks)
+    scored = ScoreFolder.open(folder, {case.id: masks.made_from(case) for case in masks.cases}, masks.note)
+    with locked(folder):
+        if done := scored.done():
+            say(f"{folder} is done already, for these masks and references: reused.")
+            return done
+        if failed := _score_missing(masks, scored):
+            reasons = failed[0] if len(failed) == 1 else "".join(f"\n- {reason}" for reason in failed)
+            raise UnetlibError(f"{len(failed)} of {counted(len(masks.found), 'mask')} cannot be scored: {reasons}")
+        about = {"masks": str(masks.root.resolve()), "data": str(masks.cohort.root), "left_out": {}}
+        return scored.write(masks.cases, about)
+
+
+def _score_missing(masks: Masks, scored: ScoreFolder) -> list[str]:
+    """Score every mask that has no scores yet; return the reasons of those that cannot be."""
+    todo, failed = [case for case in masks.cases if not scored.part(case).exists()], []
+    with progress(len(masks.cases), "score", "case", len(masks.cases) - len(todo)) as bar:
+        for case in todo:
+            try:
+                image, truth, prediction = masks.read(case)
+            except Exception as error:  # one bad file must not stop the others
+                failed.append(str(error) if isinstance(error, UnetlibError) else f"{case.id}: {unforeseen(error)}")
+            else:
+                names = {"case": case.id, "patient": case.patient}
+                nominal = has_nominal_spacing(case, image.spacing)
+                write_json(scored.part(case), compare(prediction, truth, image.spacing, names, nominal=nominal))
+            bar.update()
+    return failed
+
+
+def _require_scores(folder: Path, masks: Masks) -> None:
+    """Raise `UnetlibError` unless a folder is new, empty, or holds scores of these masks."""
+    refuse_link(folder)
+    path = folder / SUMMARY_FILE
+    if not (Parts.open(folder).left or path.is_file()):
+        require_empty(folder, "a folder of scores")
+    try:
+        other = read_json(path).get("masks", "a run")
+    except UnetlibError:  # not there yet, or damaged: it is made anew
+        return
+    if other != str(masks.root.resolve()):
+        raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
+
+
+def _nifti_files(root: Path) -> tuple[list[Path], int]:
+    """Return the NIfTI files of a folder (or the one file), .hdr for a pair, and how many other files there are."""
+    if not root.exists():
+        raise UnetlibError(f"{root} does not exist. Give the folder of the masks, or one mask.")
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    nifti = [path for path in files if path.name.lower().endswith(ENDINGS)]
+    return list(dict.fromkeys(files_of(path)[0] for path in nifti)), len(files) - len(nifti)
+
+
+def _index(cohort: Cohort) -> dict[str, set[str]]:
+    """Return the ids of the cases by the names that a mask may begin with: of the case, and of its files."""
+    index = defaultdict[str, set[str]](set)
+    for case in cohort.cases:
+        index[key(case.id)].add(case.id)
+        for source in (*case.images.values(), *([case.seg] if case.seg else [])):
+            if (name := key(stem(source.paths[0].name))).startswith(key(case.id)):
+                index[name].add(case.id)
+    return index
+
+
+def _fits(path: Path, root: Path, index: Mapping[str, set[str]]) -> set[str]:
+    """Return the ids of the cases that a mask fits, by its own name and by the folders that it lies in."""
+    name, folders = key(stem(path.name)), path.relative_to(root).parts[:-1] if path != root else (path.parent.name,)
+    begins = [name[:at] for at in range(1, len(name) + 1) if SUFFIX.fullmatch(name[at:])]
+    within = [key("_".join(folders[i : j + 1])) for j in range(len(folders)) for i in range(j + 1)]
+    return set().union(*(index.get(one, ()) for one in (*begins, *within)))
+
+
+def _example(cohort: Cohort) -> str:
+    return cohort.cases[0].id if cohort.cases else "CASE"
+
+
+def _unknown(strangers: list[Path], root: Path, cohort: Cohort) -> str:
+    """Return the sentence about masks that fit no case; their cases may have been left out of the data."""
+    left_out = {key(id): (id, reason) for id, reason in cohort.left_out.items()}
+    known = set(left_out).intersection(key(stem(path.name))[:at] for path in strangers for at in range(len(path.name)))
+    why = " ".join("The case {} cannot be used: {}".format(*left_out[one]) for one in sorted(known)[:1])
+    shown = first_of([path.relative_to(root).as_posix() if path != root else path.name for path in strangers], 5)
+    number = f"{counted(len(strangers), 'mask')} {'fits' if len(strangers) == 1 else 'fit'} no case of {cohort.root}"
+    advice = f"{NAMES.format(_example(cohort))} Move other files out of the folder."
+    return " ".join(filter(None, (f"{root}: {number}: {shown}.", why, advice)))
+
+
+def _notes(maps: list[Path], cohort: Cohort, found: Mapping[str, list[Path]]) -> Iterator[str]:
+    if maps:
+        yield f"Not scored, since they are named as probability maps: {first_of([path.name for path in maps], 5)}."
+    if without := [case.id for case in cohort.cases if case.id not in found]:
+        of = f"{len(without)} of {counted(len(cohort.cases), 'case')} ({first_of(without, 3)})"
+        yield f"Not scored, since they have no mask: {of}."
+
+
+def _require_grid(path: Path, mask: Volume, case: Case, image: Volume) -> None:
+    """Raise `UnetlibError` unless a mask has the shape of a case's reference, and its affine or, if one of them is
+    assumed, its order of voxels and their size."""
+    if mask.voxels.shape != image.voxels.shape:
+        raise UnetlibError(
+            f"{path} has shape {mask.voxels.shape} and the reference of {case.id} has {image.voxels.shape}; masks are "
+            "scored on the native grid. Resample or export it on the grid of the image."
+        )
+    alike = np.allclose(mask.affine, image.affine, rtol=0, atol=TOLERANCE)
+    if bool(mask.assumed) != bool(image.assumed):
+        alike = mask.stored_axes == image.stored_axes and np.allclose(
+            mask.spacing, image.spacing, rtol=0, atol=TOLERANCE
+        )
+    if not alike:
+        raise UnetlibError(
+            f"{path} has the affine {mask.affine.round(3).tolist()} and the reference of {case.id} has "
+            f"{image.affine.round(3).tolist()}; they must be the same, or other tissue is compared. Resample or export "
+            "the mask on the grid of the image."
+        )
+
+
+def _require_labels(path: Path, voxels: np.ndarray) -> None:
+    """Raise `UnetlibError` unless a mask holds whole numbers of at least 0, and few different ones."""
+    values = np.unique(voxels)
+    if (broken := values[values != np.rint(values)]).size:
+        raise UnetlibError(
+            f"{path} holds {broken[0]:.4g}, so it is no mask of labels but a probability map or an image. Apply a "
+            "threshold, such as 0.5, and save the result."
+        )
+    if values[0] < 0 or len(values) > MOST_LABELS:
+        raise UnetlibError(
+            f"{path} holds {counted(len(values), 'different value')} from {values[0]:g} to {values[-1]:g}; a mask of "
+            "labels was expected, 0 where there is no tumour. Is it an image or a probability map?"
+        )
