@@ -543,15 +543,10 @@ def test_the_largest_piece_stays_for_the_whole_tumour_only(make_run, tmp_path):
         assert read_decision(run, recipe) == Decision(0.5, 1.0, kept)
 
 
-def test_test_patients_are_scored_by_the_decision_of_each_region(tuned, tmp_path):
-    run = Run(shutil.copytree(tuned.folder, tmp_path / "run"))
-    high = {"threshold": dict.fromkeys(NAMES, 0.9), "smallest_ml": dict.fromkeys(NAMES, 0.0)}
-    write_json(
-        run.decision_file, read_json(run.decision_file) | high | {"threshold": dict(high["threshold"], core=0.1)}
-    )
-    predictor = Predictor.open(run, "cpu")
-    found = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
-    above = found >= predictor.decision.threshold
+def test_probabilities_of_slices_can_be_compared_with_the_thresholds():
+    decisions = Decisions({name: Decision(t) for name, t in zip(NAMES, (0.9, 0.1, 0.9), strict=True)})
+    found = np.random.default_rng(0).random((5, 3, 8, 8))
+    above = found >= decisions.threshold
     for k, threshold in enumerate((0.9, 0.1, 0.9)):
         np.testing.assert_array_equal(above[:, k], found[:, k] >= threshold)
 
