@@ -9,15 +9,15 @@ from PIL import Image
 
 from tests.test_viewer import AFFINE, SHAPE, VOLUME, image, message, received
 from unetlib import SliceViewer
+from unetlib.show.layers import Layers
 from unetlib.show.plots.colours import LABELS, REGIONS
-from unetlib.show.regions import Regions
 from unetlib.support.errors import UnetlibError
 
 SEG = np.zeros(SHAPE, np.uint8)
 SEG[2:10, 4:12, 2:8] = 2
 SEG[3:8, 5:10, 3:7] = 1
 SEG[4:6, 6:8, 4:6] = 4
-BRATS = {"whole": (1, 2, 4), "core": (1, 4), "enhancing": 4}
+BRATS = {"whole": None, "core": (1, 4), "enhancing": 4}
 PARTS = {"necrotic core": 1, "oedema": 2, "enhancing": 4}
 STACK = np.stack([SEG > 0, np.isin(SEG, (1, 4)), SEG == 4])
 SEQUENCES = {name: VOLUME + k for k, name in enumerate(("flair", "t1", "t1ce", "t2"))}
@@ -74,11 +74,11 @@ def test_what_is_seen_first_fits_the_regions(regions, truth, prediction, show, s
 
 
 def test_a_label_has_the_colour_that_it_has_in_the_figures():
-    assert Regions.of(PARTS).colours == [LABELS[1], LABELS[2], LABELS[4]]
-    assert Regions.of({"oedema": 2, "solid": (1, 4)}).colours == [LABELS[2], LABELS[4]]
-    assert Regions.of(BRATS).colours == Regions.of([*BRATS]).colours == list(REGIONS[:3])
+    assert Layers.of(PARTS).colours == [LABELS[1], LABELS[2], LABELS[4]]
+    assert Layers.of({"oedema": 2, "solid": (1, 4)}).colours == [LABELS[2], LABELS[4]]
+    assert Layers.of(BRATS).colours == Layers.of([*BRATS]).colours == list(REGIONS[:3])
     assert len(set(REGIONS)) == len(REGIONS) == 8
-    assert Regions.of({str(label): label for label in range(1, 9)}).colours == list(REGIONS)
+    assert Layers.of({str(label): label for label in range(1, 9)}).colours == list(REGIONS)
 
 
 def test_the_classes_of_a_slice_tell_reference_and_prediction_of_each_region_apart():
@@ -121,7 +121,7 @@ def test_an_inner_region_is_filled_above_the_outer_one():
 
 def test_of_two_masks_only_the_prediction_is_filled():
     viewer = SliceViewer(VOLUME, SEG, SEG * 0, regions=PARTS, opacity=1, position=(4, 6, 4))
-    filled = [layer.of for layer in viewer.regions.parts(viewer.regions.layers["both"], "both", "fill")[0]]
+    filled = [layer.of for layer in viewer.regions.parts(viewer.regions.by_choice["both"], "both", "fill")[0]]
     assert filled == ["prediction"] * 3
     viewer.show = "truth"
     whole = count(shown(viewer), LABELS[2], 12)

@@ -13,8 +13,8 @@ from scipy import ndimage
 from unetlib.data.nifti import stem
 from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, whole_labels
 from unetlib.metrics import millilitres
+from unetlib.show.layers import UNNAMED, Layer, Layers
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
-from unetlib.show.regions import UNNAMED, Layer, Regions
 from unetlib.support.errors import UnetlibError, first_of
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
@@ -41,7 +41,7 @@ class Panel:
     prediction: np.ndarray | None
     window: tuple[float, float]
     link: np.ndarray
-    regions: Regions
+    regions: Layers
 
     def voxel(self, position: Sequence[int]) -> np.ndarray:
         """Return the voxel (3,) at a position in the first volume, clipped to this one."""
@@ -50,7 +50,7 @@ class Panel:
 
     def layers(self, show: str) -> list[Layer]:
         """Return what is drawn: where one mask is missing there are no errors, only the other mask."""
-        layers, (kind, _, region) = self.regions.layers, show.partition(": ")
+        layers, (kind, _, region) = self.regions.by_choice, show.partition(": ")
         if kind == "errors" and (self.truth is None) != (self.prediction is None):
             alone = layers["prediction" if self.truth is None else "truth"]
             return [one for one in alone if region in ("", one.name)]
@@ -68,7 +68,7 @@ class Panel:
 
 
 def read_panels(
-    volume: Images, truth: Masks, prediction: Masks, affine: Any, regions: Regions = UNNAMED
+    volume: Images, truth: Masks, prediction: Masks, affine: Any, regions: Layers = UNNAMED
 ) -> tuple[list[Panel], list[str]]:
     """Return the volumes with their masks, and notes that the reader needs.
 
@@ -133,7 +133,7 @@ def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
 
 
 def _fit_all(
-    kind: str, given: Any, volumes: dict[str, Volume], notes: list[str], regions: Regions
+    kind: str, given: Any, volumes: dict[str, Volume], notes: list[str], regions: Layers
 ) -> list[np.ndarray | None]:
     """Return the mask of each volume on its grid; volumes on one grid that have one mask share the array."""
     fitted: dict[Any, np.ndarray | None] = {}
@@ -162,7 +162,7 @@ def _one_each(kind: str, given: Any, names: list[str]) -> list[Any]:
     return list(given)
 
 
-def _fit_regions(item: Any, name: str, volume: Volume, notes: list[str], regions: Regions) -> np.ndarray:
+def _fit_regions(item: Any, name: str, volume: Volume, notes: list[str], regions: Layers) -> np.ndarray:
     """Return a mask as `_fit` does, or as one bit for each of several regions; of those it may be (K, X, Y, Z)."""
     stack = not isinstance(item, WITH_GRID) and getattr(item, "shape", ())[1:] == volume.voxels.shape
     if not regions and stack and len(item) > 1:

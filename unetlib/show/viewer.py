@@ -15,9 +15,9 @@ import traitlets
 
 from unetlib.show import embedded
 from unetlib.show.framing import frames
+from unetlib.show.layers import Given, Layers
 from unetlib.show.panels import AXIS, LETTERS, Images, Masks, Panel, encode, middle, read_panels
 from unetlib.show.plots.common import DISCLAIMER
-from unetlib.show.regions import Given, Regions
 from unetlib.show.still import draw_still, show_still_at_end, watch_notebook
 from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import atomic
@@ -45,8 +45,8 @@ class SliceViewer(anywidget.AnyWidget):
     list or dict like that of the volumes. A mask on another grid is resampled through the affines.
     `affine`: (4, 4), voxel to millimetres, of volumes that are arrays; 1 mm where not given.
     `regions`: what the masks consist of, each with a name and a colour: a dict of up to 8 names and their labels, such
-    as {"necrosis": 1, "oedema": 2, "enhancing": 4} or {"whole": (1, 2, 4), "core": (1, 4)}, or a sequence of names for
-    masks that are arrays (regions, X, Y, Z). By default all labels are one region.
+    as {"necrosis": 1, "oedema": 2, "enhancing": 4} or {"whole": None, "core": (1, 4)} (`None`: all labels), or a
+    sequence of names for masks that are arrays (regions, X, Y, Z). By default all labels are one region.
 
     Traits, kept in step with the browser:
 
@@ -88,7 +88,7 @@ class SliceViewer(anywidget.AnyWidget):
         show: str | None = None,
         style: str | None = None,
     ) -> None:
-        self.regions = Regions.of(regions)
+        self.regions = Layers.of(regions)
         self.panels, self.notes = read_panels(volume, truth, prediction, affine, self.regions)
         self.frames = frames(self.panels)
         masks = [kind for kind in ("truth", "prediction") if any(getattr(one, kind) is not None for one in self.panels)]
@@ -177,7 +177,7 @@ class SliceViewer(anywidget.AnyWidget):
                 }
             )
             buffers.append(stored.tobytes("F"))
-        layers = {show: [layer._asdict() for layer in own] for show, own in self.regions.layers.items()}
+        layers = {show: [layer._asdict() for layer in own] for show, own in self.regions.by_choice.items()}
         about = {
             "kind": "data",
             "panels": panels,

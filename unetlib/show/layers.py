@@ -10,7 +10,7 @@ from unetlib.show.plots.colours import FALSE_NEGATIVE, FALSE_POSITIVE, LABELS, O
 from unetlib.support.errors import UnetlibError, first_of
 
 MOST = 8  # regions: their bits share one byte
-Given = Mapping[str, int | Sequence[int]] | Sequence[str] | None
+Given = Mapping[str, int | Sequence[int] | None] | Sequence[str] | None
 
 
 class Layer(NamedTuple):
@@ -27,8 +27,8 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Regions:
-    """The labels of each region by its name; empty: any label is tumour, and the only region has no name.
+class Layers:
+    """The layers of several regions: the labels of each by its name. Without any, the tumour is one region, unnamed.
 
     A region without labels is one of a stack of masks (K, X, Y, Z). Regions may overlap.
     """
@@ -36,8 +36,8 @@ class Regions:
     labels: dict[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, given: Given) -> "Regions":
-        """Return the regions named in a mapping (name: label or labels) or a sequence of names.
+    def of(cls, given: Given) -> "Layers":
+        """Return those of the regions in a mapping (name: label, labels, or `None` for all) or a sequence of names.
 
         Raises `UnetlibError` when there are none or more than 8, a name comes twice, or a label is not 1 to 255.
         """
@@ -49,8 +49,9 @@ class Regions:
                 f"regions is {given!r}; 1 to {MOST} different names were expected, or a dict of each name and its "
                 'labels, such as {"core": (1, 4)}.'
             )
-        labels = list(given.values()) if isinstance(given, Mapping) else [None] * len(names)
-        return cls({name: _labels(name, own) for name, own in zip(names, labels, strict=True)})
+        if not isinstance(given, Mapping):
+            return cls(dict.fromkeys(names, ()))
+        return cls({name: _labels(name, own) for name, own in zip(names, given.values(), strict=True)})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +76,7 @@ class Regions:
         return list(REGIONS[: len(self)])
 
     @property
-    def layers(self) -> dict[str, list[Layer]]:
+    def by_choice(self) -> dict[str, list[Layer]]:
         """What each choice of `show` draws; where layers overlap, the last one is seen."""
         if not self.labels:
             truth = [Layer("reference", OUTLINE, 1, 1, "truth")]
@@ -90,7 +91,7 @@ class Regions:
 
     def choices(self, masks: Sequence[str]) -> list[str]:
         """Return the choices of `show` for the masks that there are, "truth" and "prediction"."""
-        return [show for show in self.layers if show in ("none", *masks) or len(masks) == 2]
+        return [show for show in self.by_choice if show in ("none", *masks) or len(masks) == 2]
 
     def parts(self, layers: list[Layer], show: str, style: str) -> tuple[list[Layer], list[Layer]]:
         """Return the layers that are filled and those that are outlined.
@@ -129,12 +130,12 @@ class Regions:
         return np.packbits([mask > 0 for mask in masks], axis=0, bitorder="little")[0]
 
 
-UNNAMED = Regions({})
+UNNAMED = Layers({})
 
 
 def _labels(name: str, given: Any) -> tuple[int, ...]:
     if given is None:
-        return ()
+        return tuple(range(1, 256))
     own = [given] if isinstance(given, int | np.integer) else list(given) if isinstance(given, list | tuple) else []
     if not own or not all(isinstance(label, int | np.integer) and 0 < label < 256 for label in own):
         raise UnetlibError(f"the region {name} has the labels {given!r}; whole numbers from 1 to 255 were expected.")
