@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from unetlib.recipe import Recipe
 from unetlib.show.plots.colours import CURVES, INK, KEPT
 from unetlib.support.files import atomic, takes_paths
 
@@ -44,6 +45,12 @@ def new_chart(
 def signed(note: str) -> str:
     """Return a note followed by the disclaimer, which stands once under each figure of a network's results."""
     return "\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER]))
+
+
+def named_regions(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of a recipe's regions in their order; none where there is only one, which needs no name."""
+    names = tuple(word.partition("=")[0] for word in getattr(recipe, "regions", "whole").split())
+    return names if len(names) > 1 else ()
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:

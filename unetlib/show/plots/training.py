@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetlib.show.plots.colours import BLUE, GREY, INK, ORANGE
+from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
-from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
+from unetlib.show.plots.drawing import (
+    cut_to_head,
+    draw_errors,
+    draw_outline,
+    draw_regions,
+    fit_height,
+    label_errors,
+    label_regions,
+    show_slice,
+)
 from unetlib.support.errors import counted
 from unetlib.unet import UNet
 
@@ -114,21 +123,36 @@ def loss_figure() -> Figure:
     return figure
 
 
-def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, note: str = "") -> Figure:
-    """Return the slices of a batch in a row, coloured where prediction and truth agree or differ.
+def batch_figure(
+    images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, note: str = "", regions: Sequence[str] = ()
+) -> Figure:
+    """Return the slices of a batch in a row, coloured where prediction and reference agree or differ.
 
-    `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
+    `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W); with the names of several `regions`, (N, K, H, W):
+    each is outlined in its colour, in the reference with a line and in the prediction with a dashed one.
     """
     alt = f"{len(images)} slices of a batch: found, missed and false alarm in colours"
+    if regions:
+        alt = f"{len(images)} slices of a batch: {', '.join(regions)} outlined in reference and prediction (dashed)"
     figure = new_figure(alt, note=note or DISCLAIMER)
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
-        draw_errors(axes, truth, prediction)
-    ratio = cut_to_head([*zip(panels, images, strict=True)], [*truths, *predictions])
+        if regions:
+            draw_regions(axes, truth)
+            draw_regions(axes, prediction, dashed=True)
+        else:
+            draw_errors(axes, truth, prediction)
+    masks = [one for stack in (truths, predictions) for one in stack.reshape(-1, *images.shape[1:])]
+    ratio = cut_to_head([*zip(panels, images, strict=True)], masks)
     fit_height(figure, ratio, max(len(images), 3), extra=1)
-    label_errors(panels[0])
-    legend_above(figure, panels[0])
+    if regions:
+        label_regions(panels[0], regions)
+        for dashes, name in (("-", "reference"), ("--", "prediction")):
+            panels[0].plot([], [], dashes, color=GREY, label=name)
+    else:
+        label_errors(panels[0])
+    legend_above(figure, panels[0], max(3, len(regions) + 2))
     return figure
 
 
@@ -160,7 +184,8 @@ def probability_figure(
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
     """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `Progress.history`.
 
-    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third.
+    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third. Columns such as
+    `val_dice_core` are the Dice of several regions, and `val_dice` is their mean, by which the best epoch is chosen.
     """
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
@@ -171,7 +196,12 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
-    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
+    regions = [name.removeprefix("val_dice_") for name in history[0] if name.startswith("val_dice_")]
+    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE, label="mean of the regions")
+    for region, colour in zip(regions, (colour for colour in CURVES if colour != ORANGE), strict=False):
+        dices.plot(epochs, [float(row[f"val_dice_{region}"]) for row in history], ".-", color=colour, label=region)
+    if regions:
+        dices.legend(frameon=False)
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
     place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
     dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)
