@@ -154,3 +154,10 @@ def test_the_curves_show_each_region_beside_their_mean():
 
 def test_one_region_needs_no_name():
     assert named_regions(Recipe.published) == ()
+
+
+def test_regions_with_one_border_are_all_seen():
+    same = replace(RANKED, truth=np.stack([TRUTH[1]] * 3)).overlay(3)
+    widths = [one.get_linewidth()[0] for one in plots.overlay_figure([same]).axes[1].collections]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == 3
