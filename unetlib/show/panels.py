@@ -242,7 +242,7 @@ def _default_window(voxels: np.ndarray) -> tuple[float, float]:
 def middle(panels: list[Panel]) -> np.ndarray:
     """Return the voxel (3,) of the first volume in the middle of the largest axial slice of the first mask.
 
-    The truth goes before the prediction; without a mask it is the middle of the volume.
+    The reference goes before the prediction; without a mask it is the middle of the volume.
     """
     for panel, mask in [(p, p.truth) for p in panels] + [(p, p.prediction) for p in panels]:
         if mask is not None and mask.any():

@@ -8,21 +8,21 @@ const SIDES = ["left", "right", "top", "bottom"];
 const TALLEST = 560; // CSS pixels of an image, unless it has the screen
 const LARGEST = 16; // zoom
 const DASH = 5; // CSS pixels, at least
-const WAITING = "Waiting for Python. If no image comes, run the cell again.";
-const HINT = "Click an image: wheel and arrow keys then move through the slices, Ctrl + wheel zooms.";
-const TOUCH_HINT = "One finger up and down: slices. Two fingers: zoom. Tap: go there.";
+const WAITING = "Waiting for Python. If no image appears, run the cell again.";
+const HINT = "Click an image; then the wheel and the arrow keys change the slice, and Ctrl + wheel zooms.";
+const TOUCH_HINT = "Drag up or down: change the slice. Two fingers: zoom. Tap: go to that voxel.";
 const HELP = [
-  ["Click", "go to this voxel, and give the viewer the keys and the wheel"],
-  ["Wheel", "slices, after a click into the viewer or with Shift; otherwise it scrolls the page"],
+  ["Click", "go to this voxel; the keys and the wheel then work in the viewer"],
+  ["Wheel", "change the slice, after a click in the viewer or with Shift; otherwise scroll the page"],
   ["Ctrl, Cmd or Alt + wheel; + and -", "zoom in and out"],
-  ["Double click, 0", "zoom as at first"],
-  ["Drag", "up: brighter, to the right: less contrast; after zooming in: move the image"],
-  ["Shift + drag", "the other of the two"],
-  ["Touch", "up and down: slices; two fingers: zoom and move; tap: go there"],
-  ["Arrow keys, Page up and down, Home, End", "one slice, ten slices, first and last slice"],
-  ["1, 2, 3", "axial, coronal, sagittal: what the slider and the keys move through"],
-  ["E, O", "what is shown; outline or fill"],
-  ["F, R, ?", "full screen; reset everything; these lines. Esc leaves full screen and these lines"],
+  ["Double click, 0", "reset the zoom"],
+  ["Drag", "up: brighter; right: less contrast; when zoomed in: move the image"],
+  ["Shift + drag", "the other one: move the image, or brightness and contrast when zoomed in"],
+  ["Touch", "drag up or down: change the slice; two fingers: zoom and move; tap: go to that voxel"],
+  ["Arrow keys, Page up and down, Home, End", "move one slice, ten slices, to the first and to the last slice"],
+  ["1, 2, 3", "axial, coronal, sagittal: the plane of the slider and the keys"],
+  ["E, O", "change what is shown; switch between fill and outline"],
+  ["F, R, ?", "full screen; reset everything; this help. Esc closes the help or leaves full screen"],
 ];
 const WORDS = { truth: "reference" }; // of a choice, where it is not its own name
 const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp", "PageDown", "Home", "End"];
@@ -701,8 +701,8 @@ class Controls {
     const tall = strip.height / Math.max(1, rows.length);
     rows.forEach((panel, row) => seen.push(...this.drawBars(strip, panel, (row + 1) * tall, tall)));
     strip.ariaLabel = seen.length
-      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
-      : "No slice holds anything of what is shown";
+      ? `What is shown lies in slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n}; click to go there`
+      : "What is shown lies in no slice";
   }
 
   // Draw the bars of a panel, which stand on `bottom`, and return the slices that have one.

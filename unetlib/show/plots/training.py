@@ -35,14 +35,14 @@ CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
 )
 COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
 LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for kind in ARROWS}
-GAP = 1.1  # between the middles of two pictures of a level, in units of the drawing
+GAP = 1.1  # between the middles of two boxes of a level, in units of the drawing
 
 
 def architecture_figure(net: UNet, size: int = 96) -> Figure:
-    """Return the U of this very network: the channels and the size of every picture on the way of one slice.
+    """Return the U of this network: the channels and the size of every feature map on the path of one slice.
 
     `size`: height and width of the slice, in pixels. Boxes are as high as the square root of their
-    picture's height, and as wide as the logarithm of its channels.
+    map's height, and as wide as the logarithm of its channels.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 1, for the way to draw it.
     """
@@ -51,7 +51,7 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
     end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
     title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
-    figure = new_figure(f"{title}; the channels and the size of every picture on the way of one slice, a U")
+    figure = new_figure(f"{title}; a U of the channels and the size of every feature map on the path of one slice")
     figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
@@ -105,7 +105,7 @@ def _width(channels: int) -> float:
 
 
 def loss_figure() -> Figure:
-    """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
+    """Return the cross-entropy of one pixel, and its gradient, against the logit, for both targets."""
     logits = np.linspace(-6, 6, 241)
     probabilities = 1 / (1 + np.exp(-logits))
     alt = "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0"
@@ -159,15 +159,15 @@ def batch_figure(
 def probability_figure(
     image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float = 0.5, note: str = ""
 ) -> Figure:
-    """Return a slice with the truth outlined, the probability of tumour, and what the threshold makes of it.
+    """Return a slice with the reference outlined, the probability of tumour, and where a threshold is right and wrong.
 
     All (H, W), ready for display; `truth` is boolean, `probability` in 0..1.
     """
-    alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
+    alt = "A slice with the reference outlined, the probability of tumour in each pixel, and where a threshold of"
     figure = new_figure(f"{alt} {threshold:g} is right and wrong", note=note or DISCLAIMER)
     outlined, shaded, compared = figure.subplots(1, 3)
-    show_slice(outlined, image, "FLAIR, truth outlined")
-    show_slice(compared, image, f"probability >= {threshold:g} against truth")
+    show_slice(outlined, image, "FLAIR, reference outlined")
+    show_slice(compared, image, f"probability >= {threshold:g} against reference")
     draw_outline(outlined, truth)
     shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     shaded.set(xticks=[], yticks=[])
