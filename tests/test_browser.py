@@ -266,9 +266,9 @@ def test_strip_shows_where_there_is_tumour(view: View) -> None:
 @pytest.mark.parametrize(
     ("voxel", "words"),
     [
-        ((3, 6, 16), ["value 1000", "truth 0", "prediction 0", "x +7.0 y +14.0 z +2.0 mm"]),
-        ((13, 14, 8), ["truth 1", "prediction 1", "x -3.0 y +6.0 z -14.0 mm"]),
-        ((15, 25, 8), ["truth 0", "prediction 0", "x -5.0 y -5.0 z -14.0 mm"]),
+        ((3, 6, 16), ["value 1000", "reference 0", "prediction 0", "x +7.0 y +14.0 z +2.0 mm"]),
+        ((13, 14, 8), ["reference 1", "prediction 1", "x -3.0 y +6.0 z -14.0 mm"]),
+        ((15, 25, 8), ["reference 0", "prediction 0", "x -5.0 y -5.0 z -14.0 mm"]),
     ],
 )
 def test_readout_tells_the_voxel_under_the_mouse(view: View, notebook: Notebook, voxel: Any, words: list[str]) -> None:
