@@ -47,6 +47,21 @@ turned = nib.Nifti1Image(volume[::-1, ::-1, ::-1], affine @ backwards)
 several = SliceViewer({"as it is": volume, "turned": turned, "coarse": coarse}, affine=affine)
 several
 """
+REGIONS = """
+labels = np.zeros((24, 32, 20), np.uint8)
+labels[6:19, 8:24, 4:16] = 2
+labels[8:17, 10:20, 6:14] = 1
+labels[10:13, 12:16, 8:12] = 4
+stack = np.stack([labels > 0, (labels == 1) | (labels == 4), labels == 4])
+sequences = {name: volume + k for k, name in enumerate(("flair", "t1", "t1ce", "t2"))}
+whole_core_enhancing = {"whole": (1, 2, 4), "core": (1, 4), "enhancing": 4}
+named = SliceViewer(sequences, labels, np.roll(stack, 1, axis=1), regions=whole_core_enhancing, affine=affine)
+named
+"""
+LABELS = """
+parts = {"necrotic core": 1, "oedema": 2, "enhancing": 4}
+SliceViewer(volume, labels, regions=parts, opacity=1, position=(3, 3, 10))
+"""
 START = {
     "position": [11, 12, 8],
     "window": [100, 400],
@@ -251,9 +266,9 @@ def test_strip_shows_where_there_is_tumour(view: View) -> None:
 @pytest.mark.parametrize(
     ("voxel", "words"),
     [
-        ((3, 6, 16), ["value 1000", "truth 0", "prediction 0", "x +7.0 y +14.0 z +2.0 mm"]),
-        ((13, 14, 8), ["truth 1", "prediction 1", "x -3.0 y +6.0 z -14.0 mm"]),
-        ((15, 25, 8), ["truth 0", "prediction 0", "x -5.0 y -5.0 z -14.0 mm"]),
+        ((3, 6, 16), ["value 1000", "reference 0", "prediction 0", "x +7.0 y +14.0 z +2.0 mm"]),
+        ((13, 14, 8), ["reference 1", "prediction 1", "x -3.0 y +6.0 z -14.0 mm"]),
+        ((15, 25, 8), ["reference 0", "prediction 0", "x -5.0 y -5.0 z -14.0 mm"]),
     ],
 )
 def test_readout_tells_the_voxel_under_the_mouse(view: View, notebook: Notebook, voxel: Any, words: list[str]) -> None:
@@ -864,6 +879,122 @@ def test_several_viewers_live_in_one_page(desk: Page, tmp_path: Path) -> None:
         view.is_at(6, 8, z)
     assert (views[0].pixels("axial") == views[2].pixels("axial")).all()
     assert (views[0].pixels("axial") != views[1].pixels("axial")).any()
+
+
+# Several regions
+
+
+@pytest.fixture(scope="module")
+def regions(lab: Lab) -> Iterator[Notebook]:
+    with lab.notebook("regions", [DATA, REGIONS, LABELS], viewers=2) as notebook:
+        yield notebook
+
+
+@pytest.fixture
+def named(regions: Notebook) -> View:
+    """Four sequences with three regions of reference and prediction: the viewer called `named`, as at the start."""
+    regions.python("named.show, named.style, named.plane, named.position = 'both', 'outline', 'axial', (11, 13, 10)")
+    view = _view(regions, 0)
+    view.is_at(11, 13, 10)
+    expect(view.root.locator("select.uv-show")).to_have_value("both")
+    expect(view.root.locator("select.uv-style")).to_have_value("outline")
+    view.root.press("0")
+    return view
+
+
+def _count(picture: np.ndarray, colour: tuple[int, ...]) -> int:
+    return int((np.abs(picture.astype(int) - colour).max(-1) <= 3).sum())
+
+
+def test_every_region_has_a_contour_in_its_colour_on_each_sequence(named: View) -> None:
+    pictures = [named.pixels("axial", volume) for volume in range(4)]
+    assert all(_count(picture, colour) > 20 for picture in pictures for colour in (YELLOW, BLUE, ORANGE))
+    legend = named.root.locator(".uv-legend")
+    assert legend.inner_text().split() == ["whole", "core", "enhancing", "reference", "prediction"]
+    assert legend.locator("i").evaluate_all("all => all.slice(3).map(i => getComputedStyle(i).borderTopStyle)") == [
+        "solid",
+        "dashed",
+    ]
+
+
+def test_the_reference_is_a_whole_line_and_the_prediction_a_dashed_one(named: View, regions: Notebook) -> None:
+    regions.python("named.show = 'truth'")
+    expect(named.root.locator("select.uv-show")).to_have_value("truth")
+    whole = [_count(named.pixels("axial"), colour) for colour in (YELLOW, BLUE, ORANGE)]
+    regions.python("named.show = 'prediction'")
+    expect(named.root.locator("select.uv-show")).to_have_value("prediction")
+    dashed = [_count(named.pixels("axial"), colour) for colour in (YELLOW, BLUE, ORANGE)]
+    assert all(0.2 < part / line < 0.85 for part, line in zip(dashed, whole, strict=True)), (dashed, whole)
+
+
+def test_of_two_masks_in_a_fill_the_prediction_is_filled_and_the_reference_a_line(named: View) -> None:
+    named.press("o")
+    named.press("e")  # errors of the first region
+    expect(named.root.locator("select.uv-show")).to_have_value("errors: whole")
+    named.root.locator("select.uv-show").select_option("both")
+    named.root.locator("input.uv-opacity").fill("1")
+    # The prediction is the reference, moved one voxel to the left of the patient.
+    assert named.colour("axial", (12, 14, 10)) == ORANGE
+    assert named.colour("axial", (17, 18, 10)) == BLUE
+    assert named.colour("axial", (19, 14, 10)) == YELLOW
+    legend = named.root.locator(".uv-legend i").evaluate_all("all => all.map(i => i.className)")
+    assert legend == ["", "", "", "uv-line-truth", "uv-filled"]
+    named.root.locator("input.uv-opacity").fill("0.5")
+
+
+@pytest.mark.parametrize("region", ["whole", "core", "enhancing"])
+def test_errors_are_those_of_one_region(named: View, region: str) -> None:
+    named.root.locator("select.uv-show").select_option(f"errors: {region}")
+    named.root.locator("select.uv-style").select_option("fill")
+    named.root.locator("input.uv-opacity").fill("1")
+    first, last = {"whole": (6, 19), "core": (8, 17), "enhancing": (10, 13)}[region]
+    assert named.colour("axial", (last, 14, 10)) == ORANGE, "a false alarm"
+    assert named.colour("axial", (last - 1, 14, 10)) == GREEN
+    assert named.colour("axial", (first, 14, 10)) == BLUE, "missed"
+    named.root.locator("input.uv-opacity").fill("0.5")
+
+
+def test_four_sequences_move_and_zoom_together(named: View) -> None:
+    captions = named.root.locator("figcaption")
+    named.press("ArrowUp")
+    expect(captions).to_have_text([f"{name} · z 11" for name in ("flair", "t1", "t1ce", "t2")])
+    named.press("3")
+    expect(captions).to_have_text([f"{name} · x 11" for name in ("flair", "t1", "t1ce", "t2")])
+    named.press("1")
+    named.canvas("axial", 2).click(position=named.spot("axial", (7, 20, 11)))
+    named.is_at(7, 20, 11)
+    named.press("+")
+    expect(named.root).to_have_attribute("data-zoom", "1.5")
+    named.root.locator("select.uv-show").select_option("none")
+    pictures = [named.pixels("axial", volume) for volume in range(4)]
+    assert all(np.abs(picture.astype(int) - pictures[0]).max() <= 1 for picture in pictures[1:]), "alike but for 1 grey"
+
+
+def test_readout_and_strip_know_the_regions(named: View) -> None:
+    at = named.spot("axial", (17, 18, 10))
+    named.canvas("axial").hover(position=at)
+    expect(named.root.locator(".uv-truth")).to_have_text("reference whole")
+    expect(named.root.locator(".uv-prediction")).to_have_text("prediction whole, core")
+    named.canvas("axial").hover(position=named.spot("axial", (2, 2, 10)))
+    expect(named.root.locator(".uv-truth")).to_have_text("reference none")
+    strip = _pixels(named.root.locator("canvas.uv-strip"))
+    marked = [strip[:, int((z + 0.5) / SHAPE[2] * strip.shape[1]), 3].any() for z in range(SHAPE[2])]
+    assert marked == [4 <= z < 16 for z in range(SHAPE[2])]
+    assert {YELLOW, BLUE, ORANGE} <= {tuple(colour) for colour in strip[..., :3].reshape(-1, 3).tolist()}
+
+
+def test_each_label_has_its_colour_and_its_name(regions: Notebook) -> None:
+    view = _view(regions, 1)
+    assert view.root.locator(".uv-legend").inner_text().splitlines() == ["necrotic core", "oedema", "enhancing"]
+    shown = [view.colour("axial", voxel) for voxel in ((9, 13, 10), (6, 9, 10), (12, 13, 10), (2, 2, 10))]
+    assert shown[:3] == [BLUE, GREEN, ORANGE]
+    assert len(set(shown[3])) == 1, "grey: in no mask"
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Dark", "JupyterLab Light"])
+def test_the_legend_of_the_regions_is_readable(named: View, regions: Notebook, theme: str) -> None:
+    regions.theme(theme)
+    _assert_readable(named, dark="Dark" in theme)
 
 
 # Notebook, page, readers

@@ -75,7 +75,7 @@ def test_the_chosen_pair_is_marked_among_all_that_were_tried():
     (axes,) = plots.decision_figure(dices, Decision(THRESHOLDS[2], SIZES_ML[3])).axes
     curves = [line for line in axes.lines if line.get_label() != "chosen"]
     np.testing.assert_array_equal([line.get_ydata() for line in curves], dices.T)
-    assert [line.get_label() for line in curves][:2] == ["all pieces", f"pieces from {SIZES_ML[1]:g} ml on"]
+    assert [line.get_label() for line in curves][:2] == ["all components", f"components of {SIZES_ML[1]:g} ml or more"]
     (chosen,) = [line for line in axes.lines if line.get_label() == "chosen"]
     assert (chosen.get_xdata()[0], chosen.get_ydata()[0]) == (THRESHOLDS[2], dices[2, 3])
     assert not chosen.get_clip_on(), "the ring is seen whole, though the best pair lies at the top"

@@ -146,7 +146,7 @@ def test_mask_on_another_grid_is_resampled_and_says_so():
     viewer = SliceViewer(image(), image(fine, halves))
     np.testing.assert_array_equal(received(viewer)[1], TRUTH)
     note = message(viewer)[0]["notes"][0]
-    assert note.startswith("The truth of volume 1 was resampled from 24 x 32 x 10 voxels (0.2 ml)"), note
+    assert note.startswith("The reference of volume 1 was resampled from 24 x 32 x 10 voxels (0.2 ml)"), note
 
 
 def test_mask_on_a_part_of_the_volume_is_empty_elsewhere():
@@ -501,11 +501,11 @@ FAR = LPS + np.array([[0, 0, 0, 9000.0]] + 3 * [[0, 0, 0, 0]])
         ({"volume": VOLUME, "affine": np.eye(3)}, "the affine of volume 1"),
         ({"volume": VOLUME, "affine": "1 mm"}, "the affine is '1 mm'"),
         ({"volume": VOLUME, "affine": np.full((4, 4), np.nan)}, "does not map voxels to millimetres"),
-        ({"truth": TRUTH[1:]}, r"the truth of volume 1 has shape \(11, 16, 10\) and the volume \(12, 16, 10\)"),
+        ({"truth": TRUTH[1:]}, r"the reference of volume 1 has shape \(11, 16, 10\) and the volume \(12, 16, 10\)"),
         ({"prediction": TRUTH / 3}, "the prediction of volume 1 holds values from 0 to 1.33333; whole labels"),
         ({"prediction": -TRUTH.astype(int)}, "holds values from -4 to 0"),
         ({"truth": TRUTH.astype(int) * 100}, "holds values from 0 to 400"),
-        ({"truth": image(TRUTH, FAR)}, "the truth of volume 1 and the volume do not overlap in space"),
+        ({"truth": image(TRUTH, FAR)}, "the reference of volume 1 and the volume do not overlap in space"),
         ({"truth": [TRUTH, TRUTH]}, "truth is a list of 2 masks for 1 volumes"),
         ({"truth": {"T1": TRUTH}}, "truth names T1; the volumes are volume 1"),
         ({"truth": "mask.nii"}, "mask.nii does not exist"),

@@ -3,13 +3,12 @@
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import unetlib
 from unetlib.presets import PRESETS
-from unetlib.recipe import PREDICT, PREPARE, TRAIN, TYPES, Recipe, flag
+from unetlib.recipe import PREDICT, PREPARE, TRAIN, Recipe, flag
+from unetlib.recipe_flags import add_recipe_flags, given
 from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError, counted
@@ -45,7 +44,7 @@ def prepare(args: argparse.Namespace) -> None:
     from unetlib.data.prepare import prepare_shard
 
     chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
-    recipe = Recipe.published.but(**{**chosen, **_given(args, PREPARE)})  # the training fields do not matter yet
+    recipe = Recipe.published.but(**{**chosen, **given(args, PREPARE)})  # the training fields do not matter yet
     if args.shard:
         cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume)
         say(
@@ -71,7 +70,7 @@ def train(args: argparse.Namespace) -> None:
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
         unetlib.prepare(args.prepared, folder, before)
     slices = unetlib.Prepared.open(folder).about["recipe"]
-    recipe = before.but(**slices, **_given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
+    recipe = before.but(**slices, **given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
     if recipe.tune and args.threshold is not None:
         raise UnetlibError(
             "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "
@@ -91,7 +90,7 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
-    from unetlib.evaluation.summary import results_table
+    from unetlib.evaluation.table import results_table
 
     runs = [args.run, *args.others]
     say(results_table(unetlib.evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
@@ -99,15 +98,15 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """Score the masks of any tool and print the table."""
-    from unetlib.evaluation.summary import results_table
+    from unetlib.evaluation.table import results_table
 
-    say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume)))
+    say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume, args.regions, args.labels)))
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write a mask for each image or patient."""
-    given = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
-    unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *given)
+    options = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
+    unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *options)
 
 
 def figures(args: argparse.Namespace) -> None:
@@ -175,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(prepare, "turn volumes into slices on disk, split by patient")
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, or its .tar")
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder to write")
-    _recipe_flags(sub, PREPARE)
+    add_recipe_flags(sub, PREPARE)
     sub.add_argument("--shard", metavar="I/N", help="do only shard I of N; without it, merge the shards")
     sub.add_argument("--rebuild", action="store_true", help="replace what was prepared with another recipe or data")
     flags.assume(sub)
@@ -186,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "folder made by `unetlib prepare`, or of patients, which are then prepared in RUN-prepared"
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
-    _recipe_flags(sub, TRAIN, PREDICT)
+    add_recipe_flags(sub, TRAIN, PREDICT)
     sub.add_argument(
         "--start-from", type=flags.path, metavar="OTHER", help=f"run whose best weights to start from, or {SHIPPED}"
     )
@@ -215,6 +214,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("masks", type=flags.path, metavar="MASKS", help=text)
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients with their reference masks")
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="folder to write (default: MASKS-scores)")
+    text = "regions to score, as in `unetlib prepare` (default: whole); MASKS then have the labels of DATA"
+    sub.add_argument("--regions", nargs="+", action=flags.Words, default="whole", metavar="NAME", help=text)
+    text = "what these labels are, where the names of the files do not show it: auto, brats2021, brats2023 or decathlon"
+    sub.add_argument("--labels", default="auto", metavar="SCHEME", help=text)
     flags.assume(sub)
 
     sub = command(predict, "write a tumour mask for NIfTI images")
@@ -253,32 +256,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=flags.path, default=Path("course"), metavar="DIR", help="default: %(default)s")
     sub.add_argument("--refresh", action="store_true", help="update the notebooks' own outputs instead")
     return parser
-
-
-def _recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
-    group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
-    group.add_argument("--recipe", choices=PRESETS, help="start from the defaults (published), or from a stronger set")
-    for spec in fields(Recipe):
-        if spec.metadata["stage"] not in stages:
-            continue
-        text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
-        if TYPES[spec.name] == (bool,):
-            group.add_argument(flag(spec.name), dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        if spec.metadata["words"]:
-            group.add_argument(
-                flag(spec.name), dest=spec.name, nargs="+", action=flags.Words, metavar="NAME", help=text
-            )
-            continue
-        choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
-        metavar = None if choices else kind.__name__.upper()
-        group.add_argument(flag(spec.name), dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
-
-
-def _given(args: argparse.Namespace, *stages: str) -> dict[str, Any]:
-    """Return the recipe's fields of these stages that were named on the command line."""
-    names = [name for stage in stages for name in Recipe.published.stage(stage)]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

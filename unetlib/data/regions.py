@@ -18,6 +18,11 @@ from unetlib.support.errors import UnetlibError, first_of
 SCHEMES = {"brats2021": (1, 2, 4), "brats2023": (1, 2, 3), "decathlon": (2, 1, 3)}
 
 
+def region_names(recipe: Recipe) -> list[str]:
+    """Return the names of a recipe's regions, in its order."""
+    return [word.partition("=")[0] for word in recipe.regions.split()]
+
+
 @dataclass(frozen=True)
 class Regions:
     """The regions of a recipe, in its order: names, and the labels of each in a scheme (`None`: all above 0)."""

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
-from unetlib.data.patients import Case, read_case
+from unetlib.data.patients import Case, read_regions
+from unetlib.data.regions import region_names
 from unetlib.data.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS
 from unetlib.evaluation.scores import ScoreFolder, Scores, compare, has_nominal_spacing
@@ -89,14 +90,14 @@ def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Pat
     with progress(len(cases), "evaluate", "case", len(cases) - len(todo)) as bar:
         for case in todo:
             try:
-                volume, truth, _ = read_case(case)
+                volume, truth = read_regions(case, predictor.recipe)
             except UnetlibError as error:
                 if strict:
                     raise
                 left_out[case.id] = str(error).removeprefix(f"{case.id}: ")
             else:
                 given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case, volume.spacing)
-                scores = score_prediction(predictor, volume.voxels, truth[None], volume.spacing, *given)
+                scores = score_prediction(predictor, volume.voxels, truth, volume.spacing, *given)
                 write_json(paths[case.id], scores)
             bar.update()
     return left_out
@@ -138,4 +139,4 @@ def score_prediction(
     prediction = predictor.decision.mask(slices_to_volume(found, truth.shape[1:], window), spacing)
     small = mask_to_slices(truth, predictor.recipe, window=window).numpy()
     counts = {"model": metrics.count(found.numpy() >= predictor.decision.threshold, small)}
-    return compare(prediction, truth, spacing, names, counts, nominal)
+    return compare(prediction, truth, spacing, names, counts, nominal, region_names(predictor.recipe))

@@ -13,9 +13,11 @@ from unetlib.data.cases import TOLERANCE, Case, read_labels, unforeseen
 from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort, find_cases
+from unetlib.data.regions import Regions, region_names, with_scheme
 from unetlib.data.volumes import Source, Volume, assumption, read_volume, whole_labels
 from unetlib.evaluation.scores import ScoreFolder, compare, has_nominal_spacing
 from unetlib.evaluation.summary import SUMMARY_FILE
+from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import locked, read_json, refuse_link, require_empty, write_json
 from unetlib.support.jobs import progress
@@ -32,16 +34,12 @@ MOST_LABELS = 64  # distinct values; more is an image, not a mask
 NAMES = "Name a mask as its case, such as {0}.nii.gz or {0}_mask.nii.gz, or put it into a folder {0}."
 
 
-def whole(labels: np.ndarray) -> np.ndarray:
-    """Return the regions of a volume of labels (X, Y, Z), boolean (K, X, Y, Z): the whole tumour, label > 0."""
-    return (labels > 0)[None]
-
-
 @dataclass(frozen=True)
 class Masks:
     """The masks of a folder, or one mask, for cases of a cohort: `found` maps the id of a case to its mask.
 
-    `note` says what is not scored. `assume`: the orientation of files that do not state theirs, as in `Source`.
+    `note` says what is not scored. `assume`: the orientation of files that do not state theirs, as in `Source`. The
+    regions to score are those of `recipe`.
     """
 
     root: Path
@@ -49,9 +47,12 @@ class Masks:
     found: dict[str, Path]
     note: str
     assume: str | None
+    recipe: Recipe = Recipe.published
 
     @classmethod
-    def find(cls, root: Path, data: Path, assume: str | None = None) -> "Masks":
+    def find(
+        cls, root: Path, data: Path, assume: str | None = None, regions: str = "whole", labels: str = "auto"
+    ) -> "Masks":
         """Return the masks in a folder, at any depth, or in one file, for the cases of a data folder.
 
         A mask fits a case if its name, without .nii or .nii.gz, is that of the case, or of its image or reference where
@@ -59,6 +60,7 @@ class Masks:
         name. Raises `UnetlibError` when there is no mask, one fits no case or several, or several fit one case.
         """
         cohort, (paths, others) = find_cases(data, assume=assume), _nifti_files(root)
+        recipe = with_scheme(Recipe.published.but(regions=regions, labels=labels), {c.layout for c in cohort.cases})
         maps = [path for path in paths if PROBABILITY.fullmatch(stem(path.name))]
         index, found, strangers = _index(cohort), defaultdict[str, list[Path]](list), list[Path]()
         for path in (path for path in paths if path not in maps):
@@ -82,7 +84,8 @@ class Masks:
                 f"NIfTI were expected. {NAMES.format(_example(cohort))}"
             )
         note = " ".join(_notes(maps, cohort, found))
-        return cls(root, cohort, {id: own[0] for id, own in sorted(found.items())}, note, assumption(assume))
+        found_one = {id: own[0] for id, own in sorted(found.items())}
+        return cls(root, cohort, found_one, note, assumption(assume), recipe)
 
     @property
     def cases(self) -> list[Case]:
@@ -101,13 +104,15 @@ class Masks:
         _require_grid(path, mask, case, image)
         found = whole_labels(mask.voxels)
         _require_labels(path, found)
-        return image, whole(labels), whole(found)
+        regions = Regions.of(self.recipe, case.layout)
+        return image, regions.masks(labels), regions.masks(found)
 
     def made_from(self, case: Case) -> list[Any]:
         """Return what the scores of a case depend on: name, size and time of the files, and the assumed orientation."""
         stats = [(file.name, file.stat()) for file in files_of(self.found[case.id])]
         own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        return [own, case.stamp(self.cohort.root), self.assume]
+        what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels]
+        return [own, case.stamp(self.cohort.root), self.assume, *what]
 
 
 def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
@@ -141,7 +146,9 @@ def _score_missing(masks: Masks, scored: ScoreFolder) -> list[str]:
             else:
                 names = {"case": case.id, "patient": case.patient}
                 nominal = has_nominal_spacing(case, image.spacing)
-                write_json(scored.part(case), compare(prediction, truth, image.spacing, names, nominal=nominal))
+                regions = region_names(masks.recipe)
+                found = compare(prediction, truth, image.spacing, names, nominal=nominal, regions=regions)
+                write_json(scored.part(case), found)
             bar.update()
     return failed
 

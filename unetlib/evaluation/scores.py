@@ -52,17 +52,18 @@ def compare(
     names: dict[str, str],
     counts: dict[str, metrics.Counts] | None = None,
     nominal: bool = False,
+    regions: Sequence[str] = (),
 ) -> Scores:
     """Return the counts of every slice, and the figures of whole volumes, of every region.
 
     `prediction`, `truth`: (K, X, Y, Z) booleans. `spacing`: mm per voxel; figures in its unit are named as voxels where
-    it is `nominal`. `names` are added to every row, and the number of the region if there are several. `counts`: those
-    on other grids by name, (Z, K) each.
+    it is `nominal`. `names` are added to every row, and the name of the region, of `regions`, if there are several.
+    `counts`: those on other grids by name, (Z, K) each.
     """
     counts = {**(counts or {}), "native": metrics.count(np.moveaxis(prediction, 3, 0), np.moveaxis(truth, 3, 0))}
     rows, volumes = [], []
     for region in range(len(truth)):
-        label = {"region": region} if len(truth) > 1 else {}
+        label = {"region": regions[region] if len(regions) == len(truth) else region} if len(truth) > 1 else {}
         volumes.append({**names, **label, **volume_figures(prediction[region], truth[region], spacing, nominal)})
         rows += [
             {**names, **label, "z": z, "tumour": int(truth[region, :, :, z].any())}
@@ -142,7 +143,8 @@ class ScoreFolder:
         """Write the tables and the summary, `about` first, of cases whose parts are all there; return the summary."""
         scores = [read_json(self.part(case)) for case in cases]
         rows, volumes = ([row for score in scores for row in score[name]] for name in ("slices", "volumes"))
-        patients, places = patient_rows(rows, volumes), {(row["case"], row["z"]): row["tumour"] for row in rows}
+        patients, places = patient_rows(rows, volumes), {(row["case"], row["z"]): 0 for row in rows}
+        places |= {(row["case"], row["z"]): 1 for row in rows if row["tumour"]}  # of any region
         summary = {
             "key": self.key,
             "unetlib": __version__,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval, dice
-from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
+from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, takes_paths
 
 SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = "summary.json", "slices.csv", "patients.csv"
@@ -142,9 +142,16 @@ def limits_of_agreement(differences: np.ndarray) -> tuple[float, float] | None:
     return bias - spread, bias + spread
 
 
-def surface_summary(patients: list[Row]) -> Row:
-    """Return the means of HD95 and surface Dice over the patients, and the number of patients with a defined HD95."""
-    rows = [row for row in patients if "hd95_mm" in row]
+def surface_summary(patients: list[Row]) -> Row | list[Row]:
+    """Return the means of HD95 and surface Dice over the patients, and the number of patients with a defined HD95.
+
+    Of several regions, it is a list of one entry for each.
+    """
+    entries = [{**label, **_surface(rows)} for label, rows in _regions(patients)]
+    return entries[0] if len(entries) == 1 else entries
+
+
+def _surface(rows: list[Row]) -> Row:
     distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
     return {
         "hd95_mm": float(np.mean(distances)) if distances else None,
@@ -154,102 +161,6 @@ def surface_summary(patients: list[Row]) -> Row:
         "tolerance_mm": TOLERANCE_MM,
         "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
     }
-
-
-def results_table(summary: dict[str, Any]) -> str:
-    """Return the summary of `evaluate` as a table to print.
-
-    Raises `UnetlibError` when the summary was edited or damaged.
-    """
-    try:
-        return _table(summary)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UnetlibError(
-            f"the {SUMMARY_FILE} of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
-            "run the same command again."
-        ) from error
-
-
-def _table(summary: dict[str, Any]) -> str:
-    scored = f"{summary['split']}" if "split" in summary else f"masks of {summary['masks']}"
-    head = (
-        f"{scored}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
-        f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
-        + (f"best model of epoch {summary['epoch']}; " if "epoch" in summary else "")
-        + f"scored by unetlib {made_by(summary)}"
-    )
-    lines = [head, *([summary["note"]] if summary["note"] else [])]
-    if summary["left_out"]:
-        lines.append(f"left out: {len(summary['left_out'])} ({first_of(sorted(summary['left_out']))})")
-    lines.append("")
-    width = {name: max(8, len(name) + 2) for name in METRICS}
-    columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
-    lines.append(f"{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
-    for entry in summary["figures"]:
-        published = (entry["grid"], entry["slices"], entry["aggregation"]) == ("model", "tumour", "pooled")
-        remark = "  <- the published number" if published else ""
-        if interval := entry.get("dice_interval"):
-            remark = f"  {interval[0]:.4f} to {interval[1]:.4f}"
-        numbers = "".join(f"{entry[name]:>{width[name]}.4f}" for name in METRICS)
-        lines.append(f"{entry['grid']:7}{entry['slices']:7}{entry['aggregation']:12}{numbers}{remark}")
-    surface = summary["surface"]
-    unit = surface.get("unit", "mm")  # of a summary before 0.5
-    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} {unit}"
-    decided = [
-        f"{entry['zero_by_zero']['dice']} ({entry['grid']} grid, {entry['slices']} slices)"
-        for entry in summary["figures"]
-        if entry["aggregation"] == "per slice"
-    ]
-    lines += [
-        "",
-        "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
-        f"HD95 {distance} over {counted(surface['hd95_patients'], 'patient')}, undefined for "
-        f"{surface['hd95_undefined']} (one mask empty); "
-        f"surface Dice at {surface['tolerance_mm']:g} {unit} {surface['surface_dice']:.4f}.",
-        *_lesion_lines(summary.get("lesions", [])),
-        *_volume_lines(summary.get("volumes", [])),
-        "0/0 counts as 1 where there is no error and as 0 otherwise. It decided the Dice of this many slices:",
-        ", ".join(decided) + ".",
-        "For research and education, never for clinical use.",
-    ]
-    return "\n".join(lines)
-
-
-def _lesion_lines(entries: list[Row]) -> list[str]:
-    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients, interval):"] if entries else []
-    for entry in entries:
-        units = [unit for unit in ("mm", "voxels") if f"hd95_{unit}" in entry]
-        distances = " and ".join(f"{_with_interval(entry, f'hd95_{unit}', 1)} {unit}" for unit in units)
-        smallest = " or ".join({"mm": "50 mm3", "voxels": "50 voxels"}[unit] for unit in units)
-        lines.append(
-            f"{_label(entry)}Dice {_with_interval(entry, 'dice', 4)}; HD95 {distances}; "
-            f"{counted(entry['lesions'], 'lesion')} above {smallest}, {entry['lesions_missed']} of them missed; "
-            f"{counted(entry['lesion_false_alarms'], 'false alarm')}."
-        )
-    return lines
-
-
-def _volume_lines(entries: list[Row]) -> list[str]:
-    lines = ["Volumes (mean over patients, interval):"] if entries else []
-    for entry in entries:
-        limits, unit = entry["limits"], entry["unit"]
-        about = f", 95 % limits of agreement {limits[0]:z.1f} to {limits[1]:z.1f} {unit}" if limits else ""
-        lines.append(
-            f"{_label(entry)}{_with_interval(entry, 'prediction', 1)} {unit} predicted, "
-            f"{_with_interval(entry, 'truth', 1)} {unit} in the reference; difference "
-            f"{_with_interval(entry, 'difference', 1)} {unit}{about}."
-        )
-    return lines
-
-
-def _label(entry: Row) -> str:
-    return f"region {entry['region']}: " if "region" in entry else ""
-
-
-def _with_interval(entry: Row, name: str, digits: int) -> str:
-    interval = entry[f"{name}_interval"]
-    about = f" ({interval[0]:z.{digits}f} to {interval[1]:z.{digits}f})" if interval else ""
-    return f"{entry[name]:z.{digits}f}{about}"  # z: no minus before 0.0
 
 
 @takes_paths
@@ -263,20 +174,23 @@ def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> li
 
 
 @takes_paths
-def read_volumes(folder: Path) -> tuple[np.ndarray, np.ndarray, str]:
+def read_volumes(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
     """Return the predicted and the true volumes (N,) of the patients in an evaluation folder, and their unit.
 
-    The unit is ml, or voxels where no voxel size is known; of several regions, they are those of the first.
+    They stand under the name of each of several regions, or under "". The unit is ml, or voxels where no voxel size is
+    known.
     """
     rows = read_patients(folder)
     unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"
-    first = min(row.get("region", "") for row in rows)
-    rows = [row for row in rows if row.get("region", "") == first and row.get(f"truth_{unit}")]
+    rows, found = [row for row in rows if row.get(f"truth_{unit}")], {}
     try:
-        names = f"prediction_{unit}", f"truth_{unit}"
-        prediction, truth = (np.array([float(row[name]) for row in rows]) for name in names)
+        for region in dict.fromkeys(row.get("region", "") for row in rows):
+            own = [row for row in rows if row.get("region", "") == region]
+            names = f"prediction_{unit}", f"truth_{unit}"
+            prediction, truth = (np.array([float(row[name]) for row in own]) for name in names)
+            found[region] = prediction, truth
     except (KeyError, ValueError):
-        rows = []
-    if not rows:
+        found = {}
+    if not found:
         raise UnetlibError(f"{folder / PATIENTS_FILE} lacks the volumes of its patients. Evaluate again.")
-    return prediction, truth, unit
+    return found, unit

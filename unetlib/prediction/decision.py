@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from unetlib import metrics
+from unetlib.data.regions import region_names
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.runs.run import Run
@@ -76,11 +77,6 @@ class Decisions:
         """Return threshold and smallest component of each region as written to `decision.json`."""
         each = {name: one.as_dict() for name, one in self.regions.items()}
         return {kind: {name: one[kind] for name, one in each.items()} for kind in ("threshold", "smallest_ml")}
-
-
-def region_names(recipe: Recipe) -> list[str]:
-    """Return the names of a recipe's regions, in its order."""
-    return [word.partition("=")[0] for word in recipe.regions.split()]
 
 
 def keeps_largest(region: str) -> bool:

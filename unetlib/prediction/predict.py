@@ -9,9 +9,8 @@ import nibabel as nib
 import numpy as np
 
 from unetlib.data.patients import unforeseen
-from unetlib.data.regions import Regions
+from unetlib.data.regions import Regions, region_names
 from unetlib.data.volumes import Volume, assumption, read_description
-from unetlib.prediction.decision import region_names
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.scans import Reader, Scan
 from unetlib.prediction.segment import Segmentation, segment

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from unetlib.data.patients import read_regions
+from unetlib.data.regions import region_names
 from unetlib.prediction.decision import (
     SIZES_ML,
     THRESHOLDS,
@@ -16,7 +17,6 @@ from unetlib.prediction.decision import (
     joined,
     keeps_largest,
     read_decision,
-    region_names,
     write_decision,
 )
 from unetlib.prediction.predictor import Predictor

@@ -93,27 +93,26 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     found = read_csv(run.evaluation / SLICES_FILE, numbers=counts)
     rows: list[dict[str, Any]] = [row | {name: int(row[name]) for name in counts} for row in found]
     scored, voxel_ml, synthetic = {row["case"] for row in rows}, {}, False
+    sequences = recipe.modalities.split()
     for case in (case for case in cohort.cases if case.id in scored):  # one volume in memory at a time
-        volume = read_volume(case.images["flair"])
+        volume = read_volume(next(case.images[name] for name in sequences if name in case.images))
         voxel_ml[case.id] = float(millilitres(1, volume.spacing))
         synthetic |= plots.is_synthetic(volume)
-    alarms: dict[str, float] = defaultdict(float)  # ml marked in slices without tumour, by case
     for row in rows:
         row["ml"] = voxel_ml[row["case"]]  # of a voxel
-        if not row["tumour"]:
-            alarms[row["case"]] += row["native_fp"] * row["ml"]
+    patients, names = read_patients(run.evaluation), plots.named_regions(recipe)
+    regions = [_region(number, name, summary, patients, rows) for number, name in enumerate(names or [""])]
     own, published = recipe.as_dict(), Recipe.published.as_dict()
     changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
     layouts = sorted({case.layout for case in cohort.cases})
     return SimpleNamespace(
         **{"summary": summary, "recipe": recipe, "best": best, "net": net, "cohort": cohort, "provenance": provenance},
-        **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "rows": rows},
+        **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "regions": regions},
+        sequences=[plots.SEQUENCES[name] for name in sequences],
         record=run.about(),
         decision=read_decision(run, recipe),
         earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
         divided=divided_note(cohort, provenance.get("cases", {})),
-        dices=np.array([float(row["dice"]) for row in read_patients(run.evaluation)]),
-        alarms=list(alarms.values()),
         note=("synthetic images; " if synthetic else "") + plots.DISCLAIMER,
         about="synthetic" if synthetic else " ".join(layouts),
         flags=_flags(recipe, changes),
@@ -121,6 +120,37 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
         machines=list(dict.fromkeys(map(_machine, provenance.get("sessions", [])))),
         seconds=sum(load_checkpoint(one.latest)["progress"]["seconds"] for one in run.members if one.latest.exists()),
         epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
+    )
+
+
+def _region(
+    number: int,
+    name: str,
+    summary: Mapping[str, Any],
+    patients: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
+) -> SimpleNamespace:
+    """Return the scores of one region, given with its place and its name; the only one of a run has no name."""
+
+    def own(table: Iterable[Mapping[str, Any]]) -> list[Any]:
+        return [row for row in table if str(row.get("region", "")) in ("", str(number), name)]
+
+    alarms: dict[str, float] = defaultdict(float)  # ml marked in slices without tumour, by case
+    for row in own(rows):
+        if not row["tumour"]:
+            alarms[row["case"]] += row["native_fp"] * row["ml"]
+    surfaces = summary["surface"] if isinstance(summary["surface"], list) else [summary["surface"]]
+    distances = [float(row["hd95_mm"]) for row in own(patients) if row["hd95_mm"]]
+    return SimpleNamespace(
+        name=name,
+        figures=own(summary["figures"]),
+        lesions=next(iter(own(summary.get("lesions", []))), None),
+        hd95_mm=float(np.mean(distances)) if distances else None,
+        hd95_undefined=len(own(patients)) - len(distances),
+        dices=np.array([float(row["dice"]) for row in own(patients)]),
+        alarms=list(alarms.values()),
+        unit=own(surfaces)[0].get("unit", "mm"),
+        rows=own(rows),
     )
 
 
@@ -154,10 +184,17 @@ def _machine(session: Mapping[str, Any]) -> tuple[str, str, str]:
     return machine, session["precision"], own + ", ".join(packages)
 
 
-def _score(summary: Mapping[str, Any], grid: str, slices: str, aggregation: str) -> dict[str, Any] | None:
-    """Return one entry of a summary, `None` where no slice has tumour."""
+def _score(region: SimpleNamespace, grid: str, slices: str, aggregation: str) -> dict[str, Any] | None:
+    """Return one figure of a region, `None` where no slice has tumour."""
     wanted = {"grid": grid, "slices": slices, "aggregation": aggregation}
-    return next((entry for entry in summary["figures"] if wanted.items() <= entry.items()), None)
+    return next((entry for entry in region.figures if wanted.items() <= entry.items()), None)
+
+
+def _decisions(facts: SimpleNamespace) -> list[tuple[str, Any]]:
+    """Return the decision for each region, given with its name."""
+    decision = facts.decision
+    of = getattr(decision, "regions", {})  # that of one region has none
+    return [(region.name, of.get(region.name, decision)) for region in facts.regions]
 
 
 def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
@@ -171,10 +208,13 @@ def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
 
 
 def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, bytes]:
-    main = _score(facts.summary, "native", "all", "per patient") or {}
+    names = [region.name for region in facts.regions]
+    main = {one.name: _score(one, "native", "all", "per patient") or {} for one in facts.regions}
+    dices = {one.name: one.dices.tolist() for one in facts.regions}
+    intervals = {name: entry.get("dice_interval") for name, entry in main.items()}
     figures = {
-        "patients.png": plots.patients_figure(facts.dices.tolist(), main.get("dice_interval"), facts.note),
-        "metrics.png": plots.metrics_figure(facts.summary, facts.note),
+        "patients.png": plots.patients_figure(dices, intervals, facts.note),
+        "metrics.png": plots.metrics_figure(facts.summary, facts.note, names if len(names) > 1 else ()),
     }
     for number, one in enumerate(failures, 1):
         errors = plots.largest_slice(one.truth ^ one.prediction)
@@ -188,7 +228,7 @@ def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, b
 def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - no HTML
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
-    environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors}
+    environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors, "decisions": _decisions}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(run=run, facts=facts, failures=failures)
 

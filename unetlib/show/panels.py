@@ -13,7 +13,7 @@ from scipy import ndimage
 from unetlib.data.nifti import stem
 from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, whole_labels
 from unetlib.metrics import millilitres
-from unetlib.show.plots.colours import FALSE_NEGATIVE, FALSE_POSITIVE, OUTLINE, TRUE_POSITIVE
+from unetlib.show.layers import UNNAMED, Layer, Layers
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
 from unetlib.support.errors import UnetlibError, first_of
 
@@ -26,25 +26,10 @@ Masks = Image | Sequence[Image | None] | Mapping[str, Image | None] | None
 WITH_GRID = (str, Path, Source, Volume, nib.Nifti1Pair)
 LETTERS = {"axial": "RLAP", "coronal": "RLSI", "sagittal": "APSI"}  # left, right, top, bottom; volumes are LPS
 
-# What each choice of `show` draws: name, colour, and the classes of voxels that belong to it. Class 0 is in no mask, 1
-# in the truth only, 2 in the prediction only, 3 in both.
-TRUTH, PREDICTION = ("truth", OUTLINE, (1, 3)), ("prediction", "#CC79A7", (2, 3))
-LAYERS: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {
-    "none": [],
-    "truth": [TRUTH],
-    "prediction": [PREDICTION],
-    "both": [TRUTH, PREDICTION],
-    "errors": [
-        ("found (TP)", TRUE_POSITIVE, (3,)),
-        ("missed (FN)", FALSE_NEGATIVE, (1,)),
-        ("false alarm (FP)", FALSE_POSITIVE, (2,)),
-    ],
-}
-
 
 @dataclass(frozen=True)
 class Panel:
-    """A volume with its masks, uint8 (X, Y, Z) on its grid.
+    """A volume with its masks, uint8 (X, Y, Z) on its grid: labels, or one bit for each of several `regions`.
 
     `window`: the intensities shown black and white by default. `link`: (4, 4), from voxels of the
     first volume to voxels of this one.
@@ -56,29 +41,35 @@ class Panel:
     prediction: np.ndarray | None
     window: tuple[float, float]
     link: np.ndarray
+    regions: Layers
 
     def voxel(self, position: Sequence[int]) -> np.ndarray:
         """Return the voxel (3,) at a position in the first volume, clipped to this one."""
         at = np.rint(self.link[:3] @ (*position, 1)).astype(int)
         return np.clip(at, 0, np.array(self.volume.voxels.shape) - 1)
 
-    def layers(self, show: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    def layers(self, show: str) -> list[Layer]:
         """Return what is drawn: where one mask is missing there are no errors, only the other mask."""
-        if show == "errors" and (self.truth is None) != (self.prediction is None):
-            return LAYERS["prediction" if self.truth is None else "truth"]
-        return LAYERS[show]
+        layers, (kind, _, region) = self.regions.by_choice, show.partition(": ")
+        if kind == "errors" and (self.truth is None) != (self.prediction is None):
+            alone = layers["prediction" if self.truth is None else "truth"]
+            return [one for one in alone if region in ("", one.name)]
+        return layers[show]
 
     def slices(self, plane: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the intensities and the classes (0 to 3) of one slice, (H, W), as displayed."""
+        """Return the intensities and the classes (see `Layer`) of one slice, (H, W), as displayed."""
         image = _slice(self.volume.voxels, plane, index)
-        classes = np.zeros(image.shape, np.uint8)
-        for bit, mask in ((1, self.truth), (2, self.prediction)):
+        classes = np.zeros(image.shape, np.uint16)
+        for shift, mask in ((0, self.truth), (self.regions.bits, self.prediction)):
             if mask is not None:
-                classes += np.uint8(bit) * (_slice(mask, plane, index) > 0)
+                own = _slice(mask, plane, index)
+                classes |= np.uint16(1 << shift) * (own if self.regions else own > 0)
         return image, classes
 
 
-def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) -> tuple[list[Panel], list[str]]:
+def read_panels(
+    volume: Images, truth: Masks, prediction: Masks, affine: Any, regions: Layers = UNNAMED
+) -> tuple[list[Panel], list[str]]:
     """Return the volumes with their masks, and notes that the reader needs.
 
     The kinds of input are those of `SliceViewer`. Raises `UnetlibError` when one of them cannot be
@@ -94,7 +85,9 @@ def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) ->
     notes = [f"The orientation of {name} is guessed ({axes}): its file does not say it" for name, axes in guessed]
     if any(map(is_synthetic, volumes.values())):
         notes.append("Synthetic images")
-    truths, predictions = _fit_all("truth", truth, volumes, notes), _fit_all("prediction", prediction, volumes, notes)
+    truths, predictions = (
+        _fit_all(kind, given, volumes, notes, regions) for kind, given in (("truth", truth), ("prediction", prediction))
+    )
     panels = []
     for (name, one), true, predicted in zip(volumes.items(), truths, predictions, strict=True):
         link = np.linalg.inv(one.affine) @ first.affine
@@ -103,7 +96,7 @@ def read_panels(volume: Images, truth: Masks, prediction: Masks, affine: Any) ->
             pairs = zip(first.voxels.shape, one.voxels.shape, strict=True)
             link = np.diag([*(max(b - 1, 1) / max(a - 1, 1) for a, b in pairs), 1.0])
             notes.append(f"{name} lies elsewhere in space than {next(iter(volumes))}: its slices follow in proportion")
-        panels.append(Panel(name, one, true, predicted, _default_window(one.voxels), link))
+        panels.append(Panel(name, one, true, predicted, _default_window(one.voxels), link, regions))
     return panels, notes
 
 
@@ -139,14 +132,17 @@ def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
     return array_to_volume(np.asarray(item), affine, name)
 
 
-def _fit_all(kind: str, given: Any, volumes: dict[str, Volume], notes: list[str]) -> list[np.ndarray | None]:
+def _fit_all(
+    kind: str, given: Any, volumes: dict[str, Volume], notes: list[str], regions: Layers
+) -> list[np.ndarray | None]:
     """Return the mask of each volume on its grid; volumes on one grid that have one mask share the array."""
     fitted: dict[Any, np.ndarray | None] = {}
     masks = []
     for (name, volume), item in zip(volumes.items(), _one_each(kind, given, list(volumes)), strict=True):
         key = (id(item), volume.voxels.shape, volume.affine.tobytes())
         if key not in fitted:
-            fitted[key] = None if item is None else _fit(item, f"the {kind} of {name}", volume, notes)
+            what = f"the {'reference' if kind == 'truth' else kind} of {name}"
+            fitted[key] = None if item is None else _fit_regions(item, what, volume, notes, regions)
         masks.append(fitted[key])
     return masks
 
@@ -164,6 +160,17 @@ def _one_each(kind: str, given: Any, names: list[str]) -> list[Any]:
             "none, or a single mask that belongs to all."
         )
     return list(given)
+
+
+def _fit_regions(item: Any, name: str, volume: Volume, notes: list[str], regions: Layers) -> np.ndarray:
+    """Return a mask as `_fit` does, or as one bit for each of several regions; of those it may be (K, X, Y, Z)."""
+    stack = not isinstance(item, WITH_GRID) and getattr(item, "shape", ())[1:] == volume.voxels.shape
+    if not regions and stack and len(item) > 1:
+        raise UnetlibError(f'{name} has masks of {len(item)} regions. Name them, such as regions=("whole", "core").')
+    if not regions or not stack:
+        labels = _fit(item, name, volume, notes)
+        return regions.from_labels(labels, name, notes) if regions else labels
+    return regions.from_stack([_fit(one, f"a region in {name}", volume, notes) for one in np.asarray(item)], name)
 
 
 def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
@@ -235,7 +242,7 @@ def _default_window(voxels: np.ndarray) -> tuple[float, float]:
 def middle(panels: list[Panel]) -> np.ndarray:
     """Return the voxel (3,) of the first volume in the middle of the largest axial slice of the first mask.
 
-    The truth goes before the prediction; without a mask it is the middle of the volume.
+    The reference goes before the prediction; without a mask it is the middle of the volume.
     """
     for panel, mask in [(p, p.truth) for p in panels] + [(p, p.prediction) for p in panels]:
         if mask is not None and mask.any():

@@ -16,6 +16,7 @@ from ipywidgets import Box
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from unetlib.show.embedded import embed
 from unetlib.show.panels import AXIS, LETTERS, Panel
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SMALL = 45_000  # bytes
 HEADER = 33  # bytes of a PNG before its second chunk
 MARK = b"tEXtComment\0unetlib: still of a viewer"  # `viewer.css` knows a still by it
+MASKS = {"truth": "reference", "prediction": "prediction"}
+LINES = {"truth": "-", "prediction": "--", "errors": "-"}  # of masks with named regions
 HINT = "A still image. Run the cell again for the viewer itself."
 
 
@@ -41,11 +44,10 @@ def draw_still(viewer: "SliceViewer") -> bytes:
         for axes, (panel, box, plane) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             _draw(axes, viewer, panel, box, plane)
         figure.suptitle(viewer.title, y=0.99, fontsize=9, parse_math=False)
-        layers = (layer for panel in panels for layer in panel.layers(viewer.show))
-        named = {name: colour for name, colour, _ in layers}
-        entries = [axes.plot([], [], "s", color=colour, label=name)[0] for name, colour in named.items()]
-        if entries:
-            figure.legend(handles=entries, loc="lower center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 0.095))
+        if entries := _legend(viewer):
+            columns = max(3, len(entries)) if viewer.regions else 3
+            look = {"ncols": columns, "frameon": False, "bbox_to_anchor": (0.5, 0.095)}
+            figure.legend(handles=entries, loc="lower center", **look)
         figure.text(0.5, 0.055, HINT, ha="center", fontsize=9, color="white")
         notes = " · ".join([*viewer.notes, DISCLAIMER.capitalize()])
         figure.text(0.5, 0.015, notes, ha="center", fontsize=7, parse_math=False)
@@ -58,22 +60,37 @@ def draw_still(viewer: "SliceViewer") -> bytes:
     return image[:HEADER] + chunk + image[HEADER:]
 
 
+def _legend(viewer: "SliceViewer") -> list[Line2D]:
+    """Return what the colours mean, and with named regions what is filled, a line and a dashed line."""
+    layers = [layer for panel in viewer.panels for layer in panel.layers(viewer.show)]
+    colours = {layer.name: layer.colour for layer in layers}
+    entries = [Line2D([], [], color=colour, marker="s", ls="", label=name) for name, colour in colours.items()]
+    if not viewer.regions:
+        return entries
+    lines = {layer.of for layer in viewer.regions.parts(layers, viewer.show, viewer.style)[1]}
+    for of, word in MASKS.items() if {*MASKS} <= {layer.of for layer in layers} else ():
+        dashes, marker = (LINES[of], "") if of in lines else ("", "s")
+        entries.append(Line2D([], [], color="#AAAAAA", ls=dashes, marker=marker, label=word))
+    return entries
+
+
 def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plane: str) -> None:
     index = int(panel.voxel(viewer.position)[AXIS[plane]])
     image, classes = panel.slices(plane, index)
     low, high = viewer.window_of(panel)
     grey = np.rint(np.clip((image.astype(float) - low) / (high - low), 0, 1) * 31) / 31  # few levels: a small file
     colours = np.repeat(grey[..., None], 3, axis=2)
-    layers = panel.layers(viewer.show)
-    for number in (1, 2, 3) if viewer.style == "fill" else ():
-        if own := [to_rgb(colour) for _, colour, members in layers if number in members]:
+    filled, outlined = viewer.regions.parts(panel.layers(viewer.show), viewer.show, viewer.style)
+    for number in np.unique(classes):
+        if own := [to_rgb(colour) for colour in viewer.regions.colour(filled, number)]:
             mixed = colours[classes == number] * (1 - viewer.opacity) + viewer.opacity * np.mean(own, axis=0)
             colours[classes == number] = mixed
     sides = np.delete(panel.volume.spacing, AXIS[plane])
     axes.imshow(colours, aspect=sides[1] / sides[0])
-    for _, colour, members in layers if viewer.style == "outline" and viewer.opacity else ():
-        if (inside := np.isin(classes, members)).any():
-            axes.contour(inside, levels=[0.5], colors=colour, linewidths=1)
+    for layer in outlined if viewer.opacity else ():
+        if (inside := classes & layer.mask == layer.value).any():
+            dashes = LINES[layer.of] if viewer.regions else "-"
+            axes.contour(inside, levels=[0.5], colors=layer.colour, linewidths=1, linestyles=dashes)
     (left, low), (right, high) = np.delete(box, AXIS[plane], axis=1)
     top, bottom = (low, high) if plane == "axial" else (len(image) - 1 - high, len(image) - 1 - low)
     axes.set(xlim=(left, right), ylim=(bottom, top))

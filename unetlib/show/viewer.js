@@ -7,22 +7,24 @@ const PLANES = { axial: [0, 1, 2], coronal: [0, 2, 1], sagittal: [1, 2, 0] }; //
 const SIDES = ["left", "right", "top", "bottom"];
 const TALLEST = 560; // CSS pixels of an image, unless it has the screen
 const LARGEST = 16; // zoom
-const WAITING = "Waiting for Python. If no image comes, run the cell again.";
-const HINT = "Click an image: wheel and arrow keys then move through the slices, Ctrl + wheel zooms.";
-const TOUCH_HINT = "One finger up and down: slices. Two fingers: zoom. Tap: go there.";
+const DASH = 5; // CSS pixels, at least
+const WAITING = "Waiting for Python. If no image appears, run the cell again.";
+const HINT = "Click an image; then the wheel and the arrow keys change the slice, and Ctrl + wheel zooms.";
+const TOUCH_HINT = "Drag up or down: change the slice. Two fingers: zoom. Tap: go to that voxel.";
 const HELP = [
-  ["Click", "go to this voxel, and give the viewer the keys and the wheel"],
-  ["Wheel", "slices, after a click into the viewer or with Shift; otherwise it scrolls the page"],
+  ["Click", "go to this voxel; the keys and the wheel then work in the viewer"],
+  ["Wheel", "change the slice, after a click in the viewer or with Shift; otherwise scroll the page"],
   ["Ctrl, Cmd or Alt + wheel; + and -", "zoom in and out"],
-  ["Double click, 0", "zoom as at first"],
-  ["Drag", "up: brighter, to the right: less contrast; after zooming in: move the image"],
-  ["Shift + drag", "the other of the two"],
-  ["Touch", "up and down: slices; two fingers: zoom and move; tap: go there"],
-  ["Arrow keys, Page up and down, Home, End", "one slice, ten slices, first and last slice"],
-  ["1, 2, 3", "axial, coronal, sagittal: what the slider and the keys move through"],
-  ["E, O", "what is shown; outline or fill"],
-  ["F, R, ?", "full screen; reset everything; these lines. Esc leaves full screen and these lines"],
+  ["Double click, 0", "reset the zoom"],
+  ["Drag", "up: brighter; right: less contrast; when zoomed in: move the image"],
+  ["Shift + drag", "the other one: move the image, or brightness and contrast when zoomed in"],
+  ["Touch", "drag up or down: change the slice; two fingers: zoom and move; tap: go to that voxel"],
+  ["Arrow keys, Page up and down, Home, End", "move one slice, ten slices, to the first and to the last slice"],
+  ["1, 2, 3", "axial, coronal, sagittal: the plane of the slider and the keys"],
+  ["E, O", "change what is shown; switch between fill and outline"],
+  ["F, R, ?", "full screen; reset everything; this help. Esc closes the help or leaves full screen"],
 ];
+const WORDS = { truth: "reference" }; // of a choice, where it is not its own name
 const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp", "PageDown", "Home", "End"];
 
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
@@ -73,28 +75,46 @@ function unpack(content, buffers) {
     panel.pair = `${panel.truth},${panel.prediction}`;
     panel.truth = mask(panel.truth);
     panel.prediction = mask(panel.prediction);
-    if (panel.truth || panel.prediction) Object.assign(panel, (pairs[panel.pair] ??= classify(panel)));
+    panel.kinds = [0];
+    if (panel.truth || panel.prediction) {
+      Object.assign(panel, (pairs[panel.pair] ??= classify(panel, content.regions.length)));
+    }
     panel.grey = new Uint8Array(65536);
     panel.strides = [1, panel.shape[0], panel.shape[0] * panel.shape[1]];
   }
   return content;
 }
 
-// The class of every voxel (0 in no mask, 1 truth only, 2 prediction only, 3 both), and how many there are of each
-// class in every slice along each axis: counts[axis][4 * slice + class].
-function classify({ shape: [X, Y, Z], truth, prediction }) {
-  const classes = new Uint8Array(X * Y * Z);
-  const counts = [X, Y, Z].map((length) => new Uint32Array(4 * length));
+// The kinds of voxels: the classes that occur, 0 first. A class has one bit for each region of the reference, then one
+// for each of the prediction; without named regions there is one. `classes` holds the place of each voxel among them.
+function classify(panel, regions) {
+  const classes = classesOf(panel, regions), place = new Uint16Array(65536);
+  for (let at = 0; at < classes.length; at++) place[classes[at]] = 1;
+  place[0] = 1;
+  const kinds = [...place.keys()].filter((number) => place[number]);
+  kinds.forEach((number, at) => { place[number] = at; });
+  return { kinds, classes, counts: countKinds(panel.shape, classes, place, kinds.length) };
+}
+
+function classesOf({ voxels, truth, prediction }, regions) {
+  const classes = new Uint16Array(voxels.length), most = regions ? 255 : 1, shift = Math.max(1, regions);
+  if (truth) for (let at = 0; at < classes.length; at++) classes[at] = Math.min(truth[at], most);
+  if (prediction) for (let at = 0; at < classes.length; at++) classes[at] |= Math.min(prediction[at], most) << shift;
+  return classes;
+}
+
+// Turn classes into their places, and count each kind in every slice along each axis: counts[axis][n * slice + place].
+function countKinds([X, Y, Z], classes, place, n) {
+  const counts = [X, Y, Z].map((length) => new Uint32Array(n * length));
   let at = 0;
   for (let z = 0; z < Z; z++) for (let y = 0; y < Y; y++) for (let x = 0; x < X; x++, at++) {
-    const found = (truth && truth[at] ? 1 : 0) | (prediction && prediction[at] ? 2 : 0);
-    if (!found) continue;
-    classes[at] = found;
-    counts[0][4 * x + found]++;
-    counts[1][4 * y + found]++;
-    counts[2][4 * z + found]++;
+    if (!classes[at]) continue;
+    const found = classes[at] = place[classes[at]];
+    counts[0][n * x + found]++;
+    counts[1][n * y + found]++;
+    counts[2][n * z + found]++;
   }
-  return { classes, counts };
+  return counts;
 }
 
 // The elements
@@ -108,7 +128,7 @@ function element(tag, properties = {}, ...children) {
 const labelled = (text, control) => element("label", {}, element("span", {}, text), control);
 
 function select(name, label, choices) {
-  const options = choices.map((value) => element("option", { value }, value));
+  const options = choices.map((value) => element("option", { value }, WORDS[value] ?? value));
   return labelled(label, element("select", { className: `uv-${name}`, title: label }, ...options));
 }
 
@@ -160,20 +180,23 @@ function makeControls(root, { choices, notes, panels }, title) {
 
 const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
-// The mean colour of the layers that a class belongs to, or null.
-function classColour(layers, number) {
-  const mine = layers.filter(([, , members]) => members.includes(number)).map(([, colour]) => rgb(colour));
+const belongs = (number, { mask, value }) => (number & mask) === value;
+
+// The mean colour of the layers that a class belongs to, with named regions that of the last one, or null.
+function classColour(layers, number, named) {
+  const own = layers.filter((layer) => belongs(number, layer)).map(({ colour }) => rgb(colour));
+  const mine = named ? own.slice(-1) : own;
   return mine.length ? [0, 1, 2].map((i) => sum(mine.map((colour) => colour[i])) / mine.length) : null;
 }
 
-// The colour of each class (high bits) at each grey level (low 8 bits), as the bytes red, green, blue, alpha.
-function colourTable(layers, opacity) {
-  const table = new Uint32Array(4 * 256), bytes = new Uint8ClampedArray(table.buffer);
-  for (let number = 0; number < 4; number++) {
-    const colour = classColour(layers, number);
+// The colour of each kind (high bits) at each grey level (low 8 bits), as the bytes red, green, blue, alpha.
+function colourTable(kinds, layers, opacity, named) {
+  const table = new Uint32Array(kinds.length * 256), bytes = new Uint8ClampedArray(table.buffer);
+  for (let kind = 0; kind < kinds.length; kind++) {
+    const colour = classColour(layers, kinds[kind], named);
     for (let level = 0; level < 256; level++) {
       const mixed = colour ? colour.map((part) => level + opacity * (part - level)) : [level, level, level];
-      bytes.set([...mixed, 255], 4 * (256 * number + level));
+      bytes.set([...mixed, 255], 4 * (256 * kind + level));
     }
   }
   return table;
@@ -216,7 +239,7 @@ class Picture {
     this.extent = [this.cut[0] * spacing[across], this.cut[1] * spacing[down]]; // mm
     this.pixels = new ImageData(this.width, this.height);
     this.colours = new Uint32Array(this.pixels.data.buffer);
-    this.classes = new Uint8Array(this.width * this.height);
+    this.classes = new Uint16Array(this.width * this.height);
     this.sheet = element("canvas", { width: this.width, height: this.height });
     this.marks.forEach((mark, side) => { mark.textContent = this.letters[plane][side]; });
   }
@@ -321,25 +344,32 @@ function drawCross(context, x, y) { // open in the middle, so that the voxel is 
 }
 
 // The borders of the layers in an image, in voxels: as lines they hide none. Each lies (dx, dy) inside its layer, so
-// that those of two neighbours are seen beside each other.
-function borders({ width, height, classes }, layers, dx, dy) {
-  const found = layers.map(([, colour, members]) => {
-    const path = new Path2D(), inside = [0, 1, 2, 3].map((number) => members.includes(number));
-    return { colour, path, inside, line(x1, y1, x2, y2) { path.moveTo(x1, y1); path.lineTo(x2, y2); } };
-  });
+// that those of two neighbours are seen beside each other. A dashed one has every other `dash` voxels.
+function borders(picture, layers, dx, dy, dash) {
+  const { width, height, classes } = picture, found = layers.map((layer) => border(layer, picture.panel.kinds, dash));
   for (let row = 0, pixel = 0; row < height; row++) for (let column = 0; column < width; column++, pixel++) {
     const own = classes[pixel], left = column ? classes[pixel - 1] : 0, above = row ? classes[pixel - width] : 0;
     const last = own && (column === width - 1 || row === height - 1);
     if (own === left && own === above && !last) continue;
     for (const { inside, line } of found) {
       const x = column + (inside[own] ? dx : -dx), y = row + (inside[own] ? dy : -dy);
-      if (inside[own] !== inside[left]) line(x, row, x, row + 1);
-      if (inside[own] !== inside[above]) line(column, y, column + 1, y);
-      if (inside[own] && column === width - 1) line(width - dx, row, width - dx, row + 1);
-      if (inside[own] && row === height - 1) line(column, height - dy, column + 1, height - dy);
+      if (inside[own] !== inside[left]) line(row, x, row, x, row + 1);
+      if (inside[own] !== inside[above]) line(column, column, y, column + 1, y);
+      if (inside[own] && column === width - 1) line(row, width - dx, row, width - dx, row + 1);
+      if (inside[own] && row === height - 1) line(column, column, height - dy, column + 1, height - dy);
     }
   }
   return found;
+}
+
+function border({ colour, dashed, ...layer }, kinds, dash) {
+  const path = new Path2D(), inside = kinds.map((number) => belongs(number, layer));
+  const line = (along, x1, y1, x2, y2) => {
+    if (dashed && Math.floor(along / dash) % 2) return;
+    path.moveTo(x1, y1);
+    path.lineTo(x2, y2);
+  };
+  return { colour, path, inside, line };
 }
 
 // The viewer: traits, zoom, and what is drawn from them
@@ -348,6 +378,7 @@ class Viewer {
   constructor(root, model, content) {
     Object.assign(this, { root, model, content, panels: content.panels, first: content.panels[0] });
     this.many = this.panels.length > 1;
+    this.named = content.regions.length > 0;
     this.find = makeControls(root, content, model.get("title"));
     this.state = Object.fromEntries(TRAITS.map((name) => [name, model.get(name)]));
     this.view = this.home();
@@ -394,8 +425,23 @@ class Viewer {
 
   // What is drawn in a panel: where one of its masks is missing there are no errors, only the other mask.
   layersOf({ truth, prediction }) {
-    const alone = truth && !prediction ? "truth" : prediction && !truth ? "prediction" : "errors";
-    return this.content.layers[this.state.show === "errors" ? alone : this.state.show];
+    const { layers } = this.content, { show } = this.state, [kind, region] = show.split(/: (.*)/s);
+    const alone = truth && !prediction ? "truth" : prediction && !truth ? "prediction" : show;
+    return kind !== "errors" || alone === show ? layers[show]
+      : layers[alone].filter(({ name }) => !region || name === region);
+  }
+
+  // Of two masks of named regions only the prediction is filled: the reference is seen as lines above it.
+  isLine({ of }) {
+    const { show, style } = this.state;
+    return style === "outline" || (this.named && show === "both" && of === "truth");
+  }
+
+  filled(panel) { return this.layersOf(panel).filter((layer) => !this.isLine(layer)); }
+
+  outlined(panel) {
+    return this.layersOf(panel).filter((layer) => this.isLine(layer))
+      .map((layer) => ({ ...layer, dashed: this.named && layer.of === "prediction" }));
   }
 
   // True when what a part depends on has changed since it was drawn.
@@ -421,7 +467,7 @@ class Viewer {
     const { window, show, style, opacity } = this.state;
     if (this.stale("window", window)) this.panels.forEach((panel) => setGrey(panel, this.windowOf(panel)));
     if (!this.stale("table", show, style, opacity)) return;
-    for (const panel of this.panels) panel.table = colourTable(style === "fill" ? this.layersOf(panel) : [], opacity);
+    for (const panel of this.panels) panel.table = colourTable(panel.kinds, this.filled(panel), opacity, this.named);
   }
 
   // Give each image its size: all in one scale, as tall as the tallest, as large as there is room.
@@ -447,17 +493,17 @@ class Viewer {
   drawPicture(picture, number) {
     const { panel, plane } = picture, through = PLANES[plane][2], at = this.voxel(panel);
     picture.place(this.place(panel, this.view.centre), this.view.zoom);
-    const { sx, sy } = picture;
+    const { sx, sy } = picture, lines = this.outlined(panel);
     if (this.stale(`slice ${number}`, plane, at[through], { ...this.state, position: 0 })) {
       picture.paint(at[through]);
       this.caption(picture, at[through]);
       this.done[`borders ${number}`] = null;
     }
-    if (this.state.style === "outline" && this.stale(`borders ${number}`, sx, sy)) {
-      const [dx, dy] = [sx, sy].map((size) => thickness() / 2 / size);
-      picture.borders = panel.classes ? borders(picture, this.layersOf(panel), dx, dy) : [];
+    if (lines.length && this.stale(`borders ${number}`, sx, sy)) {
+      const [dx, dy] = [sx, sy].map((size) => thickness() / 2 / size), dash = Math.ceil((DASH * devicePixelRatio) / sx);
+      picture.borders = panel.classes ? borders(picture, lines, dx, dy, dash) : [];
     }
-    picture.draw(at, this.state.style === "outline" ? picture.borders : [], this.state.opacity);
+    picture.draw(at, lines.length ? picture.borders : [], this.state.opacity);
   }
 
   caption({ panel, plane, caption, canvas }, index) {
@@ -581,6 +627,7 @@ class Viewer {
     this.room = box.clientWidth;
     this.tall = document.fullscreenElement === this.root ? box.clientHeight : 0;
     this.root.classList.toggle("uv-narrow", this.room < 640);
+    this.root.classList.toggle("uv-wordy", this.named && this.room < 960);
     this.draw();
   }
 
@@ -618,12 +665,28 @@ class Controls {
 
   legend() {
     const { viewer } = this, { layers } = viewer.content, { show, style } = viewer.state;
-    const entries = new Map(viewer.panels.flatMap((panel) => viewer.layersOf(panel)));
+    const shown = viewer.panels.flatMap((panel) => viewer.layersOf(panel));
+    const entries = new Map(shown.map(({ name, colour }) => [name, colour]));
+    if (viewer.named) return [...this.swatches(entries), ...this.sources(shown)];
     if (show === "both" && style === "fill") entries.set("in both", `rgb(${classColour(layers.both, 3)})`);
+    return this.swatches(entries);
+  }
+
+  swatches(entries) {
     return [...entries].map(([name, colour]) => {
       const swatch = element("i");
       swatch.style.background = colour;
       return element("span", {}, swatch, name);
+    });
+  }
+
+  // Which of two masks is filled, and which has which line.
+  sources(shown) {
+    const first = ["truth", "prediction"].map((source) => shown.find(({ of }) => of === source));
+    if (!first.every(Boolean)) return [];
+    return first.map((layer) => {
+      const className = this.viewer.isLine(layer) ? `uv-line-${layer.of}` : "uv-filled";
+      return element("span", {}, element("i", { className }), WORDS[layer.of] ?? layer.of);
     });
   }
 
@@ -638,24 +701,22 @@ class Controls {
     const tall = strip.height / Math.max(1, rows.length);
     rows.forEach((panel, row) => seen.push(...this.drawBars(strip, panel, (row + 1) * tall, tall)));
     strip.ariaLabel = seen.length
-      ? `Slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n} hold something of what is shown; click to go there`
-      : "No slice holds anything of what is shown";
+      ? `What is shown lies in slices ${Math.min(...seen)} to ${Math.max(...seen)} of ${n}; click to go there`
+      : "What is shown lies in no slice";
   }
 
   // Draw the bars of a panel, which stand on `bottom`, and return the slices that have one.
   drawBars(strip, panel, bottom, tall) {
     const { viewer } = this, n = viewer.first.shape[viewer.axis];
-    const context = strip.getContext("2d"), least = devicePixelRatio, layers = viewer.layersOf(panel);
-    const colours = [1, 2, 3].map((number) => [number, classColour(layers, number)]).filter(([, c]) => c);
-    const classes = colours.map(([number]) => number);
-    const bars = Array.from({ length: n }, (_, slice) => this.countsAt(panel, slice, classes));
+    const context = strip.getContext("2d"), least = devicePixelRatio, groups = this.barGroups(panel);
+    const bars = Array.from({ length: n }, (_, slice) => this.countsAt(panel, slice, groups));
     const most = Math.max(1, ...bars.map(sum));
     bars.forEach((bar, slice) => {
       let foot = bottom;
       bar.forEach((count, k) => {
         if (!count) return;
         const part = Math.max(least, (count / most) * (tall - 3 * least));
-        context.fillStyle = `rgb(${colours[k][1]})`;
+        context.fillStyle = `rgb(${groups[k].colour})`;
         context.fillRect((slice * strip.width) / n, foot - part, Math.max(strip.width / n - 0.5, 1), part);
         foot -= part;
       });
@@ -663,12 +724,29 @@ class Controls {
     return [...bars.keys()].filter((slice) => sum(bars[slice]));
   }
 
-  // How many voxels of each class a panel has in the slice that belongs to a slice of the first volume.
-  countsAt(panel, slice, classes) {
+  // What the bars of a panel consist of: a kind of voxel each, or with named regions all kinds of one colour.
+  barGroups(panel) {
+    const { viewer } = this, { named } = viewer, layers = viewer.layersOf(panel), groups = new Map();
+    panel.kinds.forEach((number, kind) => {
+      const colour = classColour(layers, number, named), key = named ? String(colour) : kind;
+      if (colour) groups.set(key, { colour, kinds: [...(groups.get(key)?.kinds ?? []), kind] });
+    });
+    return [...groups.values()];
+  }
+
+  // How many voxels of each group a panel has in the slice that belongs to a slice of the first volume.
+  countsAt(panel, slice, groups) {
     const { viewer } = this, { axis: through } = viewer;
     const at = viewer.state.position.map((value, axis) => (axis === through ? slice : value));
     const there = viewer.voxel(panel, at)[through];
-    return classes.map((number) => panel.counts[through][4 * there + number]);
+    const first = panel.kinds.length * there;
+    return groups.map(({ kinds }) => sum(kinds.map((kind) => panel.counts[through][first + kind])));
+  }
+
+  // A label of a mask, or the names of the regions that a voxel lies in.
+  label(value) {
+    const { named, content: { regions } } = this.viewer;
+    return named ? regions.filter((_, k) => value & (1 << k)).join(", ") || "none" : value;
   }
 
   // Describe the voxel under the pointer, else the one at the position.
@@ -680,8 +758,8 @@ class Controls {
     const words = {
       name: viewer.many && panel.name,
       value: `value ${Number.isInteger(value) ? value : Number(value.toPrecision(5))}`,
-      truth: panel.truth && `truth ${panel.truth[here]}`,
-      prediction: panel.prediction && `prediction ${panel.prediction[here]}`,
+      truth: panel.truth && `reference ${this.label(panel.truth[here])}`,
+      prediction: panel.prediction && `prediction ${this.label(panel.prediction[here])}`,
       voxel: `voxel ${at.join(", ")}`,
       mm: `${transform(panel.affine, at).map((side, axis) => `${"xyz"[axis]} ${signed(side)}`).join(" ")} mm`,
       zoom: viewer.view.zoom !== 1 && `zoom ${viewer.view.zoom.toFixed(1)}`,

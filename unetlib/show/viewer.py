@@ -15,7 +15,8 @@ import traitlets
 
 from unetlib.show import embedded
 from unetlib.show.framing import frames
-from unetlib.show.panels import AXIS, LAYERS, LETTERS, Images, Masks, Panel, encode, middle, read_panels
+from unetlib.show.layers import Given, Layers
+from unetlib.show.panels import AXIS, LETTERS, Images, Masks, Panel, encode, middle, read_panels
 from unetlib.show.plots.common import DISCLAIMER
 from unetlib.show.still import draw_still, show_still_at_end, watch_notebook
 from unetlib.support.errors import UnetlibError, first_of
@@ -36,13 +37,16 @@ class Checked(traitlets.Any):
 
 
 class SliceViewer(anywidget.AnyWidget):
-    """Volumes in axial, coronal and sagittal slices, with truth and prediction, in a notebook.
+    """Volumes in axial, coronal and sagittal slices, with reference and prediction, in a notebook.
 
     `volume`: the path of a NIfTI file, a nibabel image, a `Source`, a `Volume`, or an array (X, Y, Z)
     in LPS order; a list or a dict (name: volume) shows several side by side, linked by millimetres.
     `truth`, `prediction`: masks of the same kinds, labels 0..255 or bool; one for all volumes, or a
     list or dict like that of the volumes. A mask on another grid is resampled through the affines.
     `affine`: (4, 4), voxel to millimetres, of volumes that are arrays; 1 mm where not given.
+    `regions`: what the masks consist of, each with a name and a colour: a dict of up to 8 names and their labels, such
+    as {"necrosis": 1, "oedema": 2, "enhancing": 4} or {"whole": None, "core": (1, 4)} (`None`: all labels), or a
+    sequence of names for masks that are arrays (regions, X, Y, Z). By default all labels are one region.
 
     Traits, kept in step with the browser:
 
@@ -51,8 +55,9 @@ class SliceViewer(anywidget.AnyWidget):
       follow in proportion;
     - `opacity` of the overlay, 0..1;
     - `plane`: "axial", "coronal" or "sagittal", what the slider and the arrow keys move through;
-    - `show`: "none", "truth", "prediction", "both" or "errors";
-    - `style`: "fill" or "outline".
+    - `show`: "none", "truth" (the reference), "prediction", "both" or "errors"; with `regions`, the errors of one of
+      them, such as "errors: core";
+    - `style`: "fill" or "outline". Of `regions` in "both", "fill" fills the prediction and outlines the reference.
 
     Raises `UnetlibError` when a volume or mask cannot be read or does not fit, or a trait cannot
     have the value. For research and education, never for clinical use.
@@ -74,26 +79,29 @@ class SliceViewer(anywidget.AnyWidget):
         prediction: Masks = None,
         *,
         affine: np.ndarray | None = None,
+        regions: Given = None,
         title: str = "",
         position: Sequence[int] | None = None,
         window: Sequence[float] | None = None,
         opacity: float = 0.5,
         plane: str = "axial",
         show: str | None = None,
-        style: str = "fill",
+        style: str | None = None,
     ) -> None:
-        self.panels, self.notes = read_panels(volume, truth, prediction, affine)
+        self.regions = Layers.of(regions)
+        self.panels, self.notes = read_panels(volume, truth, prediction, affine, self.regions)
         self.frames = frames(self.panels)
         masks = [kind for kind in ("truth", "prediction") if any(getattr(one, kind) is not None for one in self.panels)]
-        shown = ["none", *masks, *(("both", "errors") if len(masks) == 2 else ())]
+        shown = self.regions.choices(masks)
+        most = "both" if self.regions and len(masks) == 2 else shown[-1]
         self._choices = {"plane": list(AXIS), "show": shown, "style": ["fill", "outline"]}
         values = {
             "position": middle(self.panels) if position is None else position,
             "window": self.panels[0].window if window is None else window,
             "opacity": opacity,
             "plane": plane,
-            "show": shown[-1] if show is None else show,
-            "style": style,
+            "show": most if show is None else show,
+            "style": ("outline" if self.regions.overlap else "fill") if style is None else style,
         }
         self._start = {name: self._checked(name, value) for name, value in values.items()}
         super().__init__(title=title or first_of([panel.name for panel in self.panels], 4), **self._start)
@@ -169,7 +177,14 @@ class SliceViewer(anywidget.AnyWidget):
                 }
             )
             buffers.append(stored.tobytes("F"))
-        about = {"kind": "data", "panels": panels, "layers": LAYERS, "letters": LETTERS}
+        layers = {show: [layer._asdict() for layer in own] for show, own in self.regions.by_choice.items()}
+        about = {
+            "kind": "data",
+            "panels": panels,
+            "layers": layers,
+            "letters": LETTERS,
+            "regions": [*self.regions.labels],
+        }
         about |= {"choices": self._choices, "start": self._start}
         rounded = ["Intensities are rounded to keep the page small"] if levels else []
         return {**about, "notes": [*self.notes, *rounded, DISCLAIMER.capitalize()]}, buffers

@@ -9,3 +9,4 @@ from unetlib.show.plots.overlays import *
 from unetlib.show.plots.preprocessing import *
 from unetlib.show.plots.stronger import *
 from unetlib.show.plots.training import *
+from unetlib.show.plots.volumes import *

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from unetlib.data.regions import region_names
+from unetlib.recipe import Recipe
 from unetlib.show.plots.colours import CURVES, INK, KEPT
 from unetlib.support.files import atomic, takes_paths
 
@@ -44,6 +46,12 @@ def new_chart(
 def signed(note: str) -> str:
     """Return a note followed by the disclaimer, which stands once under each figure of a network's results."""
     return "\n".join(filter(None, [note, "" if DISCLAIMER in note else DISCLAIMER]))
+
+
+def named_regions(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of a recipe's regions in their order; none where there is only one, which needs no name."""
+    names = tuple(region_names(recipe))
+    return names if len(names) > 1 else ()
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int = 3) -> None:

@@ -1,6 +1,7 @@
 """A slice with its masks on axes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from unetlib.data.slices import foreground
 from unetlib.data.volumes import Volume
-from unetlib.show.plots.colours import ERRORS, OUTLINE
+from unetlib.show.plots.colours import ERRORS, OUTLINE, REGIONS
 
 
 def show_slice(axes: Axes, image: np.ndarray, title: str = "", window: Sequence[float] | None = None) -> None:
@@ -61,6 +62,23 @@ def draw_outline(axes: Axes, mask: np.ndarray) -> None:
         axes.contour(mask, levels=[0.5], colors=OUTLINE, linewidths=1.2)
 
 
+def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:
+    """Draw the border of each region in its colour, from boolean masks (K, H, W); nothing where one is empty.
+
+    Each line is narrower than the one below it, so that none hides another.
+    """
+    widths = 1.2 + 0.8 * np.arange(len(masks))[::-1]
+    for mask, colour, width in zip(masks, REGIONS, widths, strict=False):
+        if mask.any():
+            axes.contour(mask, levels=[0.5], colors=colour, linewidths=width, linestyles="--" if dashed else "-")
+
+
+def label_regions(axes: Axes, names: Sequence[str]) -> None:
+    """Name the colours of `draw_regions` for the legend of axes."""
+    for name, colour in zip(names, REGIONS, strict=False):
+        axes.plot([], [], "-", color=colour, lw=3, label=name)
+
+
 def draw_errors(axes: Axes, truth: np.ndarray, prediction: np.ndarray) -> None:
     """Colour where two boolean masks (H, W) agree on tumour, and where one of them is wrong."""
     for mask, (colour, _) in zip((truth & prediction, ~truth & prediction, truth & ~prediction), ERRORS, strict=True):
@@ -74,8 +92,18 @@ def label_errors(axes: Axes, names: Sequence[str] = ("found", "false alarm", "mi
 
 
 def largest_slice(mask: np.ndarray) -> int:
-    """Return the z of the axial slice of a mask (X, Y, Z) that holds most tumour."""
-    return int(mask.sum((0, 1)).argmax())
+    """Return the z of the axial slice that holds most tumour, of a mask (X, Y, Z) or of several (K, X, Y, Z)."""
+    return int((mask.any(0) if mask.ndim == 4 else mask).sum((0, 1)).argmax())
+
+
+def first_sequence(volume: Volume) -> Volume:
+    """Return the first sequence of a volume, whose voxels are (X, Y, Z) or (C, X, Y, Z), as a volume (X, Y, Z)."""
+    return volume if volume.voxels.ndim == 3 else replace(volume, voxels=volume.voxels[0])
+
+
+def displayed(volume: np.ndarray, z: int) -> np.ndarray:
+    """Return an axial slice (..., H, W) of arrays (..., X, Y, Z), as displayed."""
+    return np.swapaxes(volume[..., z], -1, -2)
 
 
 def is_synthetic(volume: Volume) -> bool:

@@ -5,22 +5,61 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib import metrics
-from unetlib.evaluation.summary import AGGREGATIONS, SLICES, limits_of_agreement
+from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
 from unetlib.show.plots.colours import BLUE, ERRORS, FAINT, GREY, INK, ORANGE
 from unetlib.show.plots.common import legend_above, new_chart, signed
 from unetlib.support.errors import counted
 
 
-def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
-    """Return every Dice in a summary of `evaluate`, named by aggregation, slices and grid, with its interval if any."""
+def metrics_figure(summary: Mapping[str, Any], note: str = "", regions: Sequence[str] = ()) -> Figure:
+    """Return every Dice in a summary of `evaluate`, named by aggregation, slices and grid, with its interval if any.
+
+    `regions`: the names of several regions; each has a column.
+    """
+    groups = _by_region(summary["figures"], regions)
     rows = [(aggregation, slices) for aggregation in AGGREGATIONS for slices in SLICES]
-    figure, axes = new_chart("", 4.8, signed(note))
-    shown = {(entry["aggregation"], entry["slices"], entry["grid"]): entry for entry in summary["figures"]}
+    figure, panels = new_chart("", 4.8, signed(note), 1, len(groups), sharey=True, squeeze=False)
+    alts = [_draw_dices(axes, *group, rows) for axes, group in zip(panels[0], groups.items(), strict=True)]
+    figure.set_label("Dice by aggregation, slices and grid: " + "; ".join(alts))
+    names = [f"{aggregation}, {slices} slices" for aggregation, slices in rows]
+    names[0] += "\n(published: model grid)"
+    axes = panels[0, 0]
+    axes.set_yticks([place + 0.5 * (place // 2) for place in range(len(rows))], names)
+    for face, text in ((GREY, "model grid"), ("none", "native grid")):
+        axes.plot([], [], "o", color=GREY, mfc=face, label=text)
+    axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
+    legend_above(figure, axes)
+    numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
+    title = f"One network, {len(summary['figures'])} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)"
+    if len(groups) == 1:
+        axes.set_title(title, pad=10)
+    else:
+        figure.supxlabel(f"{title}\n{signed(note)}", fontsize=9)
+    return figure
+
+
+def _by_region(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the rows of each region by its name; all of them under "" where there is one region.
+
+    A region is given by its number in `names`, or by its name.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        region = str(row.get("region", ""))
+        name = names[int(region)] if region.isdecimal() and int(region) < len(names) else region
+        groups.setdefault(name, []).append(row)
+    return groups
+
+
+def _draw_dices(axes: Axes, region: str, entries: Sequence[Mapping[str, Any]], rows: Sequence[tuple[str, str]]) -> str:
+    """Draw the Dice figures of one region, and return them in words."""
+    shown = {(entry["aggregation"], entry["slices"], entry["grid"]): entry for entry in entries}
     for place, (aggregation, slices) in enumerate(rows):
         for grid, shift, face in (("model", -0.18, None), ("native", 0.18, "none")):
             if (entry := shown.get((aggregation, slices, grid))) is None:
@@ -28,67 +67,59 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "") -> Figure:
             y, colour = place + 0.5 * (place // 2) + shift, ORANGE if slices == "tumour" else BLUE
             if entry.get("dice_interval"):
                 axes.plot(entry["dice_interval"], [y, y], "-", color=colour, lw=1.5)
-            look = {"color": colour, "mfc": face or colour, "gid": f"{aggregation} {slices} {grid}"}
-            axes.plot(entry["dice"], y, "o", ms=8, **look)
+            name = f"{aggregation} {slices} {grid} {region}".strip()
+            axes.plot(entry["dice"], y, "o", ms=8, color=colour, mfc=face or colour, gid=name)
             axes.text(1.03, y, f"{entry['dice']:.3f}", va="center", fontsize=9, color=colour)
-    named = (f"{', '.join(name[:2])} slices, {name[2]} grid {entry['dice']:.3f}" for name, entry in shown.items())
-    figure.set_label("Dice by aggregation, slices and grid: " + ", ".join(named))
-    names = [f"{aggregation}, {slices} slices" for aggregation, slices in rows]
-    names[0] += "\n(published: model grid)"
-    axes.set_yticks([place + 0.5 * (place // 2) for place in range(len(rows))], names)
-    axes.set(xlim=(0, 1.12), ylim=(len(rows) + 0.5, -0.6), xlabel="Dice", xticks=np.linspace(0, 1, 6))
+    axes.set(
+        xlim=(0, 1.3 if region else 1.12), ylim=(len(rows) + 0.5, -0.6), xlabel="Dice", xticks=np.linspace(0, 1, 6)
+    )
     axes.grid(axis="x", color=FAINT)
     axes.set_axisbelow(True)
     axes.spines.left.set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for face, text in ((GREY, "model grid"), ("none", "native grid")):
-        axes.plot([], [], "o", color=GREY, mfc=face, label=text)
-    axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
-    legend_above(figure, axes)
-    numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
-    title = f"One network, {len(shown)} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)"
-    axes.set_title(title, pad=10)
+    if region:
+        axes.set_title(region, fontsize=10)
+    named = (f"{', '.join(name[:2])} slices, {name[2]} grid {entry['dice']:.3f}" for name, entry in shown.items())
+    return f"{region}: {', '.join(named)}" if region else ", ".join(named)
+
+
+Interval = Sequence[float] | None
+
+
+def patients_figure(
+    dices: Sequence[float] | Mapping[str, Sequence[float]],
+    interval: Interval | Mapping[str, Interval] = None,
+    note: str = "",
+) -> Figure:
+    """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one.
+
+    Of several regions, both map the name of each to its own; each has a column.
+    """
+    regions = dices if isinstance(dices, Mapping) else {"": dices}
+    intervals = interval if isinstance(interval, Mapping) else {"": interval}
+    alts = [
+        f"Dice of {counted(len(own), 'test patient')}{f' for {name}' if name else ''} in ascending order, from "
+        f"{min(own):.2f} to {max(own):.2f}; the mean is {np.mean(own):.3f}"
+        for name, own in regions.items()
+    ]
+    figure, panels = new_chart(". ".join(alts), 3.4, signed(note), 1, len(regions), sharey=True, squeeze=False)
+    for axes, (name, own) in zip(panels[0], regions.items(), strict=True):
+        _draw_patients(axes, name, own, intervals.get(name))
+    panels[0, 0].set_ylabel("Dice")
+    legend_above(figure, panels[0, 0])
     return figure
 
 
-def patients_figure(dices: Sequence[float], interval: Sequence[float] | None, note: str = "") -> Figure:
-    """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one."""
-    alt = f"Dice of {counted(len(dices), 'test patient')} in ascending order, from {min(dices):.2f} to {max(dices):.2f}"
-    figure, axes = new_chart(f"{alt}; the mean is {np.mean(dices):.3f}", 3.4, signed(note))
-    size = 8 if len(dices) <= 50 else 3
+def _draw_patients(axes: Axes, region: str, dices: Sequence[float], interval: Interval) -> None:
+    size, mean = 8 if len(dices) <= 50 else 3, float(np.mean(dices))
     axes.plot(range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=size, label="patient")
-    axes.axhline(float(np.mean(dices)), color=ORANGE, lw=1.5, label=f"mean {np.mean(dices):.3f}")
+    axes.axhline(mean, color=ORANGE, lw=1.5, label="mean" if region else f"mean {mean:.3f}")
     if interval:
         axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label="95 % interval of the mean (bootstrap)")
-    axes.set(xlabel="test patient, from worst to best", ylabel="Dice", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
+    axes.set(xlabel="test patient, from worst to best", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    legend_above(figure, axes)
-    return figure
-
-
-def volumes_figure(prediction: np.ndarray, truth: np.ndarray, unit: str = "ml", note: str = "") -> Figure:
-    """Return the difference of predicted and true volume of every patient against their mean, and its limits.
-
-    `prediction`, `truth`: (N,), in `unit`. Source: Bland and Altman, Lancet 1986, as in `limits_of_agreement`.
-    """
-    differences, limits = prediction - truth, limits_of_agreement(prediction - truth)
-    bias = float(differences.mean())
-    alt = f"Predicted minus true tumour volume of {counted(len(truth), 'patient')} against the mean of both"
-    alt = f"{alt}; the mean difference is {bias:z.1f} {unit}"
-    if limits:
-        alt += f", the 95 % limits of agreement are {limits[0]:z.1f} and {limits[1]:z.1f} {unit}"
-    figure, axes = new_chart(alt, 3.6, signed(note))
-    axes.plot((prediction + truth) / 2, differences, "o", color=BLUE, ms=8 if len(truth) <= 50 else 3, label="patient")
-    axes.axhline(0, color=FAINT, lw=1, zorder=0)
-    axes.axhline(bias, color=ORANGE, lw=1.5, label=f"bias {bias:z.1f} {unit}", gid="bias")
-    for limit in limits or ():
-        axes.axhline(limit, color=ORANGE, lw=1.5, ls="--", gid="limit")
-    if limits:
-        text = f"95 % limits of agreement, {limits[0]:z.1f} to {limits[1]:z.1f} {unit}"
-        axes.plot([], [], "--", color=ORANGE, lw=1.5, label=text)
-    axes.set(xlabel=f"mean of predicted and true volume, {unit}", ylabel=f"predicted - true, {unit}")
-    legend_above(figure, axes)
-    return figure
+    if region:
+        axes.set_title(f"{region}: mean {mean:.3f}", fontsize=10)
 
 
 def paired_figure(
@@ -130,16 +161,23 @@ def _apart(labels: Sequence[tuple[float, str]], gap: float) -> list[tuple[float,
     return placed
 
 
-def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], note: str = "") -> Figure:
+def errors_figure(
+    rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], note: str = "", regions: Sequence[str] = ()
+) -> Figure:
     """Return, for each case, what was found, missed and falsely marked in every slice, from the rows of `slices.csv`.
 
-    `cases` maps the id of a case to its title.
+    `cases` maps the id of a case to its title. `regions`: the names of several regions; each has a row of its own.
     """
     alt = f"Pixels found, missed and falsely marked in every axial slice of {', '.join(cases.values())}"
-    height = 1.7 * len(cases) + 0.9
-    figure, panels = new_chart(alt.replace("\n", " "), height, signed(note), len(cases), squeeze=False)
-    for (case, title), axes in zip(cases.items(), panels[:, 0], strict=True):
-        own = [row for row in rows if row["case"] == case]
+    shown = {
+        ", ".join(filter(None, (title, region))): own
+        for case, title in cases.items()
+        for region, own in _by_region([row for row in rows if row["case"] == case], regions).items()
+    }
+    alt += f", for {', '.join(regions)}" if regions else ""
+    height = 1.7 * len(shown) + 0.9
+    figure, panels = new_chart(alt.replace("\n", " "), height, signed(note), len(shown), squeeze=False)
+    for (title, own), axes in zip(shown.items(), panels[:, 0], strict=True):
         z, base = [int(row["z"]) for row in own], np.zeros(len(own))
         for (colour, name), text in zip(ERRORS, ("found", "false alarm", "missed"), strict=True):
             values = np.array([int(row[f"native_{name}"]) for row in own])
@@ -157,24 +195,37 @@ def errors_figure(rows: Sequence[Mapping[str, Any]], cases: Mapping[str, str], n
 
 
 def threshold_figure(
-    thresholds: np.ndarray, val: Sequence[Counts], test: Sequence[Counts], chosen: float, note: str = ""
+    thresholds: np.ndarray,
+    val: Sequence[Counts],
+    test: Sequence[Counts],
+    chosen: float | Sequence[float],
+    note: str = "",
+    regions: Sequence[str] = ("",),
 ) -> Figure:
     """Return Dice, precision and recall against the threshold: chosen on validation patients, shown on test patients.
 
-    `val` and `test` hold the pooled counts at each of `thresholds` (T,).
+    `val` and `test` hold the pooled counts at each of `thresholds` (T,). `regions`: the names of several regions, K;
+    the counts are then (K,), `chosen` may be one threshold for each, and each has a row.
     """
+    every = np.broadcast_to(chosen, len(regions)).tolist()
+    text = ", ".join(f"{one:.2f}{f' for {name}' if name else ''}" for one, name in zip(every, regions, strict=True))
     alt = "Dice, precision and recall against the threshold, on validation patients and on test patients"
-    figure, panels = new_chart(f"{alt}; chosen: {chosen:.2f}", 3.4, signed(note), 1, 2, sharex=True, sharey=True)
-    for axes, counts, title in zip(panels, (val, test), ("validation: choose here", "test: look once"), strict=True):
-        for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
-            values = [metrics.METRICS[name](at).item() for at in counts]
-            axes.plot(thresholds, values, style, color=colour, ms=3, label=name)
-        axes.axvline(chosen, color=ORANGE, lw=1.5, label=f"chosen: {chosen:.2f}")
-        axes.axvline(0.5, color=FAINT, lw=1, zorder=0)
-        axes.set_title(title, fontsize=10)
-        axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02))
-    panels[0].set_ylabel("pooled over the tumour slices")
-    legend_above(figure, panels[0], 4)
+    look = {"sharex": True, "sharey": True, "squeeze": False}
+    height = 3.4 + 2.2 * (len(regions) - 1)
+    figure, panels = new_chart(f"{alt}; chosen: {text}", height, signed(note), len(regions), 2, **look)
+    for k, (row, one, region) in enumerate(zip(panels, every, regions, strict=True)):
+        for axes, counts, title in zip(row, (val, test), ("validation: choose here", "test: look once"), strict=True):
+            for name, style, colour in (("dice", "o-", BLUE), ("precision", "--", GREY), ("recall", ":", GREY)):
+                values = [np.ravel(metrics.METRICS[name](at))[k] for at in counts]
+                axes.plot(thresholds, values, style, color=colour, ms=3, label=name)
+            axes.axvline(one, color=ORANGE, lw=1.5, label="chosen" if region else f"chosen: {one:.2f}")
+            axes.axvline(0.5, color=FAINT, lw=1, zorder=0)
+            axes.set_title(f"{region}, {title}; chosen: {one:.2f}" if region else title, fontsize=10)
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        row[0].set_ylabel("pooled over the tumour slices")
+    for axes in panels[-1]:
+        axes.set_xlabel("threshold")
+    legend_above(figure, panels[0, 0], 4)
     return figure
 
 

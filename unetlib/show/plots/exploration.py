@@ -13,14 +13,13 @@ from unetlib.data.patients import MODALITIES, Case, read_case
 from unetlib.data.slices import foreground as find_head
 from unetlib.data.volumes import Volume, read_volume
 from unetlib.metrics import millilitres
-from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, ORANGE, OUTLINE
+from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, LABELS, ORANGE, OUTLINE
 from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
 from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
 from unetlib.support.jobs import progress
 
 BINS = 48  # of a head's width and length in a portrait: about 3 mm each
 SAMPLE = 5000  # intensities kept of a patient
-LABELS = {1: "#56B4E9", 2: "#009E73", 3: "#CC79A7", 4: "#D55E00"}
 HEAD_ASPECT = 1.2  # length to width
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from unetlib import metrics
-from unetlib.data.patients import Case, read_case
+from unetlib.data.patients import Case, read_regions
 from unetlib.data.volumes import Volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import read_patients, read_volumes
@@ -19,20 +19,25 @@ from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.show.plots.colours import ERRORS, OUTLINE
-from unetlib.show.plots.common import legend_above, new_figure, save, signed, to_png
+from unetlib.show.plots.colours import ERRORS, OUTLINE, REGIONS, SEQUENCES
+from unetlib.show.plots.common import legend_above, named_regions, new_figure, save, signed, to_png
 from unetlib.show.plots.drawing import (
     cut_to_head,
+    displayed,
     draw_errors,
     draw_outline,
+    draw_regions,
+    first_sequence,
     fit_height,
     is_synthetic,
     label_errors,
+    label_regions,
     largest_slice,
     show_slice,
 )
-from unetlib.show.plots.evaluation import metrics_figure, volumes_figure
+from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
+from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import quiet
@@ -41,12 +46,17 @@ from unetlib.unet import UNet
 
 @dataclass(frozen=True)
 class Overlay:
-    """One row of an overlay figure: a slice with two masks, all of them (H, W) and ready for display."""
+    """One row of an overlay figure: a slice with two masks, all of them (H, W) and ready for display.
+
+    With the names of `regions`, each mask is a stack (K, H, W). `sequence`: what the slice shows.
+    """
 
     title: str
     image: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    regions: Sequence[str] = ()
+    sequence: str = "FLAIR"
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Ranked:
     """A test patient with a place in the ranking: `truth` and `prediction` are boolean (X, Y, Z), as the volume.
 
     `rank` is "best", "median" or "worst", or a place such as "4 of 4"; `dice` is the patient's, native grid, all
-    slices.
+    slices. With the names of several `regions`, the masks are (K, X, Y, Z), and `dice` is that of the first region.
     """
 
     rank: str
@@ -63,14 +73,27 @@ class Ranked:
     volume: Volume
     truth: np.ndarray
     prediction: np.ndarray
+    regions: Sequence[str] = ()
 
     def overlay(self, z: int | None = None) -> Overlay:
         """Return an axial slice, by default the one with most tumour, as a row of an overlay figure."""
         z = largest_slice(self.truth) if z is None else z
-        truth, prediction = self.truth[:, :, z].T, self.prediction[:, :, z].T
-        here = metrics.dice(metrics.count(prediction[None, None], truth[None, None])).item()
-        title = f"{self.rank}\n{self.case.id}\nDice {self.dice:.2f} over all slices\n{here:.2f} in this slice"
-        return Overlay(title, self.volume.voxels[:, :, z].T, truth, prediction)
+        truth, prediction = displayed(self.truth, z), displayed(self.prediction, z)
+        title = f"{self.rank}\n{self.case.id}\n{self._dices(prediction, truth)}"
+        sequence = SEQUENCES[self.case.modalities[0]]
+        return Overlay(title, displayed(self.volume.voxels, z), truth, prediction, self.regions, sequence)
+
+    def _dices(self, prediction: np.ndarray, truth: np.ndarray) -> str:
+        """Return the Dice of each region over all slices and in one, given with its masks."""
+        if not self.regions:
+            here = metrics.dice(metrics.count(prediction[None, None], truth[None, None])).item()
+            return f"Dice {self.dice:.2f} over all slices\n{here:.2f} in this slice"
+        every, here = (
+            metrics.dice(metrics.count(found[None], true[None]))[0]
+            for found, true in ((self.prediction, self.truth), (prediction, truth))
+        )
+        lines = [f"{name} {a:.2f}, {b:.2f}" for name, a, b in zip(self.regions, every, here, strict=True)]
+        return "\n".join(["Dice: all slices, this one", *lines])
 
 
 @takes_paths
@@ -105,78 +128,109 @@ def worst(run: Run | Path | str, number: int, device: str = "auto") -> list[Rank
 
 def _predicted(run: Run, ranks: Mapping[str, tuple[str, float]], device: str) -> list[Ranked]:
     """Return these patients, given with rank and Dice, with the prediction of the network, in the order given."""
-    cases, predictor = own_cases(run, find_own(run), "test"), Predictor.open(run, device)
+    cases, predictor, recipe = own_cases(run, find_own(run), "test"), Predictor.open(run, device), run.recipe
 
     def read(case: Case) -> tuple[Volume, np.ndarray, np.ndarray]:
-        volume, truth, _ = read_case(case)
-        return volume, truth[None], segment(predictor, volume).mask
+        volume, truth = read_regions(case, recipe)
+        return volume, truth, segment(predictor, volume).mask
 
-    return ranked(ranks, cases, read)
+    return ranked(ranks, cases, read, named_regions(recipe))
 
 
 def ranked(
     ranks: Mapping[str, tuple[str, float]],
     cases: Sequence[Case],
     read: Callable[[Case], tuple[Volume, np.ndarray, np.ndarray]],
+    regions: tuple[str, ...] = (),
 ) -> list[Ranked]:
     """Return these patients, given with rank and Dice, in the order given; of several scans the first.
 
-    `read` gives the volume of a case, its truth and its prediction, boolean (K, X, Y, Z), of which the first region is
-    shown.
+    `read` gives the volume of a case, its reference and its prediction, boolean (K, X, Y, Z). `regions`: their names if
+    there are several.
     """
     found = []
     with progress(len(ranks), "overlays", "patient") as bar:
         for patient, (rank, dice) in ranks.items():
             case = next(case for case in cases if case.patient == patient)
-            volume, truth, prediction = read(case)
-            found.append(Ranked(rank, dice, case, volume, truth[0], prediction[0]))
+            volume, *masks = read(case)
+            truth, prediction = (mask if regions else mask[0] for mask in masks)
+            found.append(Ranked(rank, dice, case, first_sequence(volume), truth, prediction, regions))
             bar.update()
     return found
 
 
 def _ranking(run: Run, device: str) -> list[dict[str, str]]:
+    """Return the rows of the test patients, the best first; of several regions, those of the first."""
     with quiet():  # it is reused, unless the weights or the decision have changed since
         evaluate(run, device=device)
-    return read_patients(run.evaluation)
+    return of_first(read_patients(run.evaluation), named_regions(run.recipe))
+
+
+def of_first(rows: list[dict[str, str]], regions: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of the first of several `regions`, or all rows if there is one."""
+    return [row for row in rows if row["region"] == regions[0]] if regions else rows
 
 
 def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
-    """Return one row a patient: the slice, the truth outlined, and where prediction and truth agree or differ."""
-    names = "; ".join(row.title.replace("\n", ", ") for row in rows)
-    alt = f"FLAIR, the truth outlined, and where the prediction is right and wrong. {names}"
-    figure = new_figure(alt, note=signed(note))
+    """Return one row a patient: the slice, the reference outlined, and where prediction and reference differ.
+
+    Of several regions: the slice, and each region outlined in its colour in the reference and in the prediction.
+    """
+    names, regions = "; ".join(row.title.replace("\n", ", ") for row in rows), rows[0].regions
+    what = f"each region outlined in the reference and in the prediction ({', '.join(regions)})"
+    what = what if regions else "the reference outlined, and where the prediction is right and wrong"
+    figure = new_figure(f"{rows[0].sequence}, {what}. {names}", note=signed(note))
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
         for axes in (plain, outlined, compared):
             show_slice(axes, row.image)
         plain.set_ylabel(row.title, fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
-        draw_outline(outlined, row.truth)
-        draw_errors(compared, row.truth, row.prediction)
-    for axes, text in zip(panels[0], ("FLAIR", "truth", "prediction against truth"), strict=True):
+        if regions:
+            draw_regions(outlined, row.truth)
+            draw_regions(compared, row.prediction)
+        else:
+            draw_outline(outlined, row.truth)
+            draw_errors(compared, row.truth, row.prediction)
+    last = "prediction" if regions else "prediction against reference"
+    for axes, text in zip(panels[0], (rows[0].sequence, "reference", last), strict=True):
         axes.set_title(text, fontsize=10)
     shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
-    ratio = cut_to_head(shown, [mask for row in rows for mask in (row.truth, row.prediction)])
+    ratio = cut_to_head(
+        shown,
+        [mask for row in rows for masks in (row.truth, row.prediction) for mask in masks.reshape(-1, *row.image.shape)],
+    )
     fit_height(figure, ratio, 4, len(rows), 1)  # the fourth column: the titles
-    label_errors(panels[0, 2])
+    if regions:
+        label_regions(panels[0, 2], regions)
+    else:
+        label_errors(panels[0, 2])
     legend_above(figure, panels[0, 2])
     return figure
 
 
 def scroll_animation(
-    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, path: Path, note: str = "", frames: int = 24
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    path: Path,
+    note: str = "",
+    frames: int = 24,
+    regions: Sequence[str] = (),
 ) -> None:
     """Write an animated GIF that scrolls through the tumour slices of one patient, from the neck up.
 
-    `image`, `truth` and `prediction`: (X, Y, Z), LPS order, the masks boolean. At most `frames` slices are
-    shown, evenly spaced; without any tumour, they are taken from the whole volume.
+    `image`, `truth` and `prediction`: (X, Y, Z), LPS order, the masks boolean; with the names of several `regions`,
+    the masks are (K, X, Y, Z). At most `frames` slices are shown, evenly spaced; without any tumour, they are taken
+    from the whole volume.
     """
-    slices = np.flatnonzero(truth.any((0, 1))) if truth.any() else np.arange(truth.shape[2])
+    slices = np.flatnonzero(truth.any((*range(truth.ndim - 1),))) if truth.any() else np.arange(truth.shape[-1])
     bright = image > image.mean()
     x, y = (slice(at[0], at[-1] + 1) for at in (np.flatnonzero(bright.any((1, 2))), np.flatnonzero(bright.any((0, 2)))))
     window = np.percentile(image[x, y], (0.5, 99.5))  # one for all frames, lest they flicker
     pictures = []
     for z in slices[np.linspace(0, len(slices) - 1, min(frames, len(slices))).round().astype(int)]:
-        row = Overlay(f"slice {z:3d}", *(volume[x, y, z].T for volume in (image, truth, prediction)))
+        plane, *masks = (displayed(volume[..., x, y, :], z) for volume in (image, truth, prediction))
+        row = Overlay(f"slice {z:3d}", plane, masks[0], masks[1], regions)
         figure = overlay_figure([row], note)
         figure.set_size_inches(6.6 * row.image.shape[1] / row.image.shape[0] + 1, 3.1)
         height, width = row.image.shape
@@ -188,7 +242,8 @@ def scroll_animation(
     # One palette of few greys, each plain and under every colour.
     greys = np.linspace(0, 255, 24)[:, None].repeat(3, axis=1)
     tinted = [0.65 * 255 * np.array(to_rgb(colour)) + 0.35 * greys[::2] for colour, _ in ERRORS]
-    solid = [255 * np.array([to_rgb(colour)]) for colour in (OUTLINE, *(colour for colour, _ in ERRORS))]
+    drawn = REGIONS[: len(regions)] if regions else (OUTLINE, *(colour for colour, _ in ERRORS))
+    solid = [255 * np.array([to_rgb(colour)]) for colour in drawn]
     palette = Image.new("P", (1, 1))
     palette.putpalette(np.concatenate([greys, *tinted, *solid]).round().astype(np.uint8).tobytes())
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
@@ -215,13 +270,14 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     figures = {
         "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
         "overlays.png": overlay_figure([one.overlay() for one in three], note),
-        "metrics.png": metrics_figure(summary, source),
-        "volumes.png": volumes_figure(*read_volumes(run.evaluation), source),
+        "metrics.png": metrics_figure(summary, source, named_regions(recipe)),
+        "volumes.png": volumes_figure(*read_volumes(run.evaluation), note=source),
     }
     if isinstance(net, UNet):
         figures["architecture.png"] = architecture_figure(net, recipe.image_size)
     for name, figure in figures.items():
         save(figure, folder / name)
     middle = three[len(three) // 2]
-    scroll_animation(middle.volume.voxels, middle.truth, middle.prediction, folder / "overlay.gif", source)
+    masks = middle.truth, middle.prediction
+    scroll_animation(middle.volume.voxels, *masks, folder / "overlay.gif", source, regions=middle.regions)
     return [folder / name for name in (*figures, "overlay.gif")]

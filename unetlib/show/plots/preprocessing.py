@@ -64,11 +64,11 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
 def grid_figure(
     image: np.ndarray, mask: np.ndarray, small_image: np.ndarray, small_mask: np.ndarray, back: np.ndarray, note: str
 ) -> Figure:
-    """Return the surroundings of a tumour on its own grid, on the model's, and what the way there and back changed.
+    """Return the surroundings of a tumour on its own grid and on the model's, and what resampling changed.
 
     `image`, `mask`, `back`: (H, W); `small_image`, `small_mask`: (S, S). All masks are boolean.
     """
-    alt = "A tumour as scanned, on the model's grid, and what of its mask is kept, added and lost"
+    alt = "A tumour as scanned, on the model's grid, and which pixels of its mask are kept, added and lost"
     figure = new_figure(alt, 3.6, note=note)
     native, small, errors = figure.subplots(1, 3)
     for axes, picture, outline, title in (
@@ -103,7 +103,7 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     """
     dots = [(volume, dice) for volume, dice in zip(voxels, dices, strict=True) if volume > 0]
     alt = f"Dice that the masks of {len(dots)} patients keep on a grid of {size} x {size}, against the size of the"
-    figure, axes = new_chart(f"{alt} tumour: from {min((dice for _, dice in dots), default=1):.3f} on", 3.3, note)
+    figure, axes = new_chart(f"{alt} tumour; the lowest is {min((dice for _, dice in dots), default=1):.3f}", 3.3, note)
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
     axes.set(xscale="log", xlabel="tumour volume in voxels", ylabel=f"Dice after {size} x {size} and back")

@@ -65,7 +65,7 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
     `image`: (H, W), the slice as scanned. `pictures`: a title for each (S, S), 0..1, shown with 0 as black and 1 as
     white.
     """
-    alt = f"A slice with the square that a recipe sees, and what arrives on the model's grid: {', '.join(pictures)}"
+    alt = f"A slice with the square that a recipe sees, and the images on the model's grid: {', '.join(pictures)}"
     figure = new_figure(alt, note=note or DISCLAIMER)
     native, *others = figure.subplots(1, len(pictures) + 1)
     show_slice(native, image, f"as scanned, {image.shape[0]} x {image.shape[1]}")
@@ -93,9 +93,9 @@ def decision_figure(dices: np.ndarray, chosen: Decision, note: str = "") -> Figu
 
     `dices`: (thresholds, sizes) as in `unetlib.prediction.decision.dice_table`.
     """
-    alt = f"Mean validation Dice for {len(THRESHOLDS)} thresholds and {len(SIZES_ML)} smallest pieces kept"
+    alt = f"Mean validation Dice for {len(THRESHOLDS)} thresholds and {len(SIZES_ML)} smallest components"
     figure, axes = new_chart(f"{alt}; chosen: {chosen.threshold:g} and {chosen.smallest_ml:g} ml", note=note)
-    names = [f"pieces from {size:g} ml on" if size else "all pieces" for size in SIZES_ML]
+    names = [f"components of {size:g} ml or more" if size else "all components" for size in SIZES_ML]
     draw_curves(axes, dict(zip(names, dices.T, strict=True)), THRESHOLDS, marker="o")
     if chosen.threshold in THRESHOLDS and chosen.smallest_ml in SIZES_ML:
         best = dices[THRESHOLDS.index(chosen.threshold), SIZES_ML.index(chosen.smallest_ml)]

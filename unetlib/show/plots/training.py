@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetlib.show.plots.colours import BLUE, GREY, INK, ORANGE
+from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
-from unetlib.show.plots.drawing import cut_to_head, draw_errors, draw_outline, fit_height, label_errors, show_slice
+from unetlib.show.plots.drawing import (
+    cut_to_head,
+    draw_errors,
+    draw_outline,
+    draw_regions,
+    fit_height,
+    label_errors,
+    label_regions,
+    show_slice,
+)
 from unetlib.support.errors import counted
 from unetlib.unet import UNet
 
@@ -26,14 +35,14 @@ CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
 )
 COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
 LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for kind in ARROWS}
-GAP = 1.1  # between the middles of two pictures of a level, in units of the drawing
+GAP = 1.1  # between the middles of two boxes of a level, in units of the drawing
 
 
 def architecture_figure(net: UNet, size: int = 96) -> Figure:
-    """Return the U of this very network: the channels and the size of every picture on the way of one slice.
+    """Return the U of this network: the channels and the size of every feature map on the path of one slice.
 
     `size`: height and width of the slice, in pixels. Boxes are as high as the square root of their
-    picture's height, and as wide as the logarithm of its channels.
+    map's height, and as wide as the logarithm of its channels.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 1, for the way to draw it.
     """
@@ -42,7 +51,7 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
     end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
     title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
-    figure = new_figure(f"{title}; the channels and the size of every picture on the way of one slice, a U")
+    figure = new_figure(f"{title}; a U of the channels and the size of every feature map on the path of one slice")
     figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
@@ -96,7 +105,7 @@ def _width(channels: int) -> float:
 
 
 def loss_figure() -> Figure:
-    """Return the cross-entropy of one pixel, and its gradient, against the logit, for both kinds of truth."""
+    """Return the cross-entropy of one pixel, and its gradient, against the logit, for both targets."""
     logits = np.linspace(-6, 6, 241)
     probabilities = 1 / (1 + np.exp(-logits))
     alt = "Cross-entropy of one pixel, and its gradient, against the logit, for target 1 and target 0"
@@ -114,36 +123,51 @@ def loss_figure() -> Figure:
     return figure
 
 
-def batch_figure(images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, note: str = "") -> Figure:
-    """Return the slices of a batch in a row, coloured where prediction and truth agree or differ.
+def batch_figure(
+    images: np.ndarray, truths: np.ndarray, predictions: np.ndarray, note: str = "", regions: Sequence[str] = ()
+) -> Figure:
+    """Return the slices of a batch in a row, coloured where prediction and reference agree or differ.
 
-    `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W).
+    `images`: (N, H, W). `truths`, `predictions`: boolean, (N, H, W); with the names of several `regions`, (N, K, H, W):
+    each is outlined in its colour, in the reference with a line and in the prediction with a dashed one.
     """
     alt = f"{len(images)} slices of a batch: found, missed and false alarm in colours"
+    if regions:
+        alt = f"{len(images)} slices of a batch: {', '.join(regions)} outlined in reference and prediction (dashed)"
     figure = new_figure(alt, note=note or DISCLAIMER)
     panels = figure.subplots(1, len(images), squeeze=False)[0]
     for axes, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
         show_slice(axes, image)
-        draw_errors(axes, truth, prediction)
-    ratio = cut_to_head([*zip(panels, images, strict=True)], [*truths, *predictions])
+        if regions:
+            draw_regions(axes, truth)
+            draw_regions(axes, prediction, dashed=True)
+        else:
+            draw_errors(axes, truth, prediction)
+    masks = [one for stack in (truths, predictions) for one in stack.reshape(-1, *images.shape[1:])]
+    ratio = cut_to_head([*zip(panels, images, strict=True)], masks)
     fit_height(figure, ratio, max(len(images), 3), extra=1)
-    label_errors(panels[0])
-    legend_above(figure, panels[0])
+    if regions:
+        label_regions(panels[0], regions)
+        for dashes, name in (("-", "reference"), ("--", "prediction")):
+            panels[0].plot([], [], dashes, color=GREY, label=name)
+    else:
+        label_errors(panels[0])
+    legend_above(figure, panels[0], max(3, len(regions) + 2))
     return figure
 
 
 def probability_figure(
     image: np.ndarray, truth: np.ndarray, probability: np.ndarray, threshold: float = 0.5, note: str = ""
 ) -> Figure:
-    """Return a slice with the truth outlined, the probability of tumour, and what the threshold makes of it.
+    """Return a slice with the reference outlined, the probability of tumour, and where a threshold is right and wrong.
 
     All (H, W), ready for display; `truth` is boolean, `probability` in 0..1.
     """
-    alt = "A slice with the truth outlined, the probability of tumour in each pixel, and where a threshold of"
+    alt = "A slice with the reference outlined, the probability of tumour in each pixel, and where a threshold of"
     figure = new_figure(f"{alt} {threshold:g} is right and wrong", note=note or DISCLAIMER)
     outlined, shaded, compared = figure.subplots(1, 3)
-    show_slice(outlined, image, "FLAIR, truth outlined")
-    show_slice(compared, image, f"probability >= {threshold:g} against truth")
+    show_slice(outlined, image, "FLAIR, reference outlined")
+    show_slice(compared, image, f"probability >= {threshold:g} against reference")
     draw_outline(outlined, truth)
     shades = shaded.imshow(probability, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
     shaded.set(xticks=[], yticks=[])
@@ -160,7 +184,8 @@ def probability_figure(
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
     """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `Progress.history`.
 
-    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third.
+    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third. Columns such as
+    `val_dice_core` are the Dice of several regions, and `val_dice` is their mean, by which the best epoch is chosen.
     """
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
@@ -171,7 +196,12 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
-    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
+    regions = [name.removeprefix("val_dice_") for name in history[0] if name.startswith("val_dice_")]
+    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE, label="mean of the regions")
+    for region, colour in zip(regions, (colour for colour in CURVES if colour != ORANGE), strict=False):
+        dices.plot(epochs, [float(row[f"val_dice_{region}"]) for row in history], ".-", color=colour, label=region)
+    if regions:
+        dices.legend(frameon=False)
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
     place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
     dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)

@@ -1,0 +1,113 @@
+"""The summary of an evaluation as a table to print."""
+
+from typing import Any
+
+from unetlib.evaluation.summary import SUMMARY_FILE, Row
+from unetlib.metrics import METRICS
+from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
+
+
+def results_table(summary: dict[str, Any]) -> str:
+    """Return the summary of `evaluate` as a table to print.
+
+    Raises `UnetlibError` when the summary was edited or damaged.
+    """
+    try:
+        return _table(summary)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UnetlibError(
+            f"the {SUMMARY_FILE} of this evaluation was not written by unetlib ({brief(str(error))}). Delete it, then "
+            "run the same command again."
+        ) from error
+
+
+def _table(summary: dict[str, Any]) -> str:
+    scored = f"{summary['split']}" if "split" in summary else f"masks of {summary['masks']}"
+    head = (
+        f"{scored}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
+        f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
+        + (f"best model of epoch {summary['epoch']}; " if "epoch" in summary else "")
+        + f"scored by unetlib {made_by(summary)}"
+    )
+    lines = [head, *([summary["note"]] if summary["note"] else [])]
+    if summary["left_out"]:
+        lines.append(f"left out: {len(summary['left_out'])} ({first_of(sorted(summary['left_out']))})")
+    lines.append("")
+    width = {name: max(8, len(name) + 2) for name in METRICS}
+    columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
+    several = max((len(entry.get("region", "")) + 2 for entry in summary["figures"] if "region" in entry), default=0)
+    several = max(several, 8) if several else 0
+    head = f"{'region':{several}}" if several else ""
+    lines.append(f"{head}{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
+    for entry in summary["figures"]:
+        published = (entry["grid"], entry["slices"], entry["aggregation"]) == ("model", "tumour", "pooled")
+        remark = "  <- the published number" if published else ""
+        if interval := entry.get("dice_interval"):
+            remark = f"  {interval[0]:.4f} to {interval[1]:.4f}"
+        numbers = "".join(f"{entry[name]:>{width[name]}.4f}" for name in METRICS)
+        region = f"{entry['region']:{several}}" if several else ""
+        lines.append(f"{region}{entry['grid']:7}{entry['slices']:7}{entry['aggregation']:12}{numbers}{remark}")
+    surfaces = summary["surface"] if isinstance(summary["surface"], list) else [summary["surface"]]
+    decided = [
+        f"{entry['zero_by_zero']['dice']} ({_label(entry)}{entry['grid']} grid, {entry['slices']} slices)"
+        for entry in summary["figures"]
+        if entry["aggregation"] == "per slice"
+    ]
+    lines += [
+        "",
+        "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
+        *map(_surface_line, surfaces),
+        *_lesion_lines(summary.get("lesions", [])),
+        *_volume_lines(summary.get("volumes", [])),
+        "0/0 counts as 1 where there is no error and as 0 otherwise. It decided the Dice of this many slices:",
+        ", ".join(decided) + ".",
+        "For research and education, never for clinical use.",
+    ]
+    return "\n".join(lines)
+
+
+def _surface_line(surface: Row) -> str:
+    unit = surface.get("unit", "mm")  # of a summary before 0.5
+    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} {unit}"
+    return (
+        f"{_label(surface)}HD95 {distance} over {counted(surface['hd95_patients'], 'patient')}, undefined for "
+        f"{surface['hd95_undefined']} (one mask empty); "
+        f"surface Dice at {surface['tolerance_mm']:g} {unit} {surface['surface_dice']:.4f}."
+    )
+
+
+def _lesion_lines(entries: list[Row]) -> list[str]:
+    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients, interval):"] if entries else []
+    for entry in entries:
+        units = [unit for unit in ("mm", "voxels") if f"hd95_{unit}" in entry]
+        distances = " and ".join(f"{_with_interval(entry, f'hd95_{unit}', 1)} {unit}" for unit in units)
+        smallest = " or ".join({"mm": "50 mm3", "voxels": "50 voxels"}[unit] for unit in units)
+        lines.append(
+            f"{_label(entry)}Dice {_with_interval(entry, 'dice', 4)}; HD95 {distances}; "
+            f"{counted(entry['lesions'], 'lesion')} above {smallest}, {entry['lesions_missed']} of them missed; "
+            f"{counted(entry['lesion_false_alarms'], 'false alarm')}."
+        )
+    return lines
+
+
+def _volume_lines(entries: list[Row]) -> list[str]:
+    lines = ["Volumes (mean over patients, interval):"] if entries else []
+    for entry in entries:
+        limits, unit = entry["limits"], entry["unit"]
+        about = f", 95 % limits of agreement {limits[0]:z.1f} to {limits[1]:z.1f} {unit}" if limits else ""
+        lines.append(
+            f"{_label(entry)}{_with_interval(entry, 'prediction', 1)} {unit} predicted, "
+            f"{_with_interval(entry, 'truth', 1)} {unit} in the reference; difference "
+            f"{_with_interval(entry, 'difference', 1)} {unit}{about}."
+        )
+    return lines
+
+
+def _label(entry: Row) -> str:
+    return f"region {entry['region']}: " if "region" in entry else ""
+
+
+def _with_interval(entry: Row, name: str, digits: int) -> str:
+    interval = entry[f"{name}_interval"]
+    about = f" ({interval[0]:z.{digits}f} to {interval[1]:z.{digits}f})" if interval else ""
+    return f"{entry[name]:z.{digits}f}{about}"  # z: no minus before 0.0

@@ -1,0 +1,36 @@
+"""The fields of a recipe as flags of the command line."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from unetlib.presets import PRESETS
+from unetlib.recipe import TYPES, Recipe, flag
+from unetlib.support import flags
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
+    """Add a flag for each field of these stages, and `--recipe`."""
+    group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
+    group.add_argument("--recipe", choices=PRESETS, help="start from the defaults (published), or from a stronger set")
+    for spec in fields(Recipe):
+        if spec.metadata["stage"] not in stages:
+            continue
+        text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
+        if TYPES[spec.name] == (bool,):
+            group.add_argument(flag(spec.name), dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
+            continue
+        if spec.metadata["words"]:
+            group.add_argument(
+                flag(spec.name), dest=spec.name, nargs="+", action=flags.Words, metavar="NAME", help=text
+            )
+            continue
+        choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
+        metavar = None if choices else kind.__name__.upper()
+        group.add_argument(flag(spec.name), dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
+
+
+def given(args: argparse.Namespace, *stages: str) -> dict[str, Any]:
+    """Return the recipe's fields of these stages that were named on the command line."""
+    names = [name for stage in stages for name in Recipe.published.stage(stage)]
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
