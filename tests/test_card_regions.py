@@ -107,5 +107,6 @@ def test_lesions_stand_under_their_region():
         {"region": k, "dice": 0.5 - 0.1 * k, "lesions": 3, "lesions_missed": k, "lesion_false_alarms": 1}
         for k in (0, 1)
     ]
-    found = [card._region(k, name, {"figures": [], "lesions": lesions}, [], []) for k, name in enumerate(NAMES)]
+    summary = {"figures": [], "lesions": lesions, "surface": [{"region": k} for k in (0, 1)]}
+    found = [card._region(k, name, summary, [], []) for k, name in enumerate(NAMES)]
     assert [one.lesions["dice"] for one in found] == [0.5, 0.4]

@@ -59,7 +59,7 @@ DRAWN = {
     "sizes_figure": lambda given: plots.sizes_figure(given[0]),
     "staircase_figure": lambda _: plots.staircase_figure(["a", "b"], [0.1, 0.2], [None, None]),
     "threshold_figure": lambda _: plots.threshold_figure(np.array([0.2, 0.5, 0.8]), COUNTS, COUNTS, 0.2),
-    "volumes_figure": lambda _: plots.volumes_figure(np.array([8.0, 20.0]), np.array([10.0, 21.0])),
+    "volumes_figure": lambda _: plots.volumes_figure({"": (np.array([8.0, 20.0]), np.array([10.0, 21.0]))}),
     "voxels_figure": lambda _: plots.voxels_figure(IMAGE, (15, 12)),
     "window_figure": lambda _: plots.window_figure(IMAGE, Window(0, 0, 40), {"cut": IMAGE / 400}),
 }

@@ -82,7 +82,8 @@ def test_the_metrics_figure_shows_every_dice_once_with_its_interval(evaluated):
 
 def test_the_volumes_figure_is_that_of_bland_and_altman():
     # Differences -2, 0, 5: mean 1, squares 9, 1, 16 around it, standard deviation sqrt(26 / 2) = 3.606.
-    figure = plots.volumes_figure(np.array([8.0, 20.0, 45.0]), np.array([10.0, 20.0, 40.0]), "ml", "a note")
+    volumes = np.array([8.0, 20.0, 45.0]), np.array([10.0, 20.0, 40.0])
+    figure = plots.volumes_figure({"": volumes}, "ml", "a note")
     (axes,) = figure.axes
     points = next(line for line in axes.lines if line.get_label() == "patient")
     np.testing.assert_array_equal(points.get_xydata(), [(9, -2), (20, 0), (42.5, 5)])
@@ -91,9 +92,12 @@ def test_the_volumes_figure_is_that_of_bland_and_altman():
     assert drawn["limit"] == pytest.approx([1 - 1.96 * 13**0.5, 1 + 1.96 * 13**0.5])
     assert "mean difference is 1.0 ml" in figure.get_label()
     assert "-6.1 and 8.1 ml" in figure.get_label()
-    alone = plots.volumes_figure(np.array([8.0]), np.array([10.0]), "voxels").axes[0]
+    alone = plots.volumes_figure({"": (np.array([8.0]), np.array([10.0]))}, "voxels").axes[0]
     assert not [line for line in alone.lines if line.get_gid() == "limit"]
     assert "voxels" in alone.get_ylabel()
+    both = plots.volumes_figure({"whole": volumes, "core": (volumes[0] / 2, volumes[1])})
+    assert [axes.get_title().split("\n")[0] for axes in both.axes] == ["whole", "core"]
+    assert "mean difference of core" in both.get_label()
 
 
 def test_a_cohort_with_tumour_in_every_slice_has_its_figure_too(evaluated):
