@@ -21,10 +21,11 @@ from filelock import FileLock
 from benchmarks.common import machine, parser
 from studies import results
 from studies.results import DICE, SCORES, Result
-from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort
+from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, read_case
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.summary import read_patients
+from unetlib.metrics import COUNTS
 from unetlib.phantom.cohort import MODALITIES
 from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, changed
@@ -44,6 +45,8 @@ FIRST = STRONG.but(neighbours=1, upright=True, epochs=20)  # the strong recipe b
 # What weights on phantoms depend on.
 NETWORK = ("network", "width", "image_size", "neighbours", "modalities", "regions", "drop_modalities")
 DIGITS = 12  # of a hash in the table
+VOLUMES = (*SCORES[:3], "hd95_mm", "lesion_dice", "lesion_hd95_mm", "truth_ml", "prediction_ml", *COUNTS)
+Scores = dict[str, dict[str, float | None]]  # of each patient by name
 
 
 def study_parser(name: str, doc: str, many: bool = False) -> argparse.ArgumentParser:
@@ -121,7 +124,7 @@ class Cell:
 
     def fit(self, data: Path, work: Path) -> Run:
         """Prepare, train and tune, or resume that; return the run."""
-        start_from = pretrained(work, self.recipe) if self.phantoms else None
+        start_from = self.start_from(work)
         key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
         if not (prepared / "split.json").exists():
@@ -129,6 +132,14 @@ class Cell:
         if self.trained_as and not run.folder.exists():
             copy_training(self.trained_as.fit(data, work), run, self.recipe)
         return run_recipe(self.recipe, prepared, run, data, start_from=start_from).run
+
+    def start_from(self, work: Path) -> Run | None:
+        """Return the run whose weights it begins with."""
+        return pretrained(work, self.recipe) if self.phantoms else None
+
+    def scores(self, folder: Path, data: Path) -> Scores:
+        """Return the scores of an evaluation in `folder`, of patients in `data`."""
+        return scores_of(folder, data)
 
     def patients(self, data: Path, work: Path) -> Path:
         """Return the folder of the patients of its split: `data`, or a copy of some of them."""
@@ -157,7 +168,7 @@ class Cell:
         }
         about |= {"decision.weights": decision["weights"][:DIGITS]} if decision else {}
         folder = run.evaluation / ("" if self.part == "test" else self.part)
-        return record_run(self.name, folder, own, about, Recipe(**trained["recipe"]))
+        return record_run(self.name, self.scores(folder, own), about, Recipe(**trained["recipe"]))
 
 
 def _texts(recipe: Recipe) -> dict[str, str]:
@@ -165,9 +176,9 @@ def _texts(recipe: Recipe) -> dict[str, str]:
     return {f"recipe.{name}": str(value) for name, value in recipe.as_dict().items()}
 
 
-def record_run(name: str, folder: Path, data: Path, about: dict[str, Any], recipe: Recipe) -> Result:
-    """Add an evaluation in `folder`, of patients in `data`, to the table as the run `name`; return its rows."""
-    results.append(name, scores_of(folder, data), {**about, "machine": machine(("torch",)), **_texts(recipe)})
+def record_run(name: str, scores: Scores, about: dict[str, Any], recipe: Recipe) -> Result:
+    """Add the scores of an evaluation to the table as the run `name`; return its rows."""
+    results.append(name, scores, {**about, "machine": machine(("torch",)), **_texts(recipe)})
     found = results.read(name)
     assert found is not None
     say(f"{name}: mean Dice {found[DICE].mean():.4f}")
@@ -177,8 +188,9 @@ def record_run(name: str, folder: Path, data: Path, about: dict[str, Any], recip
 def seconds_to_predict(run: Run, data: Path, split: Split) -> float:
     """Return the core seconds that the first validation patient takes, from volume to probabilities."""
     predictor = Predictor.open(run)
-    case = next(case for case in find_cases(data).cases if case.patient == split.val[0])
-    voxels = read_volume(case.images["flair"]).voxels
+    cases = find_cases(data, **run.reading).cases
+    case = next(case for case in cases if case.patient == split.val[0])
+    voxels = read_case(case)[0].voxels
     begun = time.process_time()
     predictor.volume(voxels)
     return time.process_time() - begun
@@ -225,12 +237,12 @@ def pretrained(work: Path, recipe: Recipe) -> Run:
         return cell.run(work) if done else cell.fit(data, work)
 
 
-def scores_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
+def scores_of(folder: Path, data: Path) -> Scores:
     """Return the scores of every patient of an evaluation in `folder`, by name; `data` holds the patients."""
     millilitres = {
         case.id: float(np.prod(read_volume(case.images["flair"]).spacing)) / 1000 for case in find_cases(data).cases
     }
-    slices, found = read_csv(folder / "slices.csv"), dict[str, dict[str, float | None]]()
+    slices, found = read_csv(folder / "slices.csv"), Scores()
     for row in sorted(read_patients(folder), key=lambda row: row["patient"]):
         dices, false = [], 0.0
         for one in (one for one in slices if one["patient"] == row["patient"]):
@@ -245,6 +257,22 @@ def scores_of(folder: Path, data: Path) -> dict[str, dict[str, float | None]]:
             "dice_slices": float(np.mean(dices)) if dices else None,
             "false_ml": false,
         }
+    return found
+
+
+def scores_of_regions(folder: Path) -> Scores:
+    """Return the scores of every patient and region of an evaluation in `folder`; those of the whole tumour come first.
+
+    The columns of other regions begin with their names. `model.tp` and the like are counts on the model's grid, over
+    the slices with tumour.
+    """
+    found: Scores = {}
+    kinds = [(read_patients(folder), VOLUMES, ""), (read_patients(folder, "model", "tumour"), COUNTS, "model.")]
+    for rows, columns, grid in kinds:
+        for row in sorted(rows, key=lambda row: (row["patient"], row.get("region", "") != "whole")):
+            region = "" if row.get("region", "whole") == "whole" else f"{row['region']}."
+            own = {f"{region}{grid}{name}": float(row[name]) if row.get(name) else None for name in columns}
+            found.setdefault(row["patient"], {}).update(own)
     return found
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from benchmarks.common import machine, markdown_table, record
 from studies import results
-from studies.cells import STRONG, on_phantoms, pretrained, record_run, study_parser
+from studies.cells import STRONG, on_phantoms, pretrained, record_run, scores_of, scores_of_regions, study_parser
 from studies.results import DICE
 from unetlib import Recipe, evaluate
 from unetlib.metrics import bootstrap_interval
@@ -56,7 +56,9 @@ def score(name: str, run: Run, recipe: Recipe, data: Path, work: Path) -> result
         return found
     copy = pack(run, work / "packed" / run.folder.name)
     evaluate(copy, data)
-    return record_run(name, copy.evaluation / f"data-{data.name}", data, {"part": "all"}, on_phantoms(recipe))
+    folder = copy.evaluation / f"data-{data.name}"
+    scores = scores_of_regions(folder) if " " in recipe.regions else scores_of(folder, data)
+    return record_run(name, scores, {"part": "all"}, on_phantoms(recipe))
 
 
 def main() -> None:

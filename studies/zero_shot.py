@@ -26,6 +26,7 @@ from studies.cells import (
     pretrained,
     record_run,
     require_committed,
+    scores_of,
     shuffled_patients,
     study_parser,
 )
@@ -48,7 +49,8 @@ def zero_shot(data: Path, work: Path, name: str, patients: list[str]) -> Result:
         return found
     folder, run = copied(data, work / run_name, patients), pretrained(work, FIRST)
     evaluate(run, folder)
-    return record_run(run_name, run.evaluation / f"data-{folder.name}", folder, {"part": "test"}, on_phantoms(FIRST))
+    scores = scores_of(run.evaluation / f"data-{folder.name}", folder)
+    return record_run(run_name, scores, {"part": "test"}, on_phantoms(FIRST))
 
 
 def curve(data: Path) -> Iterator[tuple[int, Cell]]:
