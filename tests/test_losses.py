@@ -167,7 +167,8 @@ def test_a_sum_by_name_is_the_sum_of_the_losses(names, joint):
 
 
 @pytest.mark.parametrize(
-    ("name", "unknown"), [("mse", "mse"), ("", ""), ("BCE", "BCE"), ("dice+", ""), ("dice+mse", "mse"), ("a+b", "a")]
+    ("name", "unknown"),
+    [("mse", "mse"), ("", ""), ("BCE", "BCE"), ("dice+", ""), ("dice+mse", "mse"), ("a+b", "a"), (3, "3")],
 )
 def test_an_unknown_loss_is_refused_by_name(name, unknown):
     with pytest.raises(UnetlibError, match=rf"no loss named '{unknown}'; bce, dice, focal or a sum .* was expected"):

@@ -506,3 +506,10 @@ def test_a_mask_that_touches_the_border_of_the_volume_has_its_surface_there():
     outer = np.pad(box((6, 6, 6), (0, 6), (0, 6), (0, 5)), 2)
     there = surface_figures(full, box((6, 6, 6), (0, 6), (0, 6), (0, 5)), (1.0, 1.0, 2.0))
     assert there == surface_figures(inner, outer, (1.0, 1.0, 2.0)) == (2.0, 1.0)
+
+
+def test_lists_are_counted_like_arrays():
+    masks = np.random.default_rng(0).integers(0, 2, (2, 3, 1, 4, 4))
+    arrays, lists = metrics.count(*masks), metrics.count(*masks.tolist())
+    for name in metrics.COUNTS:
+        np.testing.assert_array_equal(getattr(arrays, name), getattr(lists, name))

@@ -50,7 +50,7 @@ LOSSES: dict[str, Loss] = {"bce": bce, "dice": dice, "focal": focal}
 
 def get_loss(name: str) -> Loss:
     """Return the loss of that name, or the sum of several joined by `+`; raises `UnetlibError` for an unknown one."""
-    names = [part.strip() for part in name.split("+")]
+    names = [part.strip() for part in str(name).split("+")]
     if unknown := [part for part in names if part not in LOSSES]:
         raise UnetlibError(
             f"there is no loss named {brief(unknown[0])}; {', '.join(LOSSES)} or a sum such as dice+bce was expected."

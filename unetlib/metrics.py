@@ -57,6 +57,7 @@ def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
     Volumes (N, K, X, Y, Z) work in the same way. Raises `UnetlibError` when the shapes differ, the axis of the
     regions is missing, or a mask holds other values than 0 and 1.
     """
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim < 4:
         raise UnetlibError(
             f"a prediction of shape {prediction.shape} cannot be compared with a reference of shape {truth.shape}; "

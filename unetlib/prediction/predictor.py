@@ -60,6 +60,7 @@ class Predictor(ABC):
 
         Raises `UnetlibError` for a volume of another shape or number of sequences.
         """
+        voxels = np.asarray(voxels)
         if {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
             raise UnetlibError(
                 f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
@@ -74,6 +75,7 @@ class Predictor(ABC):
 
         Its axes are in LPS order.
         """
+        voxels = np.asarray(voxels)
         return slices_to_volume(self.all_slices(voxels), voxels.shape[-3:], Window.of(voxels, self.recipe))
 
     @staticmethod
@@ -92,7 +94,7 @@ class Predictor(ABC):
         run, *others = Run.several(run)
         if others:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in (run, *others)])
-        if not run.weights and len(run.members) > 1:
+        if len(run.members) > 1 and not run.weights:
             raise UnetlibError(
                 f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
                 f"unetlib train PREPARED {run}"
