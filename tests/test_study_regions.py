@@ -9,6 +9,7 @@ from studies.cells import scores_of_regions
 from tests.test_sequences import FOUR, write
 from unetlib.data.prepare import prepare
 from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.table import results_table
 from unetlib.metrics import Counts, dice
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
@@ -69,3 +70,11 @@ def test_the_table_gives_the_paired_difference_of_each_region():
     assert "0.500" in row
     assert "+0.300 (+0.200 to +0.400)" in row
     assert "+0.000" in next(line for line in table.splitlines() if line.startswith("| dice | whole"))
+
+
+def test_the_printed_table_names_every_region(patients, tmp_path):
+    train(prepare(patients, tmp_path / "p", FOUR, workers=1), tmp_path / "run", FOUR, threads=1)
+    lines = results_table(evaluate(tmp_path / "run", device="cpu")).splitlines()
+    for region in regions.REGIONS:
+        assert sum(line.startswith(f"{region} ") for line in lines) == 12
+        assert sum(line.startswith(f"region {region}: ") for line in lines) == 3  # surfaces, lesions, volumes

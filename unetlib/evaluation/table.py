@@ -35,7 +35,7 @@ def _table(summary: dict[str, Any]) -> str:
     lines.append("")
     width = {name: max(8, len(name) + 2) for name in METRICS}
     columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
-    several = max((len(entry.get("region", "")) + 2 for entry in summary["figures"] if "region" in entry), default=0)
+    several = max((len(str(entry["region"])) + 2 for entry in summary["figures"] if "region" in entry), default=0)
     several = max(several, 8) if several else 0
     head = f"{'region':{several}}" if several else ""
     lines.append(f"{head}{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
@@ -45,7 +45,7 @@ def _table(summary: dict[str, Any]) -> str:
         if interval := entry.get("dice_interval"):
             remark = f"  {interval[0]:.4f} to {interval[1]:.4f}"
         numbers = "".join(f"{entry[name]:>{width[name]}.4f}" for name in METRICS)
-        region = f"{entry['region']:{several}}" if several else ""
+        region = f"{entry['region']!s:{several}}" if several else ""
         lines.append(f"{region}{entry['grid']:7}{entry['slices']:7}{entry['aggregation']:12}{numbers}{remark}")
     surfaces = summary["surface"] if isinstance(summary["surface"], list) else [summary["surface"]]
     decided = [
