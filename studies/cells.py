@@ -220,6 +220,8 @@ def copy_training(other: Run, run: Run, recipe: Recipe) -> None:
 def on_phantoms(recipe: Recipe) -> Recipe:
     """Return the recipe of the training on phantoms from which a training with `recipe` starts."""
     own = {name: getattr(recipe, name) for name in (*NETWORK, "loss")}
+    if recipe.regions != "whole":
+        own["labels"] = "brats2021"  # which the names of phantoms do not show
     return (FIRST if recipe.neighbours else STRONG).but(epochs=10, **own)
 
 
