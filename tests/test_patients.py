@@ -137,7 +137,7 @@ def refusal(data):
         ("x", "BraTS-SSA-00002-000", "-", "new", ".nii.gz", "BraTS 2023/2024", "BraTS-SSA-00002"),
         ("x", "BraTS-PED-00003-000", "-", "new", ".nii", "BraTS 2023/2024", "BraTS-PED-00003"),
         ("x", "BraTS-GoAT-00004", "-", "new", ".nii", "BraTS 2023/2024", "BraTS-GoAT-00004"),
-        ("x", "Phantom_00003", "_", None, ".nii.gz", "BraTS-style names", "Phantom_00003"),
+        ("x", "Phantom_00003", "_", None, ".nii.gz", "Phantoms", "Phantom_00003"),
         ("x", "TCGA_CS_4943_20000902", "_", None, ".nii.gz", "BraTS-style names", "TCGA_CS_4943"),
     ],
 )

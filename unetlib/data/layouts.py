@@ -131,6 +131,7 @@ LAYOUTS = (
     Layout("BIDS", "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?",
            {"flair": "flair", "ce-[^/]+?_t1w": "t1ce", "t1w": "t1", "t2w": "t2", _BIDS_MASK: MASK},
            "ID(?:_(?!ce-|label-|desc-)[a-z]+-[^_/]+)*_WORD", mask="{id}_label-tumor_mask.nii.gz"),
+    Layout("Phantoms", "Phantom_00000_flair.nii.gz", r"phantom_\d+", SEG, labels=BRATS_LABELS, scheme="brats2021"),
     Layout("FeTS", "NAME_brain_flair.nii.gz", "[^/]+?",
            {**{f"brain_(?:{word})": kind for word, kind in WORDS.items()}, "final_seg|tumormask": MASK},
            mask="{id}_final_seg.nii.gz"),
