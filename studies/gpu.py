@@ -31,6 +31,7 @@ from unetlib.hooks import AveragedWeights, Engine, Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
+from unetlib.support.command import run_command
 
 if TYPE_CHECKING:
     from unetlib.data.split import Split
@@ -330,4 +331,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

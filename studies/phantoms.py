@@ -72,10 +72,13 @@ def main() -> None:
     size = packed.best.stat().st_size / 1e6
     rows = []
     for data in arguments.data:
-        dice = score(f"{name}-on-{data.name}", run, recipe, data, arguments.work)[DICE]
-        low, high = bootstrap_interval(dice.to_numpy()) or (float("nan"),) * 2
-        rows.append([data.name, len(dice), f"{dice.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{dice.median():.3f}"])
-    table = markdown_table(("patients of", "number", "Dice", "95 % interval", "median"), rows)
+        scores = score(f"{name}-on-{data.name}", run, recipe, data, arguments.work)
+        for region in recipe.regions.split():
+            dice = scores[DICE if region == "whole" else f"{region}.{DICE}"].astype(float)
+            low, high = bootstrap_interval(dice.to_numpy()) or (float("nan"),) * 2
+            found = [f"{dice.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{dice.median():.3f}"]
+            rows.append([data.name, region, len(dice), *found])
+    table = markdown_table(("patients of", "region", "number", "Dice", "95 % interval", "median"), rows)
     hashed = f"{packed.best.name}: {size:.1f} MB, SHA-256 `{sha256(packed.best)}`"
     record(name, hashed, table, machine(("torch",)), page=PAGE)
 

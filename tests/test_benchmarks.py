@@ -25,7 +25,7 @@ def test_make_bench_runs_every_benchmark_and_make_study_every_study():
     makefile = (ROOT / "Makefile").read_text()
     shared = {
         "benchmarks": {"__init__", "common", "contenders", "peers"},
-        "studies": {"__init__", "cells", "deep", "encoder", "results", "oracles"},
+        "studies": {"__init__", "cells", "deep", "encoder", "results", "oracles", "lesions", "contrasts", "gpu"},
     }
     for folder, target in (("benchmarks", "bench"), ("studies", "study")):
         made = {path.stem for path in (ROOT / folder).glob("*.py")} - shared[folder]

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from studies.phantoms import FOUR
 from tests.conftest import LPS, SMALL, write_patient
+from tests.test_sequences import write
 from unetlib import Recipe
 from unetlib.data.prepare import prepare
 from unetlib.evaluation.evaluate import evaluate
@@ -124,3 +126,37 @@ def test_a_stopped_training_goes_on_without_reading_them_again(data, tmp_path):
 def test_a_network_that_they_do_not_fit_is_a_sentence(data, tmp_path):
     with pytest.raises(UnetlibError, match=r"^phantoms has another network .*width: 16 -> 8.*--no-phantoms"):
         train(data, tmp_path / "run", FITTING.but(width=8), "cpu")
+
+
+def test_the_weights_for_four_sequences_are_those_of_their_page_and_recipe():
+    page = (ROOT / "studies" / "PHANTOMS.md").read_text(encoding="utf-8")
+    run = Run(SHIPPED["phantoms-four"])
+    assert f"SHA-256 `{sha256(run.best)}`" in page
+    fields = {"phantoms": False, "labels": "brats2021", "precision": "auto"}
+    assert run.recipe == Recipe.strong.but(epochs=10, **FOUR, **fields)
+    assert {case["patient"][:8] for case in run.provenance["cases"].values()} == {"Phantom_"}
+    assert read_json(run.recipe_file)["data"] == read_json(run.provenance_file)["data"] == ""
+    network, _, _ = run.load()
+    assert network(torch.zeros(1, 4, 96, 96)).shape == (1, 3, 96, 96)
+
+
+@pytest.mark.parametrize("sequences", ["flair t1 t1ce t2", "t1ce"])
+def test_a_training_with_other_sequences_and_regions_begins_with_them(there, sequences):
+    for index in range(4):
+        write(there / "data", index)
+    recipe = FITTING.but(modalities=sequences, regions=FOUR["regions"], train_fraction=0.5)
+    slices = prepare(there / "data", there / "prepared", recipe, workers=1)
+    loop = open_loop(slices, Run(there / "run"), recipe)
+    expected = load_checkpoint(Run(SHIPPED["phantoms-four"]).best)["model"]
+    places = [FOUR["modalities"].split().index(name) for name in sequences.split()]
+    for name, weight in loop.network.module.state_dict().items():
+        assert torch.equal(weight, expected[name][:, places] if name == "down.0.0.weight" else expected[name])
+
+
+def test_a_patient_with_four_sequences_is_predicted_by_their_name(there):
+    id = write(there / "data", 1)
+    (mask,) = predict("phantoms-four", [there / "data"], there / "out", device="cpu")
+    assert mask.name == f"{id}_mask.nii.gz"
+    found = np.asarray(nib.load(mask).dataobj)
+    assert found.shape == nib.load(there / "data" / id / f"{id}_flair.nii.gz").shape
+    assert set(np.unique(found)) <= {0, 1, 2, 4}
