@@ -301,3 +301,47 @@ def test_a_run_may_start_from_weights_of_further_sequences_and_regions(cohort, p
     train(data, tmp_path / "two-run", recipe, threads=1)
     with pytest.raises(UnetlibError, match="two-run has no weights for t1, t2: its modalities are t1ce flair"):
         train(prepared, tmp_path / "again", FOUR, threads=1, start_from=tmp_path / "two-run")
+
+
+@pytest.mark.parametrize("regions", ["bg=0", "solid=0+1", "whole=1+2 core=4", "enhancing=4", "whole solid=01"])
+def test_a_region_of_ones_own_has_a_name_and_labels_of_its_own(regions):
+    with pytest.raises(UnetlibError, match="a text of 1 to 8 different words in small letters"):
+        Recipe.published.but(regions=regions)
+
+
+def test_labels_that_no_mask_has_are_not_taken_for_empty_masks(cohort, tmp_path):
+    with pytest.raises(UnetlibError, match="no case has a voxel of the region cyst"):
+        prepare(cohort, tmp_path / "p", SMALL.but(regions="cyst=9"), workers=1)
+
+
+def test_regions_that_the_labels_do_not_tell_apart_are_named(tmp_path, caplog):
+    for index in range(3):
+        write(tmp_path / "data", index, labels=(1, 1, 1), name="P{}")
+    prepare(tmp_path / "data", tmp_path / "p", SMALL.but(regions="whole core", labels="brats2021"), workers=1)
+    assert "the regions whole and core are the same in all masks" in caplog.text
+    for index in range(3, 6):
+        write(tmp_path / "data", index, labels=(2, 1, 4), name="P{}")
+    caplog.clear()
+    prepare(tmp_path / "data", tmp_path / "q", SMALL.but(regions="whole core", labels="brats2021"), workers=1)
+    assert "are the same" not in caplog.text
+
+
+@pytest.mark.parametrize("regions", [THREE, "solid=1+4", "whole solid=1+3"])
+def test_two_numberings_of_labels_are_not_mixed(tmp_path, regions):
+    for index in range(3):
+        write(tmp_path, index)
+        write(tmp_path, index + 3, labels=(2, 1, 3), name="BraTS-GLI-{:05d}-000")
+    with pytest.raises(UnetlibError, match=r"several schemes \(brats2021, brats2023\)"):
+        prepare(tmp_path, tmp_path / "p", SMALL.but(regions=regions), workers=1)
+
+
+def test_labels_other_than_those_that_the_names_show_are_refused(cohort, tmp_path):
+    with pytest.raises(UnetlibError, match=r"--labels brats2023 was given, but .* \(BraTS 2021\) show .* brats2021"):
+        prepare(cohort, tmp_path / "p", SMALL.but(regions=THREE, labels="brats2023"), workers=1)
+
+
+def test_the_only_sequence_may_be_one_that_no_case_has(tmp_path):
+    for index in range(3):
+        write(tmp_path, index, sequences=("flair",))
+    with pytest.raises(UnetlibError, match="no case has a t1 image"):
+        prepare(tmp_path, tmp_path / "p", SMALL.but(modalities="t1"), workers=1)

@@ -14,7 +14,8 @@ WORDS = {"least": "at least", "above": "above", "below": "below", "most": "at mo
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 REGIONS = ("whole", "core", "enhancing")
-REGION = rf"(?:{'|'.join(REGIONS)})|[a-z][a-z0-9_-]*=\d+(?:\+\d+)*"  # or one of its own, as name=label+label
+# One of BraTS's, or one's own under another name, as name=label+label; label 0 is no tumour.
+REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*=[1-9]\d*(?:\+[1-9]\d*)*"
 
 
 def _choice(
@@ -164,7 +165,7 @@ def _unlike(value: Any, spec: Any) -> str:
     if choices and value not in choices:
         return f"one of {', '.join(choices)}"
     if (pattern := spec.metadata["words"]) and not _are_words(str(value), pattern):
-        return f"1 to 8 different words, such as {spec.default!r},"
+        return f"a text of 1 to 8 different words in small letters, such as {spec.default!r},"
     if not all(LIMITS[name](value, limit) for name, limit in limits.items()):
         return "a number " + " and ".join(f"{WORDS[name]} {limit:,}" for name, limit in limits.items())
     return ""

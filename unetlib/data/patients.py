@@ -101,7 +101,7 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
         raise UnetlibError(_nothing_found(folder))
     drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
     left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill))}
-    for name in wanted if len(wanted) > 1 else ():
+    for name in wanted if wanted != ("flair",) else ():  # the names of its files say more of FLAIR
         if not any(name in draft.case().images for draft in drafts):
             raise UnetlibError(f"{folder.root}: no case has a {name} image. Leave {name} out of --modalities.")
     table, about_table = _table(folder)
