@@ -142,6 +142,11 @@ class Recipe:
                 f"an image_size above {2**self.depth} or a smaller depth was expected."
             )
 
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether a network learns to do without a sequence: from cases that lack one, or as one is hidden."""
+        return self.missing == "zero" or self.drop_modalities > 0
+
     def stage(self, stage: str) -> dict[str, Any]:
         """Return the fields of one stage, `"prepare"`, `"train"` or `"predict"`, as a dictionary."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["stage"] == stage}

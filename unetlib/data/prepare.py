@@ -15,7 +15,7 @@ from numpy.lib.format import write_array_header_1_0
 from unetlib.data.cases import HASHES, copy_of
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
-from unetlib.data.patients import SHARE, Case, Cohort, find_cases
+from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
@@ -29,6 +29,13 @@ from unetlib.support.version import __version__
 
 SHARD = ".unetlib-shard"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
+
+
+def _find(data: Path, recipe: Recipe, assume: str | None) -> tuple[Cohort, Recipe]:
+    """Return the cohort to prepare, and the recipe with the scheme of its labels."""
+    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
+    return cohort, with_scheme(recipe, {case.layout for case in cohort.cases})
 
 
 def _plan(cohort: Cohort, cases: tuple[Case, ...], recipe: Recipe, folder: Path) -> list[Job]:
@@ -77,8 +84,7 @@ def prepare(
     Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
     another process is preparing the same folder.
     """
-    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
-    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
+    cohort, recipe = _find(data, recipe, assume)
     _report(cohort.left_out, strict)
     if cohort.doubt:
         warn(cohort.doubt)
@@ -107,8 +113,7 @@ def prepare_shard(
     number, _, total = shard.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
-    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
-    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
+    cohort, recipe = _find(data, recipe, assume)
     mine = cohort.cases[int(number) - 1 :: int(total)]
     with files.locked(folder / f"{SHARD}-{number}-of-{total}"):
         _run(_plan(cohort, mine, recipe, folder), workers, strict=False)

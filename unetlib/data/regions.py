@@ -16,6 +16,7 @@ from unetlib.support.errors import UnetlibError, first_of
 
 # The labels of necrosis (with other tissue of the core), oedema and enhancing tumour. In `brats2023`, 4 is the cavity.
 SCHEMES = {"brats2021": (1, 2, 4), "brats2023": (1, 2, 3), "decathlon": (2, 1, 3)}
+KNOWN = {"brats2021": (1, 2, 4), "brats2023": (1, 2, 3, 4), "decathlon": (1, 2, 3)}  # all that a mask may hold
 
 
 def region_names(recipe: Recipe) -> list[str]:
@@ -46,7 +47,16 @@ class Regions:
         )
 
     def masks(self, labels: np.ndarray) -> np.ndarray:
-        """Return one boolean mask for each region, (K, X, Y, Z), from the labels of a mask file (X, Y, Z)."""
+        """Return one boolean mask for each region, (K, X, Y, Z), from the labels of a mask file (X, Y, Z).
+
+        Raises `UnetlibError` for a label that the scheme does not have: it would be tumour outside every region.
+        """
+        known = KNOWN.get(self.scheme, ())
+        if known and (strange := np.setdiff1d(labels[labels > 0], known)).size:
+            raise UnetlibError(
+                f"its mask holds the label {strange[0]:g}; {self.scheme} has {', '.join(map(str, known))} "
+                "only. Say with --labels what the labels are, or map them to these."
+            )
         return np.stack([labels > 0 if own is None else np.isin(labels, own) for own in self.labels])
 
     def label_map(self, masks: np.ndarray) -> np.ndarray | None:
