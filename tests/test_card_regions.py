@@ -9,6 +9,7 @@ import pytest
 from tests.test_card import carded, words  # noqa: F401 - a fixture
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE, patient_rows, results
+from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
 from unetlib.show import card, plots
 from unetlib.support.files import read_csv
@@ -110,3 +111,10 @@ def test_lesions_stand_under_their_region():
     summary = {"figures": [], "lesions": lesions, "surface": [{"region": k} for k in (0, 1)]}
     found = [card._region(k, name, summary, [], []) for k, name in enumerate(NAMES)]
     assert [one.lesions["dice"] for one in found] == [0.5, 0.4]
+
+
+def test_the_commands_of_the_card_need_no_quotes_which_not_every_shell_knows():
+    recipe = Recipe.published.but(modalities="flair t1", regions="whole solid=1+4")
+    changes = {name: (getattr(recipe, name), "") for name in ("modalities", "regions")}
+    flags = card._flags(recipe, changes)["prepare"]
+    assert flags == " --modalities flair t1 --regions whole solid=1+4"

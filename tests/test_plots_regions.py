@@ -1,6 +1,7 @@
 """Figures of several regions: each region by its name, in its own colour or panel, never pooled with another."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -161,3 +162,15 @@ def test_regions_with_one_border_are_all_seen():
     widths = [one.get_linewidth()[0] for one in plots.overlay_figure([same]).axes[1].collections]
     assert widths == sorted(widths, reverse=True)
     assert len(set(widths)) == 3
+
+
+def test_the_volumes_of_each_region_have_a_panel_whose_labels_do_not_overlap():
+    some = np.array([10.0, 120.0, 90.0]), np.array([110.0, 20.0, 70.0])
+    figure = plots.volumes_figure(dict.fromkeys(NAMES, some))
+    figure.draw_without_rendering()
+    width = figure.bbox.width
+    for part in ("xaxis", "title"):
+        boxes = [(axes.title if part == "title" else axes.xaxis.label).get_window_extent() for axes in figure.axes]
+        assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+        assert boxes[0].x0 >= 0
+        assert boxes[-1].x1 <= width

@@ -18,9 +18,11 @@ from unetlib.data.prepared import Prepared
 from unetlib.data.regions import Regions
 from unetlib.data.slices import image_to_slices, mask_to_slices, packed
 from unetlib.dataset import SliceDataset, unpacked
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
 from unetlib.runs.training import open_loop, train
+from unetlib.show.score import score
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_json, write_json
 
@@ -131,8 +133,8 @@ def test_a_sequence_that_no_case_has_is_refused(cohort, tmp_path):
     for id in ("BraTS2021_00007", "BraTS2021_00008"):
         write(tmp_path / "data", int(id[-1]), ("flair", "t1"))
     for missing in ("leave-out", "zero"):
-        with pytest.raises(UnetlibError, match=r"no case has a t1ce image. Leave t1ce out"):
-            find_cases(tmp_path / "data", ALL, missing=missing)
+        with pytest.raises(UnetlibError, match=r"no case has a t1ce or t2 image. Add it, or prepare without it"):
+            prepare(tmp_path / "data", tmp_path / "p", SMALL.but(modalities=ALL, missing=missing), workers=1)
     with pytest.raises(UnetlibError, match="'t9' is not a modality"):
         find_cases(cohort, "flair t9")
 
@@ -301,3 +303,85 @@ def test_a_run_may_start_from_weights_of_further_sequences_and_regions(cohort, p
     train(data, tmp_path / "two-run", recipe, threads=1)
     with pytest.raises(UnetlibError, match="two-run has no weights for t1, t2: its modalities are t1ce flair"):
         train(prepared, tmp_path / "again", FOUR, threads=1, start_from=tmp_path / "two-run")
+
+
+@pytest.mark.parametrize("regions", ["bg=0", "solid=0+1", "whole=1+2 core=4", "enhancing=4", "whole solid=01"])
+def test_a_region_of_ones_own_has_a_name_and_labels_of_its_own(regions):
+    with pytest.raises(UnetlibError, match="a text of 1 to 8 different words in small letters"):
+        Recipe.published.but(regions=regions)
+
+
+def test_labels_that_no_mask_has_are_not_taken_for_empty_masks(cohort, tmp_path):
+    with pytest.raises(UnetlibError, match="no case has a voxel of the region cyst"):
+        prepare(cohort, tmp_path / "p", SMALL.but(regions="cyst=9"), workers=1)
+
+
+def test_regions_that_the_labels_do_not_tell_apart_are_named(tmp_path, caplog):
+    for index in range(3):
+        write(tmp_path / "data", index, labels=(1, 1, 1), name="P{}")
+    prepare(tmp_path / "data", tmp_path / "p", SMALL.but(regions="whole core", labels="brats2021"), workers=1)
+    assert "the regions whole and core are the same in all masks" in caplog.text
+    for index in range(3, 6):
+        write(tmp_path / "data", index, labels=(2, 1, 4), name="P{}")
+    caplog.clear()
+    prepare(tmp_path / "data", tmp_path / "q", SMALL.but(regions="whole core", labels="brats2021"), workers=1)
+    assert "are the same" not in caplog.text
+
+
+@pytest.mark.parametrize("regions", [THREE, "solid=1+4", "whole solid=1+3"])
+def test_two_numberings_of_labels_are_not_mixed(tmp_path, regions):
+    for index in range(3):
+        write(tmp_path, index)
+        write(tmp_path, index + 3, labels=(2, 1, 3), name="BraTS-GLI-{:05d}-000")
+    with pytest.raises(UnetlibError, match=r"several schemes \(brats2021, brats2023\)"):
+        prepare(tmp_path, tmp_path / "p", SMALL.but(regions=regions), workers=1)
+
+
+def test_labels_other_than_those_that_the_names_show_are_refused(cohort, tmp_path):
+    with pytest.raises(UnetlibError, match=r"--labels brats2023 was given, but .* \(BraTS 2021\) show .* brats2021"):
+        prepare(cohort, tmp_path / "p", SMALL.but(regions=THREE, labels="brats2023"), workers=1)
+
+
+def test_the_only_sequence_may_be_one_that_no_case_has(tmp_path):
+    for index in range(3):
+        write(tmp_path, index, sequences=("flair",))
+    with pytest.raises(UnetlibError, match="no case has a t1 image"):
+        prepare(tmp_path, tmp_path / "p", SMALL.but(modalities="t1"), workers=1)
+
+
+@pytest.mark.parametrize("kind", ["data", "masks"])
+def test_a_label_that_the_scheme_does_not_have_is_refused(cohort, tmp_path, kind):
+    for index in range(3):
+        write(tmp_path / "three", index, labels=(2, 1, 3), name="P{}")
+    expected = r"holds the label 3; brats2021 has 1, 2, 4 only"
+    if kind == "data":
+        with pytest.raises(UnetlibError, match=expected):
+            prepare(tmp_path / "three", tmp_path / "p", SMALL.but(regions=THREE, labels="brats2021"), 1, strict=True)
+    else:
+        name = "BraTS2021_00000"
+        mask = np.where(stored(cohort, name, "seg") == 4, 3, stored(cohort, name, "seg")).astype(np.uint8)
+        save(tmp_path / "masks" / f"{name}.nii.gz", mask)
+        with pytest.raises(UnetlibError, match=expected):
+            score(tmp_path / "masks", cohort, regions=THREE)
+        assert score(tmp_path / "masks", cohort)["cases"] == 1, "for the whole tumour any label is tumour"
+
+
+def test_a_mask_on_the_grid_of_another_sequence_says_to_name_that_one_first(tmp_path):
+    for index in range(3):
+        id = write(tmp_path / "data", index)
+        save(tmp_path / "data" / id / f"{id}_t1.nii.gz", stored(tmp_path / "data", id, "t1")[::2])
+    with pytest.raises(UnetlibError, match="has the grid of the mask, name it first in --modalities"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL.but(modalities="t1 flair"), 1, strict=True)
+
+
+@pytest.mark.parametrize(("field", "value"), [("missing", "zero"), ("drop_modalities", 0.5)])
+def test_data_without_a_sequence_are_scored_by_a_run_that_can_do_without(cohort, tmp_path, field, value):
+    recipe = SMALL.but(modalities="flair t1", **{"slices": "all"} | {field: value})
+    plain = SMALL.but(modalities="flair t1", slices="all")
+    for index in range(20, 22):
+        write(tmp_path / "other", index, ("flair",))
+    for name, one in (("gaps", recipe), ("plain", plain)):
+        train(prepare(cohort, tmp_path / f"{name}-p", one, workers=1), Run(tmp_path / name), one, device="cpu")
+    assert evaluate(tmp_path / "gaps", data=tmp_path / "other")["cases"] == 2
+    with pytest.raises(UnetlibError, match="no case has a t1 image"):
+        evaluate(tmp_path / "plain", data=tmp_path / "other")

@@ -13,6 +13,9 @@ from tests.test_patients import kaggle
 from unetlib.data.patients import find_cases, read_case, read_regions
 from unetlib.data.prepare import prepare
 from unetlib.data.volumes import read_volume
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.summary import read_volumes
+from unetlib.evaluation.table import results_table
 from unetlib.prediction import scans, tuning
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision, Decisions, read_decision
 from unetlib.prediction.predict import predict
@@ -210,7 +213,9 @@ def test_a_run_that_has_learned_to_do_without_a_sequence_says_which_is_missing(
 
 
 def test_a_run_that_needs_all_sequences_refuses_a_patient_who_lacks_one(run, patient, tmp_path):
-    with pytest.raises(UnetlibError, match=r"t1ce of this patient was not given.*--image t1ce=FILE.*--missing zero"):
+    with pytest.raises(
+        UnetlibError, match=r"t1ce of this patient was not given.* --image: .*t1ce=FILE.*--missing zero"
+    ):
         predict(run, files_of(patient, "flair", "t1", "t2"), tmp_path / "out", device="cpu")
     files_of(patient)["t1ce"].unlink()
     write_four(patient.parent, 51)
@@ -578,3 +583,19 @@ def test_images_that_a_data_set_has_for_testing_are_predicted_too(run, patient, 
         assert len(written) == number
         assert written[-1].name == "BRATS_485_mask.nii.gz"
         np.testing.assert_array_equal(voxels(written[-1]), voxels(expected))
+
+
+def test_the_files_of_one_patient_after_two_flags_are_told(run, make_run, patient, tmp_path):
+    apart = [{kind: file} for kind, file in files_of(patient, "flair", "t1").items()]
+    with pytest.raises(UnetlibError, match="Name all images of a patient after one --image: flair=FILE t1=FILE"):
+        predict(run, apart, tmp_path / "out")
+    with pytest.raises(UnetlibError, match="or give the files of one patient after one --image"):
+        predict(make_run(regions="whole", missing="zero"), apart, tmp_path / "out")
+
+
+def test_what_an_evaluation_of_regions_says(run):
+    table = results_table(evaluate(run, device="cpu"))
+    (line,) = [line for line in table.splitlines() if "<- the published number" in line]
+    assert line.startswith("whole "), "what others have published is the whole tumour"
+    volumes, _ = read_volumes(run.evaluation)
+    assert [*volumes] == ["whole", "core", "enhancing"]

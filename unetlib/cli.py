@@ -226,7 +226,8 @@ def build_parser() -> argparse.ArgumentParser:
     text = "FLAIR volume, .nii or .nii.gz, or a folder of patients with all sequences that RUN sees"
     positional = sub.add_argument("images", type=flags.path, nargs="+", default=[], metavar="IMAGE", help=text)
     positional.required = False  # with nargs="*", argparse would not find them after a flag
-    text = "the images of one patient, such as flair=a.nii.gz t1=b.nii.gz; may be given several times"
+    sub.usage = f"{sub.prog} RUN [IMAGE ...] [--image NAME=FILE ...] --out DIR [flags below]"
+    text = "the images of one patient, such as flair=a.nii.gz t1=b.nii.gz; once for each patient"
     sub.add_argument("--image", dest="files", nargs="+", action=flags.Files, default=[], metavar="NAME=FILE", help=text)
     sub.add_argument("--out", type=flags.path, required=True, metavar="DIR", help="folder to write to")
     sub.add_argument("--probabilities", action="store_true", help="also write the probability of every voxel")

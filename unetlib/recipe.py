@@ -14,7 +14,8 @@ WORDS = {"least": "at least", "above": "above", "below": "below", "most": "at mo
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 REGIONS = ("whole", "core", "enhancing")
-REGION = rf"(?:{'|'.join(REGIONS)})|[a-z][a-z0-9_-]*=\d+(?:\+\d+)*"  # or one of its own, as name=label+label
+# One of BraTS's, or one's own under another name, as name=label+label; label 0 is no tumour.
+REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*=[1-9]\d*(?:\+[1-9]\d*)*"
 
 
 def _choice(
@@ -141,6 +142,11 @@ class Recipe:
                 f"an image_size above {2**self.depth} or a smaller depth was expected."
             )
 
+    @property
+    def takes_gaps(self) -> bool:
+        """Whether a network learns to do without a sequence: from cases that lack one, or as one is hidden."""
+        return self.missing == "zero" or self.drop_modalities > 0
+
     def stage(self, stage: str) -> dict[str, Any]:
         """Return the fields of one stage, `"prepare"`, `"train"` or `"predict"`, as a dictionary."""
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.metadata["stage"] == stage}
@@ -164,7 +170,7 @@ def _unlike(value: Any, spec: Any) -> str:
     if choices and value not in choices:
         return f"one of {', '.join(choices)}"
     if (pattern := spec.metadata["words"]) and not _are_words(str(value), pattern):
-        return f"1 to 8 different words, such as {spec.default!r},"
+        return f"a text of 1 to 8 different words in small letters, such as {spec.default!r},"
     if not all(LIMITS[name](value, limit) for name, limit in limits.items()):
         return "a number " + " and ".join(f"{WORDS[name]} {limit:,}" for name, limit in limits.items())
     return ""

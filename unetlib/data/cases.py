@@ -72,7 +72,10 @@ def read_case(case: Case, modality: str | None = None) -> tuple[Volume, np.ndarr
 def read_regions(case: Case, recipe: Recipe) -> tuple[Volume, np.ndarray]:
     """Return a case's image as `read_case` does, and its mask of each region of a recipe, (K, X, Y, Z) booleans."""
     image, labels, _ = read_labels(case)
-    return image, Regions.of(recipe, case.layout).masks(labels)
+    try:
+        return image, Regions.of(recipe, case.layout).masks(labels)
+    except UnetlibError as error:
+        raise UnetlibError(f"{case.id}: {error}") from error
 
 
 def read_labels(case: Case) -> tuple[Volume, np.ndarray, frozenset[int]]:
@@ -87,7 +90,13 @@ def read_labels(case: Case) -> tuple[Volume, np.ndarray, frozenset[int]]:
         images = {name: read_volume(source) for name, source in sources.items()}
         (source, image), mask = next(zip(sources.values(), images.values(), strict=True)), read_volume(case.seg)
         mask = replace(mask, voxels=whole_labels(mask.voxels))
-        _require_one_grid(source, image, case.seg, mask)
+        try:
+            _require_one_grid(source, image, case.seg, mask)
+        except UnetlibError as error:
+            if len(case.modalities) == 1:
+                raise
+            advice = "If another sequence has the grid of the mask, name it first in --modalities."
+            raise UnetlibError(f"{error} {advice}") from error
         for name, volume in images.items():
             volume.require_contrast(str(sources[name]))
         return stack(images, case.modalities, case.fill), mask.voxels, _labels_of(case, mask.voxels)

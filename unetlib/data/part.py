@@ -36,9 +36,10 @@ def prepare_case(job: Job) -> str | None:
     """Write the part of one case; return why it is left out, or `None`."""
     try:
         volume, labels, _ = read_labels(job.case)
+        regions = Regions.of(job.recipe, job.case.layout).masks(labels)
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
-    regions, (scans, content) = Regions.of(job.recipe, job.case.layout).masks(labels), hash_case(volume, labels)
+    scans, content = hash_case(volume, labels)
     mask = np.asarray(regions.any(0))
     z = choose_slices(first_of_sequences(volume.voxels), mask, job.recipe.slices)
     images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than resizing all, then selecting

@@ -101,15 +101,22 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
         raise UnetlibError(_nothing_found(folder))
     drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
     left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill))}
-    for name in wanted if len(wanted) > 1 else ():
-        if not any(name in draft.case().images for draft in drafts):
-            raise UnetlibError(f"{folder.root}: no case has a {name} image. Leave {name} out of --modalities.")
+    if not fill and wanted != ("flair",):  # without FLAIR, the names of each case's files say more
+        require_sequences(folder.root, wanted, (draft.case() for draft in drafts))
     table, about_table = _table(folder)
     usable = (replace(draft.case(assume), modalities=wanted, fill=fill) for draft in drafts if draft.id not in left_out)
     cases = _with_patients(usable, table)
     cohort = Cohort(folder.root, cases, left_out, (), assume, table)
     notes = (*folder.notes, *_notes(cases, folder), *about_table, cohort.doubt)
     return replace(cohort, notes=tuple(filter(None, notes)))
+
+
+def require_sequences(root: Path, modalities: Iterable[str], cases: Iterable[Case]) -> None:
+    """Raise `UnetlibError` unless each of the modalities is in one of the cases, if there are any."""
+    there = [set(case.images) for case in cases]
+    if absent := [name for name in modalities if there and not any(name in images for images in there)]:
+        names = " or ".join(absent)
+        raise UnetlibError(f"{root}: no case has a {names} image. Add it, or prepare without it (--modalities).")
 
 
 def find_images(folder: Path, modalities: str, assume: str | None = None, fill: bool = False) -> Cohort:

@@ -5,6 +5,7 @@ readers), `split.json`, and `prepared.json`, which is written last: if it exists
 """
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from numpy.lib.format import write_array_header_1_0
 from unetlib.data.cases import HASHES, copy_of
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
-from unetlib.data.patients import SHARE, Case, Cohort, find_cases
+from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
-from unetlib.data.regions import Regions, with_scheme
+from unetlib.data.regions import region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
@@ -28,6 +29,13 @@ from unetlib.support.version import __version__
 
 SHARD = ".unetlib-shard"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
+
+
+def _find(data: Path, recipe: Recipe, assume: str | None) -> tuple[Cohort, Recipe]:
+    """Return the cohort to prepare, and the recipe with the scheme of its labels."""
+    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
+    return cohort, with_scheme(recipe, {case.layout for case in cohort.cases})
 
 
 def _plan(cohort: Cohort, cases: tuple[Case, ...], recipe: Recipe, folder: Path) -> list[Job]:
@@ -76,8 +84,7 @@ def prepare(
     Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
     another process is preparing the same folder.
     """
-    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
-    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
+    cohort, recipe = _find(data, recipe, assume)
     _report(cohort.left_out, strict)
     if cohort.doubt:
         warn(cohort.doubt)
@@ -106,8 +113,7 @@ def prepare_shard(
     number, _, total = shard.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
-    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
-    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
+    cohort, recipe = _find(data, recipe, assume)
     mine = cohort.cases[int(number) - 1 :: int(total)]
     with files.locked(folder / f"{SHARD}-{number}-of-{total}"):
         _run(_plan(cohort, mine, recipe, folder), workers, strict=False)
@@ -190,11 +196,12 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
     """Merge all parts into two arrays and one table; return a description of each case."""
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
-    present = np.zeros(len(recipe.regions.split()), bool)
+    present, pixels_seen = np.zeros(len(recipe.regions.split()), bool), set[int]()
     for job in jobs:
         part = read_part(job)
         pixels = (part["masks"] > 0).sum((1, 2, 3))
         present |= part["regions"]
+        pixels_seen.update(np.unique(part["masks"]).tolist())
         for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
             rows.append([len(rows), job.case.id, patients[job.case.id], int(z), int(voxels), int(inside)])
         cases[job.case.id] = {
@@ -205,16 +212,7 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
             **({"resampled": part["resampled"].tolist()} if len(part["resampled"]) else {}),
             "stamp": job.stamp,
         }
-    if not any(row[4] for row in rows):
-        raise UnetlibError(
-            f"no tumour anywhere in {counted(len(jobs), 'case')}: every mask is empty, so there is nothing to learn. "
-            "Check that the masks belong to the images."
-        )
-    if absent := [name for name, there in zip(Regions.of(recipe).names, present, strict=True) if not there]:
-        raise UnetlibError(
-            f"no case has a voxel of the region {', '.join(absent)}: none of its labels is in the masks. Leave it out, "
-            "or see with `unetlib check` which labels there are."
-        )
+    _require_regions(recipe, present, pixels_seen, len(jobs))
     if moved := [name for name, case in cases.items() if "resampled" in case]:
         say(
             f"Resampled to the grid of {recipe.modalities.split()[0]}: sequences of {counted(len(moved), 'case')} "
@@ -232,3 +230,25 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
                 file.write(read_part(job)[name].tobytes())
     files.write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
     return cases
+
+
+def _require_regions(recipe: Recipe, present: np.ndarray, pixels: set[int], cases: int) -> None:
+    """Raise `UnetlibError` for a region without a voxel; warn of two that are equal in all `pixels` of the masks."""
+    names = region_names(recipe)
+    absent = [name for name, there in zip(names, present, strict=True) if not there]
+    if "whole" in absent:
+        raise UnetlibError(
+            f"no tumour anywhere in {counted(cases, 'case')}: every mask is empty, so there is nothing to learn. "
+            "Check that the masks belong to the images."
+        )
+    if absent:
+        raise UnetlibError(
+            f"no case has a voxel of the region {', '.join(absent)}: none of its labels is in the masks. Leave it out, "
+            "or see with `unetlib check` which labels there are."
+        )
+    for one, other in combinations(range(len(names)), 2):
+        if all(pixel >> one & 1 == pixel >> other & 1 for pixel in pixels):
+            warn(
+                f"the regions {names[one]} and {names[other]} are the same in all masks: their labels do not tell them "
+                "apart. See with `unetlib check` which labels there are."
+            )

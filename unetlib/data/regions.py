@@ -16,6 +16,7 @@ from unetlib.support.errors import UnetlibError, first_of
 
 # The labels of necrosis (with other tissue of the core), oedema and enhancing tumour. In `brats2023`, 4 is the cavity.
 SCHEMES = {"brats2021": (1, 2, 4), "brats2023": (1, 2, 3), "decathlon": (2, 1, 3)}
+KNOWN = {"brats2021": (1, 2, 4), "brats2023": (1, 2, 3, 4), "decathlon": (1, 2, 3)}  # all that a mask may hold
 
 
 def region_names(recipe: Recipe) -> list[str]:
@@ -46,7 +47,16 @@ class Regions:
         )
 
     def masks(self, labels: np.ndarray) -> np.ndarray:
-        """Return one boolean mask for each region, (K, X, Y, Z), from the labels of a mask file (X, Y, Z)."""
+        """Return one boolean mask for each region, (K, X, Y, Z), from the labels of a mask file (X, Y, Z).
+
+        Raises `UnetlibError` for a label that the scheme does not have: it would be tumour outside every region.
+        """
+        known = KNOWN.get(self.scheme, ())
+        if known and (strange := np.setdiff1d(labels[labels > 0], known)).size:
+            raise UnetlibError(
+                f"its mask holds the label {strange[0]:g}; {self.scheme} has {', '.join(map(str, known))} "
+                "only. Say with --labels what the labels are, or map them to these."
+            )
         return np.stack([labels > 0 if own is None else np.isin(labels, own) for own in self.labels])
 
     def label_map(self, masks: np.ndarray) -> np.ndarray | None:
@@ -79,17 +89,30 @@ def _scheme(recipe: Recipe, layout: str) -> str:
     if scheme or recipe.labels != "auto":
         return scheme or recipe.labels
     raise UnetlibError(
-        f"the names of its files ({layout or 'unknown'}) do not show which labels are core and enhancing tumour. Say "
+        f"the names of the files ({layout or 'unknown'}) do not show which labels are core and enhancing tumour. Say "
         "so: --labels brats2021 (1 core, 2 oedema, 4 enhancing), brats2023 (3 enhancing) or decathlon (1 oedema, 2 "
         "core, 3 enhancing), or name labels: --regions whole solid=1+4."
     )
 
 
 def with_scheme(recipe: Recipe, layouts: Iterable[str]) -> Recipe:
-    """Return a recipe with the scheme of its patients' labels, if its regions need one; raises as `Regions.of` does."""
-    schemes = sorted({Regions.of(recipe, layout).scheme for layout in set(layouts)} - {""})
-    if len(schemes) > 1:
+    """Return a recipe with the scheme of its patients' labels, if its regions need one.
+
+    Raises `UnetlibError` as `Regions.of` does, and where labels mean different things: in data sets of two schemes, or
+    in the names of the files and in `recipe.labels`.
+    """
+    if recipe.regions == "whole":
+        return recipe
+    needed = {Regions.of(recipe, layout).scheme for layout in set(layouts)} - {""}
+    shown = {BY_NAME[layout].scheme: layout for layout in sorted(layouts)}
+    if recipe.labels != "auto" and (other := next((one for one in shown if one not in ("", recipe.labels)), "")):
         raise UnetlibError(
-            f"the patients have labels of several schemes ({first_of(schemes)}). Prepare one data set at a time."
+            f"--labels {recipe.labels} was given, but the names of the files ({shown[other]}) show the labels of "
+            f"{other}. Leave --labels out, or give the files other names."
         )
-    return recipe.but(labels=schemes[0]) if schemes else recipe
+    if len(schemes := sorted({*shown, *needed} - {""})) > 1:
+        raise UnetlibError(
+            f"the patients have labels of several schemes ({first_of(schemes)}), in which one number means different "
+            "tissues. Take one data set at a time."
+        )
+    return recipe.but(labels=schemes[0]) if needed else recipe

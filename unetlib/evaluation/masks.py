@@ -105,7 +105,10 @@ class Masks:
         found = whole_labels(mask.voxels)
         _require_labels(path, found)
         regions = Regions.of(self.recipe, case.layout)
-        return image, regions.masks(labels), regions.masks(found)
+        try:
+            return image, regions.masks(labels), regions.masks(found)
+        except UnetlibError as error:
+            raise UnetlibError(f"{path}, {case.id}: {error}") from error
 
     def made_from(self, case: Case) -> list[Any]:
         """Return what the scores of a case depend on: name, size and time of the files, and the assumed orientation."""

@@ -184,7 +184,7 @@ def read_volumes(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]]
     unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"
     rows, found = [row for row in rows if row.get(f"truth_{unit}")], {}
     try:
-        for region in dict.fromkeys(row.get("region", "") for row in rows):
+        for region in dict.fromkeys(row.get("region", "") for row in read_csv(folder / PATIENTS_FILE)):
             own = [row for row in rows if row.get("region", "") == region]
             names = f"prediction_{unit}", f"truth_{unit}"
             prediction, truth = (np.array([float(row[name]) for row in own]) for name in names)

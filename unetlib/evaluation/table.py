@@ -40,7 +40,8 @@ def _table(summary: dict[str, Any]) -> str:
     head = f"{'region':{several}}" if several else ""
     lines.append(f"{head}{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
     for entry in summary["figures"]:
-        published = (entry["grid"], entry["slices"], entry["aggregation"]) == ("model", "tumour", "pooled")
+        measure = tuple(entry.get(name, "whole") for name in ("grid", "slices", "aggregation", "region"))
+        published = measure == ("model", "tumour", "pooled", "whole")
         remark = "  <- the published number" if published else ""
         if interval := entry.get("dice_interval"):
             remark = f"  {interval[0]:.4f} to {interval[1]:.4f}"

@@ -149,7 +149,8 @@ class _Job:
         if others := [str(other) for other in scans if other is not scan and fold(other.name) == name]:
             raise UnetlibError(
                 f"{scan} and {first_of(others)} have the same name, so their masks would overwrite each other. Predict "
-                "them into different folders."
+                "them into different folders"
+                + ("." if len(reader.modalities) == 1 else ", or give the files of one patient after one --image.")
             )
         origin = ORIGIN.format(weights, *reader.fingerprint(scan))
         files = [out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]

@@ -48,8 +48,7 @@ class Predictor(ABC):
     @property
     def takes_gaps(self) -> bool:
         """Whether a patient may lack a sequence, which is then 0: whether it has learned from such patients."""
-        own = self.recipe.missing == "zero" or self.recipe.drop_modalities > 0
-        return all(one.takes_gaps for one in self.members) if self.members else own
+        return all(one.takes_gaps for one in self.members) if self.members else self.recipe.takes_gaps
 
     @abstractmethod
     def slices(self, slices: Tensor) -> Tensor:

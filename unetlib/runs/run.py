@@ -161,9 +161,12 @@ class Run:
 
     @property
     def reading(self) -> dict[str, str]:
-        """What `find_cases` needs to know to find the images that the network sees."""
+        """What `find_cases` needs to know to find the images that the network sees.
+
+        A network that was trained with sequences hidden can do without them.
+        """
         recipe = self.recipe if self.exists else read_recipe(load_checkpoint(self.best)["recipe"], self.best)
-        return {"modalities": recipe.modalities, "missing": recipe.missing}
+        return {"modalities": recipe.modalities, "missing": "zero" if recipe.takes_gaps else recipe.missing}
 
     @property
     def split(self) -> Split:

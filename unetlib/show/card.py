@@ -165,7 +165,8 @@ def _flags(recipe: Recipe, changes: Mapping[str, tuple[Any, Any]]) -> dict[str, 
 def _flag(name: str, value: object) -> str:
     if isinstance(value, bool):
         return flag(name) if value else flag(name).replace("--", "--no-", 1)
-    return f"{flag(name)} {shlex.quote(_text(value))}"
+    words = _text(value).split(" ") if name in ("modalities", "regions") else [_text(value)]
+    return f"{flag(name)} {' '.join(map(shlex.quote, words))}"  # one by one: not every shell knows the quotes
 
 
 def _parts(split: Split, cases: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, int, int | None, int | None]]:

@@ -38,6 +38,7 @@ from unetlib.show.plots.drawing import (
 from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.show.plots.volumes import volumes_figure
+from unetlib.support.errors import counted
 from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import quiet
@@ -264,7 +265,8 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     folder, patients = out or run.figures, summary["patients"]
     net, recipe, _ = run.load()
     source = "synthetic images" if any(is_synthetic(one.volume) for one in three) else ""
-    order = f"{patients} test patients ranked by the Dice over all slices; each in its slice with most tumour"
+    number = counted(patients, "test patient")
+    order = f"{number} ranked by the Dice over all slices; each in its slice with most tumour"
     note = f"{source}; {order}" if source else order
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {

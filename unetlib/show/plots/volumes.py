@@ -21,8 +21,10 @@ def volumes_figure(volumes: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: s
     number = counted(len(next(iter(volumes.values()))[1]), "patient")
     alt = f"Predicted minus true tumour volume of {number} against the mean of both"
     figure, panels = new_chart("", 3.6, signed(note), 1, len(volumes), squeeze=False)
+    between = " " if len(volumes) == 1 else "\n"  # of several panels the labels would overlap
     for axes, (region, (prediction, truth)) in zip(panels[0], volumes.items(), strict=True):
         alt += f"; {_draw_volumes(axes, region, prediction, truth, unit)}"
+        axes.set_xlabel(f"mean of predicted{between}and true volume, {unit}")
     figure.set_label(alt)
     panels[0, 0].set_ylabel(f"predicted - true, {unit}")
     if len(volumes) == 1:
@@ -39,13 +41,12 @@ def _draw_volumes(axes: Axes, region: str, prediction: np.ndarray, truth: np.nda
     axes.axhline(bias, color=ORANGE, lw=1.5, label=f"bias {bias:z.1f} {unit}", gid="bias")
     for limit in limits or ():
         axes.axhline(limit, color=ORANGE, lw=1.5, ls="--", gid="limit")
-    title, words = f"bias {bias:z.1f}", f"the mean difference{of} is {bias:z.1f} {unit}"
+    title, words = f"bias {bias:z.1f} {unit}", f"the mean difference{of} is {bias:z.1f} {unit}"
     if limits:
         text = f"{limits[0]:z.1f} to {limits[1]:z.1f} {unit}"
         axes.plot([], [], "--", color=ORANGE, lw=1.5, label=f"95 % limits of agreement, {text}")
-        title += f", limits {text}"
+        title += f"\nlimits {text}"
         words += f", the 95 % limits of agreement are {limits[0]:z.1f} and {limits[1]:z.1f} {unit}"
-    axes.set_xlabel(f"mean of predicted and true volume, {unit}")
     if region:
         axes.set_title(f"{region}\n{title}", fontsize=10)
     return words
