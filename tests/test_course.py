@@ -97,7 +97,7 @@ def test_the_variable_asks_for_a_short_course(monkeypatch, value, short):
 
 def test_what_is_shown_stands_on_top(data, tmp_path, capsys):
     opened = course.start(data, tmp_path / "work")
-    course._introduce(course.Course(opened.data, opened.work, opened.cohort, synthetic=True))
+    course.introduce(course.Course(opened.data, opened.work, opened.cohort, synthetic=True))
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(">")]
     assert "real MRI**, 3 patients in `mine`" in told[0]
     assert "synthetic images**, 3 patients" in told[1]

@@ -52,10 +52,12 @@ class Length:
     strong_epochs: int  # of the second network of chapter 4
     leak_steps: int  # of each network of chapter 2
     stair_slices: int  # shown to each network of chapter 5, in whole epochs
+    sequence_slices: int  # the same of chapter 6
 
 
-FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300)
-SHORT = Length(patients=4, epochs=3, strong_epochs=1, leak_steps=8, stair_slices=1)  # 3 epochs: killed in the third
+FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300, sequence_slices=2200)
+# 3 epochs: killed in the third
+SHORT = Length(patients=4, epochs=3, strong_epochs=1, leak_steps=8, stair_slices=1, sequence_slices=1)
 
 
 def is_short() -> bool:
@@ -121,16 +123,25 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     if named:
         root = Path(named).expanduser()
         folder = work / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
+        course = _open(root, folder, length)
     else:
-        folder = work / "synthetic"
-        root = folder / "cohort"
-        make_cohort(root, length.patients)
+        course = embedded(work, length)
+    introduce(course)
+    return course
+
+
+def embedded(work: Path, length: Length) -> Course:
+    """Return the course on the embedded synthetic cohort, which is made in `work` where it is not there yet."""
+    folder = work / "synthetic"
+    make_cohort(folder / "cohort", length.patients)
+    return _open(folder / "cohort", folder, length)
+
+
+def _open(root: Path, folder: Path, length: Length) -> Course:
     cohort = find_cases(root)
     if not cohort.cases:
         raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
-    course = Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
-    _introduce(course)
-    return course
+    return Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
 
 
 @dataclass(frozen=True)
@@ -205,7 +216,8 @@ def _is_synthetic(case: Case) -> bool:
         return False
 
 
-def _introduce(course: Course) -> None:
+def introduce(course: Course) -> None:
+    """Say which data a course shows, and print the versions in use."""
     patients = counted(len({case.patient for case in course.cohort.cases}), "patient")
     what = f"**real MRI**, {patients} in `{course.data.name}` ({course.cohort.cases[0].layout})"
     if course.synthetic:

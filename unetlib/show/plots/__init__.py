@@ -7,6 +7,7 @@ from unetlib.show.plots.evaluation import *
 from unetlib.show.plots.exploration import *
 from unetlib.show.plots.overlays import *
 from unetlib.show.plots.preprocessing import *
+from unetlib.show.plots.sequences import *
 from unetlib.show.plots.stronger import *
 from unetlib.show.plots.training import *
 from unetlib.show.plots.volumes import *
