@@ -158,6 +158,13 @@ def test_the_index_is_right_at_every_moment(chapters, tmp_path):
     assert "02_two.html" not in links
 
 
+def test_a_chapter_that_went_on_with_other_data_shows_those(chapters, tmp_path):
+    other = "> Shown here: **synthetic images**, 4 patients."
+    Pages(tmp_path, chapters).write(chapters[0], with_outputs(chapters[0], BANNER, other))
+    assert "Shown here: synthetic images, 4 patients." in index_of(tmp_path)
+    assert "real MRI" not in index_of(tmp_path)
+
+
 def test_pages_of_an_earlier_call_stay_and_are_known(chapters, tmp_path):
     page = Pages(tmp_path, chapters).write(chapters[0], with_outputs(chapters[0], BANNER))
     before = page.read_bytes()

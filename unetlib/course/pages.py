@@ -144,11 +144,11 @@ def _aims(notebook: Any) -> str:
 
 
 def _shown(notebook: Any) -> str:
-    """Return the sentence of `course.start` on the data that a notebook shows, "" where it has not been run."""
+    """Return the last sentence of the course on the data that a notebook shows, "" where it has not been run."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [output.get("data", {}).get("text/markdown", "") for output in outputs]
-    banners = (re.sub(r"[>*`]", "", text).strip() for text in texts if "Shown here:" in text)
-    return next(banners, "Executed." if outputs else "")
+    banners = [re.sub(r"[>*`]", "", text).strip() for text in texts if "Shown here:" in text]
+    return banners[-1] if banners else "Executed." if outputs else ""
 
 
 def _shown_in(page: Path) -> str:
