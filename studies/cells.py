@@ -24,7 +24,7 @@ from studies.results import DICE, SCORES, Result
 from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, read_case
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.metrics import COUNTS
 from unetlib.phantom.cohort import MODALITIES
 from unetlib.pipeline import run_recipe

@@ -10,7 +10,7 @@ from tests.conftest import SMALL, write_patient
 from unetlib.course import start as course
 from unetlib.data.prepare import prepare
 from unetlib.data.split import Split, make_split
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.phantom.cohort import make_cohort
 from unetlib.runs.training import open_loop
 from unetlib.support.errors import UnetlibError

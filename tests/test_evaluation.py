@@ -16,8 +16,7 @@ from unetlib.data.slices import image_to_slices, mask_to_slices, slices_to_volum
 from unetlib.data.split import Split
 from unetlib.evaluation import evaluate as evaluation
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
-from unetlib.evaluation.table import results_table
+from unetlib.evaluation.table import read_patients, results_table
 from unetlib.metrics import METRICS
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
 from unetlib.runs.run import Run

@@ -32,8 +32,7 @@ from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
-from unetlib.evaluation.table import results_table
+from unetlib.evaluation.table import read_patients, results_table
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.plots import best_median_worst, make_figures

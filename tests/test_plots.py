@@ -12,7 +12,7 @@ from tests.conftest import write_patient
 from unetlib import metrics, plots
 from unetlib.data.patients import find_cases, read_case
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.plots import colours

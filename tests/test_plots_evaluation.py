@@ -10,7 +10,7 @@ from PIL import Image
 from unetlib import metrics, plots
 from unetlib.data.patients import find_cases
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.metrics import Counts
 from unetlib.prediction.predictor import Predictor
 from unetlib.show.plots.colours import INK

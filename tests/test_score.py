@@ -12,7 +12,7 @@ from tests.test_cli import fails, run_cli
 from unetlib.evaluation import masks as masks_module
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.masks import Masks
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.prediction.predict import predict
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json

@@ -15,13 +15,11 @@ from unetlib.evaluation.summary import (
     lesion_summary,
     limits_of_agreement,
     patient_rows,
-    read_patients,
-    read_volumes,
     results,
     surface_summary,
     volume_summary,
 )
-from unetlib.evaluation.table import results_table
+from unetlib.evaluation.table import read_patients, read_volumes, results_table
 from unetlib.metrics import bootstrap_interval
 from unetlib.prediction.predictor import Predictor
 from unetlib.support.files import digest, read_csv, read_json, write_json

@@ -14,8 +14,7 @@ from unetlib.data.patients import find_cases, read_case, read_regions
 from unetlib.data.prepare import prepare
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_volumes
-from unetlib.evaluation.table import results_table
+from unetlib.evaluation.table import read_volumes, results_table
 from unetlib.prediction import scans, tuning
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision, Decisions, read_decision
 from unetlib.prediction.predict import predict

@@ -14,7 +14,7 @@ from unetlib.data.patients import find_cases, read_case
 from unetlib.data.split import Split
 from unetlib.data.volumes import Source
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.prediction import tuning
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
 from unetlib.prediction.predict import predict

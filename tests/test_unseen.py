@@ -13,7 +13,7 @@ from unetlib.data.prepare import prepare
 from unetlib.data.split import Split
 from unetlib.evaluation import unseen
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.runs.training import train
 from unetlib.show.card import write_card
 from unetlib.support.errors import UnetlibError

@@ -19,7 +19,7 @@ from unetlib.data.split import Split
 from unetlib.data.volumes import read_volume
 from unetlib.dataset import epoch_order
 from unetlib.engine.threads import use_idle_processors
-from unetlib.evaluation.summary import read_patients
+from unetlib.evaluation.table import read_patients
 from unetlib.phantom.cohort import make_cohort
 from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, Recipe, changed

@@ -2,14 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval, dice
-from unetlib.support.errors import UnetlibError
-from unetlib.support.files import read_csv, takes_paths
 
 SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = "summary.json", "slices.csv", "patients.csv"
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
@@ -161,36 +158,3 @@ def _surface(rows: list[Row]) -> Row:
         "tolerance_mm": TOLERANCE_MM,
         "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
     }
-
-
-@takes_paths
-def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
-    """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
-    table = read_csv(path := folder / PATIENTS_FILE, numbers=("dice",))
-    rows = [row for row in table if (row.get("grid"), row.get("slices")) == (grid, slices) and row.get("patient")]
-    if not rows:
-        raise UnetlibError(f"{path} lacks the {grid} grid and {slices} slices. Evaluate again.")
-    return sorted(rows, key=lambda row: -float(row["dice"]))
-
-
-@takes_paths
-def read_volumes(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
-    """Return the predicted and the true volumes (N,) of the patients in an evaluation folder, and their unit.
-
-    They stand under the name of each of several regions, or under "". The unit is ml, or voxels where no voxel size is
-    known.
-    """
-    rows = read_patients(folder)
-    unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"
-    rows, found = [row for row in rows if row.get(f"truth_{unit}")], {}
-    try:
-        for region in dict.fromkeys(row.get("region", "") for row in read_csv(folder / PATIENTS_FILE)):
-            own = [row for row in rows if row.get("region", "") == region]
-            names = f"prediction_{unit}", f"truth_{unit}"
-            prediction, truth = (np.array([float(row[name]) for row in own]) for name in names)
-            found[region] = prediction, truth
-    except (KeyError, ValueError):
-        found = {}
-    if not found:
-        raise UnetlibError(f"{folder / PATIENTS_FILE} lacks the volumes of its patients. Evaluate again.")
-    return found, unit

@@ -1,10 +1,14 @@
-"""The summary of an evaluation as a table to print."""
+"""The tables of an evaluation: its summary to print, its patients and their volumes to read."""
 
+from pathlib import Path
 from typing import Any
 
-from unetlib.evaluation.summary import SUMMARY_FILE, Row
+import numpy as np
+
+from unetlib.evaluation.summary import PATIENTS_FILE, SUMMARY_FILE, Row
 from unetlib.metrics import METRICS
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
+from unetlib.support.files import read_csv, takes_paths
 
 
 def results_table(summary: dict[str, Any]) -> str:
@@ -112,3 +116,36 @@ def _with_interval(entry: Row, name: str, digits: int) -> str:
     interval = entry[f"{name}_interval"]
     about = f" ({interval[0]:z.{digits}f} to {interval[1]:z.{digits}f})" if interval else ""
     return f"{entry[name]:z.{digits}f}{about}"  # z: no minus before 0.0
+
+
+@takes_paths
+def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> list[dict[str, str]]:
+    """Return the rows of `patients.csv` in an evaluation folder for one grid and choice of slices, best Dice first."""
+    table = read_csv(path := folder / PATIENTS_FILE, numbers=("dice",))
+    rows = [row for row in table if (row.get("grid"), row.get("slices")) == (grid, slices) and row.get("patient")]
+    if not rows:
+        raise UnetlibError(f"{path} lacks the {grid} grid and {slices} slices. Evaluate again.")
+    return sorted(rows, key=lambda row: -float(row["dice"]))
+
+
+@takes_paths
+def read_volumes(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
+    """Return the predicted and the true volumes (N,) of the patients in an evaluation folder, and their unit.
+
+    They stand under the name of each of several regions, or under "". The unit is ml, or voxels where no voxel size is
+    known.
+    """
+    rows = read_patients(folder)
+    unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"
+    rows, found = [row for row in rows if row.get(f"truth_{unit}")], {}
+    try:
+        for region in dict.fromkeys(row.get("region", "") for row in read_csv(folder / PATIENTS_FILE)):
+            own = [row for row in rows if row.get("region", "") == region]
+            names = f"prediction_{unit}", f"truth_{unit}"
+            prediction, truth = (np.array([float(row[name]) for row in own]) for name in names)
+            found[region] = prediction, truth
+    except (KeyError, ValueError):
+        found = {}
+    if not found:
+        raise UnetlibError(f"{folder / PATIENTS_FILE} lacks the volumes of its patients. Evaluate again.")
+    return found, unit

@@ -18,7 +18,8 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import SLICES_FILE, read_patients
+from unetlib.evaluation.summary import SLICES_FILE
+from unetlib.evaluation.table import read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision

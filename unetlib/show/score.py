@@ -5,7 +5,7 @@ from typing import Any
 
 from unetlib.data.nifti import stem
 from unetlib.evaluation.masks import Masks, score_masks
-from unetlib.evaluation.summary import read_patients, read_volumes
+from unetlib.evaluation.table import read_patients, read_volumes
 from unetlib.show.plots.common import named_regions, save
 from unetlib.show.plots.drawing import is_synthetic
 from unetlib.show.plots.overlays import of_first, overlay_figure, ranked, three_of

@@ -14,7 +14,7 @@ from unetlib import metrics
 from unetlib.data.patients import Case, read_regions
 from unetlib.data.volumes import Volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import read_patients, read_volumes
+from unetlib.evaluation.table import read_patients, read_volumes
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
 from unetlib.runs.provenance import find_own, own_cases
