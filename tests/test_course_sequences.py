@@ -137,14 +137,13 @@ def test_the_validation_cases_come_with_all_sequences_the_largest_last_region_fi
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_a_contrast_is_the_difference_to_the_head_around_in_its_deviations():
+def test_a_contrast_is_the_difference_to_what_a_part_is_told_from_in_its_deviations():
     images = torch.zeros(1, 2, 4, 8)
     images[0, :, :2] = torch.tensor([4.0, 6] * 4)  # the head: mean 5, deviation 1
     masks = torch.zeros(1, 3, 4, 8)
-    masks[0, :, 0, :4] = 1  # all of it enhances but the last pixel, which is oedema
-    masks[0, 1:, 0, 3] = 0
-    images[0, 0, 0, :4], images[0, 1, 0, :4] = torch.tensor([9.0, 9, 9, 3]), 5
+    masks[0, 0, 0, :6] = masks[0, 1, 0, 2:6] = masks[0, 2, 0, 4:6] = 1  # two pixels each of oedema, core, enhancing
+    images[0, 0, 0, :6], images[0, 1, 0, :6] = torch.tensor([6.0, 8, 9, 11, 20, 20]), torch.tensor([6.0, 4, 5, 5, 5, 5])
     table = contrasts(images, masks)
-    np.testing.assert_allclose(table[:, 0], [-2, 0])
-    assert np.isnan(table[:, 1]).all()
-    np.testing.assert_allclose(table[:, 2], [4, 0])
+    rest = np.array([6.0, 8, 9, 11])
+    np.testing.assert_allclose(table, [[2, 3, (20 - 8.5) / rest.std()], [0, 0, 0]], atol=1e-6)
+    assert np.isnan(contrasts(images, masks * torch.tensor([1, 1, 0])[:, None, None])[:, 2]).all(), "none enhances"

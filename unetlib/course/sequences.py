@@ -102,14 +102,19 @@ def validate(run: Run, data: Prepared, hidden: str = "") -> np.ndarray:
 
 
 def contrasts(images: Tensor, masks: Tensor) -> np.ndarray:
-    """Return how much brighter each of the `PARTS` is than the head around the tumour, (C, 3), in its deviations.
+    """Return how much brighter each of the `PARTS` is than what it is to be told from, in its deviations, (C, 3).
 
-    `images`: (N, C, S, S). `masks`: (N, 3, S, S), whole tumour, core and enhancing tumour. NaN where a part is empty.
+    Oedema is told from the head around the tumour, the core from oedema, the enhancing part from the rest of the
+    tumour. `images`: (N, C, S, S). `masks`: (N, 3, S, S), whole tumour, core, enhancing. NaN where one is empty.
     """
     whole, core, enhancing = (masks.numpy() > 0).swapaxes(0, 1)
     rows = []
-    for sequence in images.numpy().swapaxes(0, 1):
-        around = sequence[(sequence > sequence.mean()) & ~whole]
-        parts = (sequence[part] for part in (whole & ~core, core & ~enhancing, enhancing))
-        rows.append([(part.mean() - around.mean()) / around.std() if part.size else np.nan for part in parts])
+    for one in images.numpy().swapaxes(0, 1):
+        head, oedema = (one > one.mean()) & ~whole, whole & ~core
+        pairs = ((oedema, head), (core & ~enhancing, oedema), (enhancing, whole & ~enhancing))
+        rows.append([_contrast(one[part], one[other]) for part, other in pairs])
     return np.array(rows)
+
+
+def _contrast(part: np.ndarray, other: np.ndarray) -> float:
+    return float((part.mean() - other.mean()) / other.std()) if part.size and other.size else np.nan
