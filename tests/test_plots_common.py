@@ -33,6 +33,7 @@ RECORD = {"case": "a", "z": 1, "native_tp": 2, "native_fp": 1, "native_fn": 1, "
 DRAWN = {
     "architecture_figure": lambda _: plots.architecture_figure(UNet(width=4, depth=2)),
     "batch_figure": lambda _: plots.batch_figure(IMAGE[None], MASK[None], MASK[None]),
+    "by_region_figure": lambda _: plots.by_region_figure({"": {"flair": np.array([[0.5], [0.7]])}}, ["whole"]),
     "calibration_figure": lambda _: plots.calibration_figure(plots.Reliability.of(np.arange(9) / 9, np.arange(9) > 4)),
     "case_figure": lambda given: plots.case_figure(given[1]),
     "ceiling_figure": lambda _: plots.ceiling_figure([10, 90], [0.8, 0.9], 64),
@@ -55,6 +56,7 @@ DRAWN = {
     "probability_figure": lambda _: plots.probability_figure(IMAGE, MASK, MASK * 0.7),
     "profiles_figure": lambda given: plots.profiles_figure(given[0]),
     "rates_figure": lambda _: plots.rates_figure({"constant": [1, 1]}),
+    "sequences_figure": lambda _: plots.sequences_figure({"flair": IMAGE, "t1": IMAGE}, MASK[None], ["whole"]),
     "sheet_figure": lambda _: plots.sheet_figure([IMAGE], [MASK], ["a"]),
     "sizes_figure": lambda given: plots.sizes_figure(given[0]),
     "staircase_figure": lambda _: plots.staircase_figure(["a", "b"], [0.1, 0.2], [None, None]),

@@ -209,17 +209,6 @@ Recipe.strong = Recipe(
 )
 
 
-def with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Return a stage's fields as an older version wrote them, with published values for those that it did not know.
-
-    Raises `ValueError` for fields that do not belong to the stage.
-    """
-    known = Recipe.published.stage(stage)
-    if unknown := fields.keys() - known.keys():
-        raise ValueError(f"a recipe with the field {min(unknown)}")
-    return {**known, **fields}
-
-
 def flag(name: str) -> str:
     """Return a field's flag on the command line."""
     return "--" + name.removeprefix("split_").replace("_", "-")

@@ -12,7 +12,7 @@ from unetlib.data.cases import HASHES
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
-from unetlib.recipe import PREPARE, Recipe, with_defaults
+from unetlib.recipe import PREPARE, Recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.files import digest, read_json, takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
@@ -151,6 +151,17 @@ def _require_types(about: dict[str, Any]) -> tuple[int, Recipe]:
     hashes = {kind: optional(TEXT) for kind in HASHES} | {"sha256": TEXT, "images": optional(LIST)}
     for name, case in about["cases"].items():
         require(case, f"{where}, {brief(name)}", "", patient=TEXT, slices=COUNT, stamp=LIST, **hashes)
-    about["recipe"] = with_defaults(about["recipe"], PREPARE)
+    about["recipe"] = _with_defaults(about["recipe"], PREPARE)
     recipe = Recipe.published.but(depth=1, **about["recipe"])
     return sum(case["slices"] for case in about["cases"].values()), recipe
+
+
+def _with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
+    """Return a stage's fields as an older version wrote them, with published values for those that it did not know.
+
+    Raises `ValueError` for fields that do not belong to the stage.
+    """
+    known = Recipe.published.stage(stage)
+    if unknown := fields.keys() - known.keys():
+        raise ValueError(f"a recipe with the field {min(unknown)}")
+    return {**known, **fields}
