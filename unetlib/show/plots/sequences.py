@@ -40,7 +40,7 @@ def by_region_figure(series: Mapping[str, Mapping[str, np.ndarray]], regions: Se
     means = {f"{name} {row}".strip(): dices.mean(0) for name, own in series.items() for row, dices in own.items()}
     told = "; ".join(f"{what} {', '.join(f'{value:.2f}' for value in mean)}" for what, mean in means.items())
     rows = list(next(iter(series.values())))
-    alt = f"Dice of {', '.join(regions)}. {told}"
+    alt = f"Mean Dice over patients for {', '.join(regions)}. {told}"
     figure, panels = new_chart(
         alt, 0.36 * len(rows) + 1.5, signed(note), 1, len(regions), sharex=True, sharey=True, squeeze=False
     )
