@@ -28,11 +28,12 @@ from unetlib.evaluation.table import read_patients
 from unetlib.metrics import COUNTS
 from unetlib.phantom.cohort import MODALITIES
 from unetlib.pipeline import run_recipe
-from unetlib.recipe import PREPARE, changed
+from unetlib.recipe import PREPARE
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
 from unetlib.runs.run import Run
 from unetlib.support.chance import generator
 from unetlib.support.errors import counted
+from unetlib.support.fields import changed
 from unetlib.support.files import digest, read_csv, read_json
 from unetlib.support.messages import say
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unetlib.recipe import MODALITIES, PREPARE, STAGES, Recipe, changed
+from unetlib.recipe import IN_3D, MODALITIES, PREPARE, STAGES, Recipe
 from unetlib.support.errors import UnetlibError
+from unetlib.support.fields import changed
 
 NAN, INF = float("nan"), float("inf")
 
@@ -57,6 +58,8 @@ BAD = {
     "network": NO_TEXT,
     "width": (*NO_WHOLE, 0, -1, 513),
     "depth": (*NO_WHOLE, 0, -1, 9),
+    "dims": (*NO_WHOLE, 0, 1, 4),
+    "deep_supervision": NO_YES_OR_NO,
     "phantoms": NO_YES_OR_NO,
     "balance": NO_YES_OR_NO,
     "loss": NO_TEXT,
@@ -78,7 +81,7 @@ BAD = {
     "tune": NO_YES_OR_NO,
 }
 SEEN_FIELDS = {"modalities", "regions", "labels", "missing"}
-PREPARE_FIELDS = {"image_size", "slices", "normalise", "crop", "train_fraction", "split_seed"} | SEEN_FIELDS
+PREPARE_FIELDS = {"dims", "image_size", "slices", "normalise", "crop", "train_fraction", "split_seed"} | SEEN_FIELDS
 
 sides, sizes = st.integers(1, 1024), st.integers(1, 512)
 real = st.floats(0, 100, exclude_min=True)
@@ -101,6 +104,8 @@ good = {
     "network": st.text(),
     "width": sizes,
     "depth": st.integers(1, 8),
+    "dims": st.sampled_from([2, 3]),
+    "deep_supervision": st.booleans(),
     "phantoms": st.booleans(),
     "balance": st.booleans(),
     "loss": st.text(),
@@ -131,6 +136,8 @@ def recipes(draw):
         values |= {"neighbours": 0, "balance": False}
     if " " not in values.get("modalities", "flair"):
         values |= {"drop_modalities": 0}
+    if values.get("dims") == 3:
+        values |= IN_3D
     return Recipe(**values)
 
 
@@ -141,6 +148,13 @@ def test_the_default_is_the_published_value(name):
 
 def test_published_is_the_recipe_of_all_defaults():
     assert Recipe.published == Recipe()
+
+
+@pytest.mark.parametrize("name", IN_3D)
+def test_whole_volumes_refuse_what_only_slices_have(name):
+    values = {"slices": "tumour", "normalise": "minmax-slice", "crop": False, "neighbours": 1, "balance": True}
+    with pytest.raises(UnetlibError, match=f"^recipe: {name} is {values[name]}; .* was expected for whole volumes"):
+        Recipe.volume.but(**{name: values[name]})
 
 
 def test_every_field_has_bad_values_in_this_test():

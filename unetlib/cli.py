@@ -7,11 +7,12 @@ from pathlib import Path
 
 import unetlib
 from unetlib.presets import PRESETS
-from unetlib.recipe import PREDICT, PREPARE, TRAIN, Recipe, flag
+from unetlib.recipe import PREDICT, PREPARE, TRAIN, Recipe
 from unetlib.recipe_flags import add_recipe_flags, given
 from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.fields import flag
 from unetlib.support.messages import first_process, say, show_messages
 from unetlib.support.version import __version__
 

@@ -2,7 +2,7 @@
 
 from unetlib.recipe import PREPARE, TRAIN, Recipe
 
-PRESETS = {"published": Recipe.published, "strong": Recipe.strong}
+PRESETS = {"published": Recipe.published, "strong": Recipe.strong, "volume": Recipe.volume}
 
 
 def mixed_presets(recipe: Recipe) -> str:
@@ -11,6 +11,8 @@ def mixed_presets(recipe: Recipe) -> str:
     The hint is empty if both agree. It may be ignored if the mixture is intended.
     """
     for name, preset in PRESETS.items():
+        if preset.dims != recipe.dims:
+            continue
         follows = {stage: _follows(recipe, preset, stage) for stage in (PREPARE, TRAIN)}
         if follows[PREPARE] != follows[TRAIN]:
             one, other = sorted(follows, key=follows.__getitem__, reverse=True)

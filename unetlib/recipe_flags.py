@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from unetlib.presets import PRESETS
-from unetlib.recipe import TYPES, Recipe, flag
+from unetlib.recipe import TYPES, Recipe
 from unetlib.support import flags
+from unetlib.support.fields import flag
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:

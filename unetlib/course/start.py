@@ -22,10 +22,11 @@ from unetlib.engine.threads import use_idle_processors
 from unetlib.evaluation.table import read_patients
 from unetlib.phantom.cohort import make_cohort
 from unetlib.pipeline import run_recipe
-from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.recipe import PREPARE, Recipe
 from unetlib.runs.run import Run
 from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
 from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.fields import changed
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import quiet, show_messages
 from unetlib.support.version import __version__

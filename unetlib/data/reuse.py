@@ -8,8 +8,9 @@ from unetlib.data.patients import Cohort
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import assumed_as
-from unetlib.recipe import PREPARE, Recipe, changed
+from unetlib.recipe import PREPARE, Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.fields import changed
 from unetlib.support.files import read_json
 from unetlib.support.messages import say, warn
 

@@ -16,9 +16,10 @@ from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
-from unetlib.recipe import PREDICT, Recipe, changed
+from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.fields import changed
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import say
 

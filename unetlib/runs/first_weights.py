@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
 from unetlib.dataset import Trainable
-from unetlib.recipe import Recipe, changed
+from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_weights
 from unetlib.runs.provenance import learned, part_by_sign, signs
 from unetlib.runs.run import SHIPPED, Run
 from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.fields import changed
 from unetlib.support.files import sha256
 
 SAME = ("network", "width", "depth", "neighbours", "image_size", "normalise", "crop")  # what weights depend on

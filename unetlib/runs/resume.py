@@ -9,10 +9,11 @@ from unetlib.checks import get_batch, samples
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
-from unetlib.recipe import PREDICT, PREPARE, Recipe, changed
+from unetlib.recipe import PREDICT, PREPARE, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
+from unetlib.support.fields import changed
 from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require

@@ -23,12 +23,13 @@ from unetlib.evaluation.table import read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision
-from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe, flag
+from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.provenance import PACKAGES, find_own
 from unetlib.runs.run import Run
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
+from unetlib.support.fields import flag
 from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, takes_paths
 
 PAGE, TEMPLATE, TITLE = "README.md", Path(__file__).with_name("card.md.j2"), "# Model card: "
