@@ -7,8 +7,8 @@ from pathlib import Path
 
 import unetlib
 from unetlib.presets import PRESETS
-from unetlib.recipe import PREDICT, PREPARE, TRAIN, Recipe
-from unetlib.recipe_flags import add_recipe_flags, given
+from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, TRAIN, Recipe
+from unetlib.recipe_flags import add_field_flags, add_recipe_flags, given
 from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError, counted
@@ -87,6 +87,23 @@ def train(args: argparse.Namespace) -> None:
     )
     caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the patients for another program."""
+    from unetlib.data.export import export_nnunet
+
+    if (chosen := given(args, PREPARE)) and (args.data / "prepared.json").exists():
+        raise UnetlibError(
+            f"{args.data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
+            "folder of the patients."
+        )
+    about = export_nnunet(args.data, args.out, Recipe.published.but(**chosen), args.workers, args.assume)
+    say(
+        f"{args.out}: {about['numTraining']} cases for training and validation in imagesTr, those for testing in "
+        "imagesTs. After nnUNetv2_plan_and_preprocess, copy splits_final.json to the folder of this data set in "
+        "nnUNet_preprocessed, and train fold 0. Score what nnU-Net predicts with: unetlib score MASKS DATA"
+    )
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -198,6 +215,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.device(sub)
     flags.threads(sub, "that of the run, else one for each idle processor")
+
+    sub = command(export, "write patients for nnU-Net, with the split of `unetlib prepare`")
+    text = "folder of patients, or one made by `unetlib prepare`, whose split, sequences and regions are then used"
+    sub.add_argument("data", type=flags.path, metavar="DATA", help=text)
+    text = "folder to write, with a name such as Dataset501_Tumours, in the folder nnUNet_raw"
+    sub.add_argument("out", type=flags.path, metavar="OUT", help=text)
+    sub.add_argument("--nnunet", action="store_true", required=True, help="in the layout of nnU-Net 2")
+    add_field_flags(sub.add_argument_group("recipe"), OF_PATIENTS)
+    flags.assume(sub)
+    flags.workers(sub)
 
     sub = command(evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")

@@ -10,6 +10,8 @@ PREPARE, TRAIN, PREDICT = STAGES = "prepare", "train", "predict"
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 REGIONS = ("whole", "core", "enhancing")
+# The fields of the stage `prepare` that say which patients are used and what of them, not how slices are made.
+OF_PATIENTS = ("modalities", "regions", "labels", "missing", "train_fraction", "split_seed")
 # One of BraTS's, or one's own under another name, as name=label+label; label 0 is no tumour.
 REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*=[1-9]\d*(?:\+[1-9]\d*)*"
 

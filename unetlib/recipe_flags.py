@@ -1,6 +1,7 @@
 """The fields of a recipe as flags of the command line."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -14,8 +15,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
     """Add a flag for each field of these stages, and `--recipe`."""
     group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
     group.add_argument("--recipe", choices=PRESETS, help="start from the defaults (published), or from a stronger set")
+    add_field_flags(group, [name for stage in stages for name in Recipe.published.stage(stage)])
+
+
+def add_field_flags(group: Any, names: Iterable[str]) -> None:
+    """Add a flag for each field of these names to a parser or a group of it."""
     for spec in fields(Recipe):
-        if spec.metadata["stage"] not in stages:
+        if spec.name not in names:
             continue
         text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
         if TYPES[spec.name] == (bool,):
@@ -34,4 +40,4 @@ def add_recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
 def given(args: argparse.Namespace, *stages: str) -> dict[str, Any]:
     """Return the recipe's fields of these stages that were named on the command line."""
     names = [name for stage in stages for name in Recipe.published.stage(stage)]
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}

@@ -5,6 +5,7 @@ order have the same values; a scan that was rescaled, resampled, cropped or skul
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,25 @@ def is_unchanged(case: Case, root: Path, stamp: list[list[str | int]], known: di
 def copy_of(other: str) -> str:
     """Return the sentence for a case whose image is there already."""
     return f"its image has the same voxels as that of {other}: a scan counts once."
+
+
+def without_copies(cases: Iterable[tuple[Case, list[str]]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the patient of each case, and the cases that are copies of another one, with the reason.
+
+    `cases`: each case and the hashes of its images. Two patients who share a scan are one person: all their cases get
+    one name.
+    """
+    first, copies, same, patients = dict[str, Case](), dict[str, str](), dict[str, str](), dict[str, str]()
+
+    def name(patient: str) -> str:
+        return name(same[patient]) if patient in same else patient
+
+    for case, scans in cases:
+        patients[case.id] = case.patient
+        others = [first[scan] for scan in scans if scan in first]
+        first.update(dict.fromkeys(scans, case) | {scan: first[scan] for scan in scans if scan in first})
+        for other in others[:1]:
+            copies[case.id] = copy_of(other.id)
+            if name(case.patient) != name(other.patient):
+                same[name(case.patient)] = name(other.patient)
+    return {id: name(patient) for id, patient in patients.items()}, copies

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from unetlib.data.cases import HASHES, copy_of
+from unetlib.data.cases import HASHES, without_copies
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
@@ -138,7 +138,8 @@ def _prepare(
     if before := sum(job.part.exists() for job in jobs):
         say(f"{folder}: {before} of {len(jobs)} cases were prepared before the last stop; going on.")
     unusable = _run(jobs, workers, strict)
-    patients, copies = _without_copies([job for job in jobs if job.case.id not in unusable])
+    read = [job for job in jobs if job.case.id not in unusable]
+    patients, copies = without_copies([(job.case, read_part(job)["scans"].tolist()) for job in read])
     _report(copies, strict)
     unusable |= copies
     usable = [job for job in jobs if job.case.id not in unusable]
@@ -167,29 +168,6 @@ def _report(left_out: dict[str, str], strict: bool) -> None:
         if strict:
             raise UnetlibError(f"{name}: {reason} (--strict stops at the first patient who cannot be used)")
         warn(f"left out {name}: {reason}")
-
-
-def _without_copies(jobs: list[Job]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the patient of each case, and the cases that are copies of another one, with the reason.
-
-    Two patients who share a scan are one person: all their cases get one name.
-    """
-    first: dict[str, Case] = {}
-    copies: dict[str, str] = {}
-    same: dict[str, str] = {}
-
-    def name(patient: str) -> str:
-        return name(same[patient]) if patient in same else patient
-
-    for job in jobs:
-        case, scans = job.case, read_part(job)["scans"].tolist()
-        others = [first[scan] for scan in scans if scan in first]
-        first.update(dict.fromkeys(scans, case) | {scan: first[scan] for scan in scans if scan in first})
-        for other in others[:1]:
-            copies[case.id] = copy_of(other.id)
-            if name(case.patient) != name(other.patient):
-                same[name(case.patient)] = name(other.patient)
-    return {job.case.id: name(job.case.patient) for job in jobs}, copies
 
 
 def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Recipe) -> dict[str, dict[str, Any]]:

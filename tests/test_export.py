@@ -1,0 +1,230 @@
+"""`unetlib export`: patients in the raw layout of nnU-Net, with our split."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import unetlib
+from tests.conftest import LPS, SMALL, as_cases, write_patient
+from tests.test_cli import fails, run_cli
+from tests.test_sequences import write
+from unetlib.data import export as module
+from unetlib.data.export import export_nnunet
+from unetlib.data.prepare import prepare
+from unetlib.data.split import make_split
+from unetlib.evaluation.table import read_patients
+from unetlib.recipe import REGIONS, Recipe
+from unetlib.support.errors import UnetlibError
+
+THREE = Recipe.published.but(modalities="t2 flair", regions="whole core enhancing")
+
+
+def load(path):
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def names(folder, kind):
+    return sorted(path.name for path in (folder / kind).iterdir())
+
+
+def splits(folder):
+    return json.loads((folder / "splits_final.json").read_text())
+
+
+def refused(*given):
+    with pytest.raises(UnetlibError) as error:
+        export_nnunet(*given, workers=1)
+    return str(error.value)
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patients")
+    for index in range(5):
+        write(folder, index)
+    return folder
+
+
+def test_images_and_labels_keep_their_voxels_and_grid(cohort, tmp_path):
+    folder = tmp_path / "Dataset501_Small"
+    about = export_nnunet(cohort, folder, workers=1)
+    split = make_split([path.name for path in cohort.iterdir()])
+    for kind, ids in (("Tr", {*split.train, *split.val}), ("Ts", {*split.test})):
+        assert names(folder, f"images{kind}") == sorted(f"{id}_0000.nii.gz" for id in ids)
+        assert names(folder, f"labels{kind}") == sorted(f"{id}.nii.gz" for id in ids)
+        for id in ids:
+            image, affine = load(folder / f"images{kind}" / f"{id}_0000.nii.gz")
+            stored, own = load(cohort / id / f"{id}_flair.nii.gz")
+            np.testing.assert_array_equal(image, stored)
+            np.testing.assert_array_equal(affine, own)
+            labels, affine = load(folder / f"labels{kind}" / f"{id}.nii.gz")
+            np.testing.assert_array_equal(labels, load(cohort / id / f"{id}_seg.nii.gz")[0] > 0)
+            np.testing.assert_array_equal(affine, own)
+            assert (image.dtype, labels.dtype) == (np.float32, np.uint8)
+    assert splits(folder) == [{"train": [*split.train], "val": [*split.val]}]
+    stored = json.loads((folder / "dataset.json").read_text())
+    assert stored == about
+    assert {name: stored[name] for name in ("channel_names", "labels", "numTraining", "file_ending")} == {
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"background": 0, "whole": 1},
+        "numTraining": 8,
+        "file_ending": ".nii.gz",
+    }
+    assert not list(folder.glob(".unetlib-parts"))
+
+
+def test_sequences_are_numbered_and_labels_have_no_gap(patients, tmp_path):
+    folder = tmp_path / "Dataset007_x"
+    about = export_nnunet(patients, folder, THREE, workers=1)
+    assert about["channel_names"] == {"0": "T2", "1": "FLAIR"}
+    # each region: its labels; and what stands where it alone is found, from the outermost to the innermost
+    assert about["labels"] == {"background": 0, "whole": [1, 2, 3], "core": [1, 3], "enhancing": [3]}
+    assert about["regions_class_order"] == [2, 1, 3]
+    assert [*about["labels"]] == ["background", "whole", "core", "enhancing"]  # nnU-Net relies on the order
+    for path in [*(folder / "labelsTr").iterdir(), *(folder / "labelsTs").iterdir()]:
+        id, kind = path.name.removesuffix(".nii.gz"), path.parent.name[-2:]
+        seg = load(patients / id / f"{id}_seg.nii.gz")[0]
+        np.testing.assert_array_equal(load(path)[0], np.where(seg == 4, 3, seg))
+        for number, sequence in enumerate(("t2", "flair")):
+            image = load(folder / f"images{kind}" / f"{id}_{number:04d}.nii.gz")[0]
+            np.testing.assert_array_equal(image, load(patients / id / f"{id}_{sequence}.nii.gz")[0])
+
+
+def test_its_label_maps_are_scored_as_perfect(patients, tmp_path):
+    folder = tmp_path / "Dataset007_x"
+    export_nnunet(patients, folder, THREE, workers=1)
+    unetlib.score(folder / "labelsTr", patients, tmp_path / "scores", regions=THREE.regions)
+    rows = read_patients(tmp_path / "scores")
+    found = sorted((row["region"], float(row["dice"])) for row in rows)
+    assert found == sorted([(name, 1.0) for name in REGIONS] * 4)
+
+
+def test_a_prepared_folder_hands_on_its_own_split(patients, tmp_path):
+    recipe = SMALL.but(split_seed=5, train_fraction=0.5, modalities="t1", slices="all")
+    split = prepare(patients, tmp_path / "prepared", recipe, workers=1).split
+    assert split != make_split([path.name for path in patients.iterdir()])
+    about = export_nnunet(tmp_path / "prepared", tmp_path / "Dataset501_Own", workers=1)
+    assert splits(tmp_path / "Dataset501_Own") == [{"train": [*split.train], "val": [*split.val]}]
+    assert about["channel_names"] == {"0": "T1"}
+
+
+def test_time_points_of_one_patient_stay_in_one_part_and_copies_are_left_out(cohort, tmp_path, caplog):
+    ids = [f"UPENN-GBM-{number:05d}_{scan}" for number in range(4) for scan in (11, 21)]
+    data = as_cases(cohort, tmp_path / "data", ids)
+    copy = data / "UPENN-GBM-00009_11"
+    shutil.copytree(data / ids[0], copy)
+    for path in copy.iterdir():
+        path.rename(copy / path.name.replace(ids[0], copy.name))
+    folder = tmp_path / "Dataset501_x"
+    export_nnunet(data, folder, workers=1)
+    fold = splits(folder)[0]
+    parts = [*fold.values(), [name.removesuffix(".nii.gz") for name in names(folder, "labelsTs")]]
+    assert sorted(id for part in parts for id in part) == sorted(ids)
+    assert all(id.replace("_21", "_11") in part for part in parts for id in part)
+    assert "left out UPENN-GBM-00009_11" in caplog.text
+
+
+def test_it_goes_on_after_a_stop_and_a_finished_folder_is_reused(cohort, tmp_path, monkeypatch):
+    folder, whole, written = tmp_path / "a" / "Dataset501_x", tmp_path / "b" / "Dataset501_x", []
+    export_nnunet(cohort, whole, workers=1)
+    write_one = module._write
+
+    def stops(job):
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(job.case.id)
+        return write_one(job)
+
+    monkeypatch.setattr(module, "_write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        export_nnunet(cohort, folder, workers=1)
+    assert not (folder / "dataset.json").exists()
+    moved, move = [], module._move
+
+    def stops_moving(path, goal):
+        move(path, goal)
+        moved.append(goal)
+        if len(moved) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_write", lambda job: written.append(job.case.id) or write_one(job))
+    monkeypatch.setattr(module, "_move", stops_moving)
+    with pytest.raises(KeyboardInterrupt):
+        export_nnunet(cohort, folder, workers=1)
+    monkeypatch.setattr(module, "_move", move)
+    export_nnunet(cohort, folder, workers=1)
+    assert sorted(written) == sorted(path.name for path in cohort.iterdir())  # each once
+    files = [sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file()) for one in (folder, whole)]
+    assert files[0] == files[1]
+    for name in files[0]:
+        if name.suffix == ".gz":
+            np.testing.assert_array_equal(load(folder / name)[0], load(whole / name)[0])
+    monkeypatch.setattr(module, "_write", write_one)
+    before = (folder / "dataset.json").stat().st_mtime_ns
+    export_nnunet(cohort, folder, workers=1)
+    assert (folder / "dataset.json").stat().st_mtime_ns == before
+
+
+def test_an_image_in_another_orientation_keeps_it_and_its_mask_is_scored(tmp_path):
+    for index in range(3):
+        write_patient(tmp_path / "data", index, affine=np.eye(4) if index else LPS)
+    folder = tmp_path / "Dataset501_x"
+    export_nnunet(tmp_path / "data", folder, workers=1)
+    for id in ("BraTS2021_00000", "BraTS2021_00001"):
+        found = next(folder.glob(f"images*/{id}_0000.nii.gz"))
+        for one, other in zip(load(found), load(tmp_path / "data" / id / f"{id}_flair.nii.gz"), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert unetlib.score(folder / "labelsTs", tmp_path / "data", tmp_path / "scores")["cases"] == 1
+
+
+def test_what_cannot_be_exported_is_said(patients, cohort, tmp_path):
+    good = tmp_path / "Dataset501_x"
+    assert "Dataset501_Tumours was expected" in refused(cohort, tmp_path / "Dataset51_x")
+    assert "one region, or whole core enhancing in this order" in refused(
+        patients, good, THREE.but(regions="whole core")
+    )
+    assert "no case has a t1 image" in refused(cohort, good, Recipe.published.but(modalities="flair t1"))
+    export_nnunet(cohort, good, workers=1)
+    assert "was written from other data, or with other choices" in refused(cohort, good, THREE.but(modalities="flair"))
+    assert "was written from other data" in refused(patients, good)
+    other = tmp_path / "Dataset502_x"
+    other.mkdir()
+    (other / "thesis.doc").write_text("")
+    assert "thesis.doc" in refused(cohort, other)
+    assert [path.name for path in other.iterdir() if not path.name.startswith(".")] == ["thesis.doc"]
+
+
+def test_a_patient_who_was_removed_after_preparing_is_named(patients, tmp_path):
+    data = shutil.copytree(patients, tmp_path / "data")
+    prepare(data, tmp_path / "prepared", SMALL.but(modalities="t1"), workers=1)
+    shutil.rmtree(data / "BraTS2021_00002")
+    assert "has changed since it was prepared: BraTS2021_00002" in refused(
+        tmp_path / "prepared", tmp_path / "Dataset501_x"
+    )
+
+
+def test_a_region_that_no_case_has_is_named(patients, tmp_path):
+    data = shutil.copytree(patients, tmp_path / "data")
+    for path in data.glob("*/*_seg.nii.gz"):
+        seg, affine = load(path)
+        nib.save(nib.Nifti1Image(np.where(seg == 4, 1, seg).astype(np.uint8), affine), path)
+    assert "no case has a voxel of enhancing" in refused(data, tmp_path / "Dataset501_x", THREE)
+
+
+def test_the_command_line(patients, tmp_path, capsys):
+    out = tmp_path / "Dataset501_x"
+    run_cli("export", patients, out, "--nnunet", "--modalities", "t1ce", "--seed", 3)
+    assert "unetlib score MASKS" in capsys.readouterr().out
+    split = make_split([path.name for path in patients.iterdir()], 3)
+    assert splits(out) == [{"train": [*split.train], "val": [*split.val]}]
+    run_cli("prepare", patients, tmp_path / "prepared", "--image-size", 32)
+    given = ("export", tmp_path / "prepared", tmp_path / "Dataset502_x", "--nnunet")
+    assert "is prepared, and says itself what split_seed is" in fails(capsys, *given, "--seed", 3)
+    run_cli(*given)
+    with pytest.raises(SystemExit):
+        run_cli("export", patients, tmp_path / "Dataset503_x")
+    assert "--nnunet" in capsys.readouterr().err

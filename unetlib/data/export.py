@@ -1,0 +1,194 @@
+"""Write patients in the raw layout of nnU-Net, with this library's split, so that both train on the same patients.
+
+Sources: Isensee et al., "nnU-Net", Nature Methods 2021; the documentation of nnU-Net 2 on its data sets and regions.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from unetlib.data.cases import Case, hash_images, read_regions, without_copies
+from unetlib.data.patients import SHARE, Cohort, find_cases, require_sequences
+from unetlib.data.prepared import Prepared
+from unetlib.data.regions import SCHEMES, Regions, region_names, with_scheme
+from unetlib.data.split import Split, make_split
+from unetlib.data.volumes import Volume
+from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
+from unetlib.support import files
+from unetlib.support.errors import UnetlibError, first_of
+from unetlib.support.jobs import run_jobs
+from unetlib.support.messages import say, warn
+from unetlib.support.parts import Parts
+
+SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
+NAME = re.compile(r"Dataset\d{3}_\w+")
+RESULT = "dataset.json"  # written last: if it exists, the folder is complete
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One case to write, and its part, which is written after its files and says what they hold."""
+
+    case: Case
+    recipe: Recipe
+    part: Path
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its files: a number for each sequence, then the label map."""
+        ends = [*(f"_{place:04d}" for place in range(len(self.case.modalities))), ""]
+        return [f"{self.case.id}{end}.nii.gz" for end in ends]
+
+
+@files.takes_paths
+def export_nnunet(
+    data: Path, folder: Path, recipe: Recipe = Recipe.published, workers: int | None = None, assume: str | None = None
+) -> dict[str, Any]:
+    """Write the patients of `data` to `folder` as a raw data set of nnU-Net; return what its `dataset.json` says.
+
+    `data`: a folder of patients, which are split as `prepare` would split them with this recipe, or a folder that
+    `prepare` has made, whose patients, split, sequences and regions are used. `folder` has a name such as
+    `Dataset501_Tumours`. It gets `imagesTr` and `labelsTr`, `imagesTs` and `labelsTs` (the test patients), and
+    `splits_final.json`, whose only fold is our training and validation. Images keep grid and values, as float32. One
+    region gets the label 1; the three of BraTS keep their labels, but 4 becomes 3, since nnU-Net counts without gaps. A
+    stopped call is resumed, a finished one reused. Cases that cannot be used are named and left out.
+
+    Raises `UnetlibError` for a folder of another name or content, unusable data, other regions, or fewer than three
+    patients.
+    """
+    if not NAME.fullmatch(folder.name):
+        raise UnetlibError(
+            f"{folder} is no name of a data set for nnU-Net; one such as Dataset501_Tumours was expected, with three "
+            "digits that none of your others has."
+        )
+    split = None
+    if (data / "prepared.json").exists():
+        prepared = Prepared.open(data)
+        recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
+        data, split, assume = prepared.data, prepared.split, prepared.assume or assume
+    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
+    recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
+    made_from = [
+        {name: getattr(recipe, name) for name in OF_PATIENTS},
+        cohort.assume,
+        cohort.table,
+        split and split.hash,
+    ]
+    key = files.digest([*made_from, {case.id: case.stamp(cohort.root) for case in cohort.cases}])
+    about = {
+        "channel_names": {str(place): SEQUENCES[name] for place, name in enumerate(recipe.modalities.split())},
+        **_labels(recipe),
+        "file_ending": ".nii.gz",
+        "made_from": key,
+    }
+    with files.locked(folder):
+        if not Parts(folder).left and not (folder / RESULT).exists():
+            files.require_empty(folder, "a data set of nnU-Net that unetlib has written")
+        elif (folder / RESULT).exists():
+            return _reuse(folder, key)
+        return _export(cohort, folder, recipe, about, split, workers)
+
+
+def _reuse(folder: Path, key: str) -> dict[str, Any]:
+    """Return what a finished folder says; raises `UnetlibError` unless it was made from the same."""
+    about = files.read_json(folder / RESULT)
+    if about.get("made_from") != key:
+        raise UnetlibError(f"{folder} was written from other data, or with other choices. Choose another folder.")
+    Parts(folder).remove()  # left by a kill before the last line of `_export`
+    say(f"{folder} is written already, from the same data: reused.")
+    return about
+
+
+def _labels(recipe: Recipe) -> dict[str, Any]:
+    """Return the labels of the regions as `dataset.json` names them; raises `UnetlibError` for regions without any."""
+    names = tuple(region_names(recipe))
+    if len(names) == 1:
+        return {"labels": {"background": 0, names[0]: 1}}
+    if names != REGIONS:
+        raise UnetlibError(
+            f"the regions {recipe.regions} cannot be written for nnU-Net, which has one label a voxel; one region, or "
+            f"{' '.join(REGIONS)} in this order, was expected."
+        )
+    core, oedema, enhancing = (min(label, 3) for label in SCHEMES[recipe.labels])
+    inside = {"whole": sorted((core, oedema, enhancing)), "core": sorted((core, enhancing)), "enhancing": [enhancing]}
+    return {"labels": {"background": 0, **inside}, "regions_class_order": [oedema, core, enhancing]}
+
+
+def _export(
+    cohort: Cohort, folder: Path, recipe: Recipe, about: dict[str, Any], split: Split | None, workers: int | None
+) -> dict[str, Any]:
+    """Write what is missing; return `about` with the number of training cases."""
+    parts = Parts.open(folder)
+    jobs = [_Job(case, recipe, parts.path(case.id, about["made_from"])) for case in cohort.cases]
+    left_out = dict(cohort.left_out)
+    todo = [job for job in jobs if not job.part.exists()]
+    for job, reason in run_jobs(_write, todo, "export", "case", workers, SHARE):
+        left_out |= {} if reason is None else {job.case.id: reason}
+    jobs = [job for job in jobs if job.case.id not in left_out]
+    written = {job.case.id: files.read_json(job.part) for job in jobs}
+    patients, copies = without_copies([(job.case, written[job.case.id]["images"]) for job in jobs])
+    for name, reason in (left_out | copies).items():
+        warn(f"left out {name}: {reason}")
+    jobs = [job for job in jobs if job.case.id not in copies]
+    _require_regions(cohort.root, recipe, [written[job.case.id]["regions"] for job in jobs])
+    own = {patients[job.case.id] for job in jobs}
+    split = split or make_split(own, recipe.split_seed, recipe.train_fraction)
+    if changed := own ^ split.patients():
+        raise UnetlibError(
+            f"{cohort.root} has changed since it was prepared: {first_of(sorted(changed), 5)}, in one of the two only. "
+            "Prepare it again, then export it."
+        )
+    part_of = {job.case.id: split.part_of(patients[job.case.id]) for job in jobs}
+    for job in jobs:
+        end = "Ts" if part_of[job.case.id] == "test" else "Tr"
+        for name in job.names:
+            kind = "labels" if name == job.names[-1] else "images"
+            _move(job.part.parent / name, folder / f"{kind}{end}" / name)
+    fold = {part: [name for name, other in part_of.items() if other == part] for part in ("train", "val")}
+    about["numTraining"] = sum(map(len, fold.values()))
+    (folder / "splits_final.json").unlink(missing_ok=True)
+    files.write_json(folder / "splits_final.json", [fold])
+    files.write_json(folder / RESULT, about)
+    parts.remove()
+    return about
+
+
+def _write(job: _Job) -> str | None:
+    """Write the files of one case beside its part, then the part; return why it is left out, or `None`."""
+    try:
+        image, masks = read_regions(job.case, job.recipe)
+    except UnetlibError as error:
+        return str(error).removeprefix(f"{job.case.id}: ")
+    labels = masks[0] if len(masks) == 1 else Regions.of(job.recipe, job.case.layout).label_map(masks)
+    sequences = image.voxels if image.voxels.ndim == 4 else image.voxels[None]
+    arrays = [*(one.astype(np.float32) for one in sequences), np.minimum(np.asarray(labels, np.uint8), 3)]
+    for array, name in zip(arrays, job.names, strict=True):
+        _save(image, array, job.part.parent / name)
+    files.write_json(job.part, {"images": hash_images(image), "regions": masks.any((1, 2, 3)).tolist()})
+    return None
+
+
+def _save(volume: Volume, array: np.ndarray, path: Path) -> None:
+    """Write an array (X, Y, Z) in LPS order on the stored grid of a volume."""
+    with files.atomic(path) as temporary:
+        nib.save(nib.Nifti1Image(volume.to_stored(array), volume.stored_affine), temporary)
+
+
+def _move(path: Path, goal: Path) -> None:
+    """Move a file, unless it was moved before a stop."""
+    goal.parent.mkdir(exist_ok=True)
+    if path.exists():
+        os.replace(path, goal)
+
+
+def _require_regions(root: Path, recipe: Recipe, present: list[list[bool]]) -> None:
+    """Raise `UnetlibError` for a region that no case has."""
+    names = region_names(recipe)
+    if absent := [name for place, name in enumerate(names) if not any(case[place] for case in present)]:
+        raise UnetlibError(f"{root}: no case has a voxel of {first_of(absent)}: there is nothing to learn.")
