@@ -88,15 +88,15 @@ def test_a_scan_that_is_there_twice_is_scored_once(run, tmp_path, capsys):
 
 def test_images_of_other_data_are_hashed_once(run, cohort, tmp_path, monkeypatch):
     other = as_brats_2023(cohort, tmp_path / "other")
-    read, asked = unseen.read_volume, []
+    read, asked = unseen.read_images, []
 
-    def stop_at_the_sixth(source):
-        asked.append(source)
+    def stop_at_the_sixth(case):
+        asked.append(case)
         if len(asked) == 6:
             raise KeyboardInterrupt
-        return read(source)
+        return read(case)
 
-    monkeypatch.setattr(unseen, "read_volume", stop_at_the_sixth)
+    monkeypatch.setattr(unseen, "read_images", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run, data=other, device="cpu")
     one = evaluate(run, data=other, device="cpu")

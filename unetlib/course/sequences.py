@@ -46,8 +46,7 @@ def _prepare(course: Course, recipe: Recipe) -> Prepared:
         raise UnetlibError(
             f"The patients in {course.data.name} have {' and '.join(found)} only, not several sequences."
         )
-    labels = "brats2021" if course.synthetic else recipe.labels
-    recipe = recipe.but(modalities=" ".join(found), regions=" ".join(REGIONS), labels=labels)
+    recipe = recipe.but(modalities=" ".join(found), regions=" ".join(REGIONS))
     with quiet():
         return prepare(course.data, course.work / "sequences" / f"prepared-{digest(recipe.stage(PREPARE))[:8]}", recipe)
 

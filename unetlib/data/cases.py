@@ -16,7 +16,7 @@ from unetlib.data.layouts import BY_NAME
 from unetlib.data.nifti import files_of
 from unetlib.data.regions import Regions
 from unetlib.data.sequences import stack
-from unetlib.data.volumes import TOLERANCE, Source, Volume, read_volume, whole_labels
+from unetlib.data.volumes import Source, Volume, read_volume, whole_labels
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import digest, sha256
@@ -87,24 +87,27 @@ def read_labels(case: Case) -> tuple[Volume, np.ndarray, frozenset[int]]:
             raise UnetlibError(f"it has no {lacking[0]} image. Choose one of {there}.")
         if case.seg is None:
             raise UnetlibError("it has no tumour mask. Add it to the folder of the case.")
-        sources = {name: case.images[name] for name in case.modalities if name in case.images}
-        images = {name: read_volume(source) for name, source in sources.items()}
-        (source, image), mask = next(zip(sources.values(), images.values(), strict=True)), read_volume(case.seg)
+        images, mask = read_images(case), read_volume(case.seg)
         mask = replace(mask, voxels=whole_labels(mask.voxels))
         try:
-            _require_one_grid(source, image, case.seg, mask)
+            _require_one_grid(case.images[first := next(iter(images))], images[first], case.seg, mask)
         except UnetlibError as error:
             if len(case.modalities) == 1:
                 raise
             advice = "If another sequence has the grid of the mask, name it first in --modalities."
             raise UnetlibError(f"{error} {advice}") from error
         for name, volume in images.items():
-            volume.require_contrast(str(sources[name]))
+            volume.require_contrast(str(case.images[name]))
         return stack(images, case.modalities, case.fill), mask.voxels, _labels_of(case, mask.voxels)
     except UnetlibError as error:
         raise UnetlibError(f"{case.id}: {error}") from error
     except Exception as error:  # one strange file must not end the work on a thousand
         raise UnetlibError(f"{case.id}: {unforeseen(error)}") from error
+
+
+def read_images(case: Case) -> dict[str, Volume]:
+    """Return the images of a case by modality, in the order of `case.modalities`, each on its own grid."""
+    return {name: read_volume(case.images[name]) for name in case.modalities if name in case.images}
 
 
 def unforeseen(error: Exception) -> str:
@@ -121,21 +124,20 @@ def _require_one_grid(source: Source, image: Volume, seg: Source, mask: Volume) 
             f"{seg} has shape {mask.voxels.shape} and the image {source} has {image.voxels.shape}; they must be the "
             "same. Find the mask that belongs to this image."
         )
+    if mask.lies_on(image):
+        return
     if bool(image.assumed) == bool(mask.assumed):
-        if not np.allclose(image.affine, mask.affine, rtol=0, atol=TOLERANCE):
-            raise UnetlibError(
-                f"{seg} has the affine {mask.affine.round(3).tolist()} and the image {source} has "
-                f"{image.affine.round(3).tolist()}; they must be the same, or the mask marks the wrong tissue. "
-                "Resample or export the mask on the grid of the image."
-            )
-    # Only one of the two has a position, so the order of their voxels is compared instead.
-    elif image.stored_axes != mask.stored_axes or not np.allclose(image.spacing, mask.spacing, rtol=0, atol=TOLERANCE):
-        silent, other = (source, seg) if image.assumed else (seg, source)
         raise UnetlibError(
-            f"{silent} does not say how it is oriented: {(image.assumed or mask.assumed).upper()} was assumed, while "
-            f"{other} is stored as {(mask if image.assumed else image).stored_axes}, with voxels of {image.spacing} mm "
-            f"in the image and {mask.spacing} mm in the mask. Save {silent} again with the header of {other}."
+            f"{seg} has the affine {mask.affine.round(3).tolist()} and the image {source} has "
+            f"{image.affine.round(3).tolist()}; they must be the same, or the mask marks the wrong tissue. "
+            "Resample or export the mask on the grid of the image."
         )
+    silent, other = (source, seg) if image.assumed else (seg, source)
+    raise UnetlibError(
+        f"{silent} does not say how it is oriented: {(image.assumed or mask.assumed).upper()} was assumed, while "
+        f"{other} is stored as {(mask if image.assumed else image).stored_axes}, with voxels of {image.spacing} mm in "
+        f"the image and {mask.spacing} mm in the mask. Save {silent} again with the header of {other}."
+    )
 
 
 def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:

@@ -153,3 +153,12 @@ def single_header(header: Any) -> Any:
     single = kind(header.binaryblock, header.endianness, check=False)
     single["magic"], single["vox_offset"] = kind.single_magic, 0
     return single
+
+
+def read_description(path: Path) -> str:
+    """Return the description in the header of a NIfTI file, at most 80 letters; empty when it cannot be read."""
+    try:
+        with open_nifti(path) as image:
+            return str(image.header["descrip"].item().decode("latin-1"))
+    except UnetlibError:
+        return ""

@@ -75,6 +75,16 @@ class Volume:
         """Where the axes run to in the file, such as "RAS"."""
         return "".join(nib.aff2axcodes(self.stored_affine))
 
+    def lies_on(self, other: "Volume") -> bool:
+        """Tell whether both have one position in space.
+
+        If only one of them states its own, the order of the voxels in the files and their size are compared instead.
+        """
+        if bool(self.assumed) == bool(other.assumed):
+            return np.allclose(self.affine, other.affine, rtol=0, atol=TOLERANCE)
+        alike = np.allclose(self.spacing, other.spacing, rtol=0, atol=TOLERANCE)
+        return self.stored_axes == other.stored_axes and alike
+
     def require_contrast(self, name: str) -> None:
         """Raise `UnetlibError` when all voxels have nearly the same value: there is nothing to see."""
         low, high = float(self.voxels.min()), float(self.voxels.max())
@@ -245,15 +255,6 @@ def whole_labels(voxels: np.ndarray) -> np.ndarray:
         return voxels
     whole = np.rint(voxels)
     return np.where(np.abs(voxels - whole) <= NEARLY, whole, voxels)
-
-
-def read_description(path: Path) -> str:
-    """Return the description in the header of a NIfTI file, at most 80 letters; empty when it cannot be read."""
-    try:
-        with open_nifti(path) as image:
-            return str(image.header["descrip"].item().decode("latin-1"))
-    except UnetlibError:
-        return ""
 
 
 def _orientation(affine: np.ndarray, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.cases import TOLERANCE, Case, read_labels, unforeseen
+from unetlib.data.cases import Case, read_labels, unforeseen
 from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort, find_cases
@@ -232,12 +232,7 @@ def _require_grid(path: Path, mask: Volume, case: Case, image: Volume) -> None:
             f"{path} has shape {mask.voxels.shape} and the reference of {case.id} has {image.voxels.shape}; masks are "
             "scored on the native grid. Resample or export it on the grid of the image."
         )
-    alike = np.allclose(mask.affine, image.affine, rtol=0, atol=TOLERANCE)
-    if bool(mask.assumed) != bool(image.assumed):
-        alike = mask.stored_axes == image.stored_axes and np.allclose(
-            mask.spacing, image.spacing, rtol=0, atol=TOLERANCE
-        )
-    if not alike:
+    if not mask.lies_on(image):
         raise UnetlibError(
             f"{path} has the affine {mask.affine.round(3).tolist()} and the reference of {case.id} has "
             f"{image.affine.round(3).tolist()}; they must be the same, or other tissue is compared. Resample or export "

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetlib.data.cases import copy_of, hash_images
+from unetlib.data.cases import copy_of, hash_images, read_images
 from unetlib.data.naming import TABLE, divided, key, patient_of
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases
 from unetlib.data.sequences import stack
 from unetlib.data.split import PARTS, Split
-from unetlib.data.volumes import read_volume
 from unetlib.runs.provenance import find_own, learned, own_cases, part_by_sign, reasons, signs
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
@@ -194,7 +193,6 @@ def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
 
 def _hash_image(case: Case) -> str:
     try:
-        images = {name: read_volume(case.images[name]) for name in case.modalities if name in case.images}
-        return " ".join(hash_images(stack(images, case.modalities, case.fill)))
+        return " ".join(hash_images(stack(read_images(case), case.modalities, case.fill)))
     except UnetlibError:
         return ""

@@ -15,13 +15,13 @@ import numpy as np
 from unetlib.phantom.anatomy import Phantom
 from unetlib.phantom.plain import plain_patient
 from unetlib.phantom.varied import varied_patient
+from unetlib.recipe import MODALITIES
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic, locked, read_json, require_empty, takes_paths, write_json
 from unetlib.support.jobs import run_jobs
 
 GENERATOR = 1  # raised whenever the voxels of a given seed change
 NOTICE = Path(__file__).with_name("notice.txt")
-MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 @takes_paths

@@ -8,9 +8,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from unetlib.data.nifti import read_description
 from unetlib.data.patients import unforeseen
 from unetlib.data.regions import Regions, region_names
-from unetlib.data.volumes import Volume, assumption, read_description
+from unetlib.data.volumes import Volume, assumption
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.scans import Reader, Scan
 from unetlib.prediction.segment import Segmentation, segment

@@ -195,9 +195,7 @@ def _score(region: SimpleNamespace, grid: str, slices: str, aggregation: str) ->
 
 def _decisions(facts: SimpleNamespace) -> list[tuple[str, Any]]:
     """Return the decision for each region, given with its name."""
-    decision = facts.decision
-    of = getattr(decision, "regions", {})  # that of one region has none
-    return [(region.name, of.get(region.name, decision)) for region in facts.regions]
+    return [(region.name, facts.decision.of(region.name)) for region in facts.regions]
 
 
 def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:

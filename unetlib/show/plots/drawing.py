@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from unetlib.data.slices import foreground
+from unetlib.data.slices import first_of_sequences, foreground
 from unetlib.data.volumes import Volume
 from unetlib.show.plots.colours import ERRORS, OUTLINE, REGIONS
 
@@ -97,8 +97,8 @@ def largest_slice(mask: np.ndarray) -> int:
 
 
 def first_sequence(volume: Volume) -> Volume:
-    """Return the first sequence of a volume, whose voxels are (X, Y, Z) or (C, X, Y, Z), as a volume (X, Y, Z)."""
-    return volume if volume.voxels.ndim == 3 else replace(volume, voxels=volume.voxels[0])
+    """Return the first sequence that is not empty of voxels (X, Y, Z) or (C, X, Y, Z), as a volume (X, Y, Z)."""
+    return replace(volume, voxels=first_of_sequences(volume.voxels))
 
 
 def displayed(volume: np.ndarray, z: int) -> np.ndarray:
