@@ -47,12 +47,17 @@ class _Job:
 
 @files.takes_paths
 def export_nnunet(
-    data: Path, folder: Path, recipe: Recipe = Recipe.published, workers: int | None = None, assume: str | None = None
+    data: Path,
+    folder: Path,
+    recipe: Recipe = Recipe.published,
+    workers: int | None = None,
+    assume: str | None = None,
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Write the patients of `data` to `folder` as a raw data set of nnU-Net; return what its `dataset.json` says.
 
-    `data`: a folder of patients, which are split as `prepare` would split them with this recipe, or a folder that
-    `prepare` has made, whose patients, split, sequences and regions are used. `folder` has a name such as
+    `data`: a folder of patients, which are divided by `split`, or as `prepare` would divide them with this recipe; or a
+    folder that `prepare` has made, whose patients, split, sequences and regions are used. `folder` has a name such as
     `Dataset501_Tumours`. It gets `imagesTr` and `labelsTr`, `imagesTs` and `labelsTs` (the test patients), and
     `splits_final.json`, whose only fold is our training and validation. Images keep grid and values, as float32. One
     region gets the label 1; the three of BraTS keep their labels, but 4 becomes 3, since nnU-Net counts without gaps. A
@@ -66,7 +71,6 @@ def export_nnunet(
             f"{folder} is no name of a data set for nnU-Net; one such as Dataset501_Tumours was expected, with three "
             "digits that none of your others has."
         )
-    split = None
     if (data / "prepared.json").exists():
         prepared = Prepared.open(data)
         recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
