@@ -25,7 +25,7 @@ from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
-from unetlib.runs.provenance import PACKAGES, find_own
+from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
 from unetlib.runs.run import Run
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
@@ -182,7 +182,7 @@ def _parts(split: Split, cases: Iterable[Mapping[str, Any]]) -> Iterator[tuple[s
 
 def _machine(session: Mapping[str, Any]) -> tuple[str, str, str]:
     machine = f"{session['device']}; {session['processor']}; {counted(session['threads'], 'thread')}"
-    packages = [f"{name} {session[name]}" for name in PACKAGES if name in session]
+    packages = [f"{name} {session[name]}" for name in (*PACKAGES, *OF_OTHERS) if name in session]
     own = f"unetlib {session['unetlib']}, Python {session['python']}, "
     return machine, session["precision"], own + ", ".join(packages)
 
