@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from unetlib.loop import Loop
-from unetlib.runs.provenance import processor
 from unetlib.support.files import atomic
+from unetlib.support.jobs import processor
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -19,11 +19,10 @@ import numpy as np
 from benchmarks.common import machine, markdown_table, record
 from studies import results
 from studies.best import folds_of
-from studies.cells import study_parser
+from studies.cells import scores_of, study_parser
 from studies.results import DICE
 from unetlib import score
 from unetlib.data.export import export_nnunet
-from unetlib.evaluation.table import read_patients
 from unetlib.support.command import run_command
 from unetlib.support.files import read_json, write_json
 from unetlib.support.messages import say
@@ -34,7 +33,6 @@ NAME = "Dataset501_Lgg"
 EPOCHS = {1: 3, 3: 9, 10: 30}  # of 250 iterations, for each multiple of 25 minutes of a core
 SIDE, BATCH, SMALLEST = 128, 8, 4  # of the slices in training; nnU-Net halves them down to 4 x 4
 LEVELS = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage")  # of a network: one value for each
-COLUMNS = (DICE, "precision", "recall", "hd95_mm")
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,9 @@ def measure(nnunet: NnUnet, data: Path, times: int) -> None:
     nnunet.prepare(data)
     folder = nnunet.work / f"scores-{times}"
     score(nnunet.train(times), data, folder)
-    found = {row["patient"]: {name: row.get(name) for name in COLUMNS} for row in read_patients(folder)}
     seconds = round(sum(nnunet.seconds(times).values()))
-    about = {"part": "val", "seconds": seconds, "threads": 1, "epoch": EPOCHS[times]}
-    results.append(run_name(times), found, {**about, "machine": machine(("torch",))})
+    about = {"part": "val", "seconds": seconds, "seconds_to_predict": "", "threads": 1, "epoch": EPOCHS[times]}
+    results.append(run_name(times), scores_of(folder, data), {**about, "machine": machine(("torch",))})
 
 
 def status(nnunet: NnUnet, times: int) -> str:

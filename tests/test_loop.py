@@ -494,7 +494,9 @@ def test_dropout_draws_anew_in_each_step_of_each_seed(tmp_path):
 
 
 def test_a_network_of_an_unknown_name_is_a_sentence_and_a_name_is_taken_once():
-    with pytest.raises(UnetlibError, match=r"no network named 'other'; unet, foreign.*register_network"):
+    with pytest.raises(
+        UnetlibError, match=r"no network named 'other'; unet, attention-unet, .*, foreign.*register_network"
+    ):
         build_network(TINY.but(network="other"))
     with pytest.raises(UnetlibError, match="there is a network named 'unet' already"):
         register_network("unet", foreign)

@@ -15,8 +15,8 @@ From a folder of patients to a scored run, and to masks of new scans:
 If you have no data, `make_cohort` makes a synthetic cohort. `check` reports what a folder holds, `find_cases` and
 `read_case` return its patients, and `SliceViewer` shows them in a notebook. `Run` is the folder of a run. `segment`
 turns one volume into a mask, and `score` scores the masks of any tool. The course teaches `Loop`, `UNet` and the
-modules `losses`, `metrics` and `plots`. `register_network` adds your own network. Errors are raised as `UnetlibError`,
-with a message that says what to do.
+modules `losses`, `metrics` and `plots`. `network_costs` measures the networks that `Recipe.network` may name, and
+`register_network` adds your own. Errors are raised as `UnetlibError`, with a message that says what to do.
 """
 
 from unetlib.support.version import __version__
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unetlib.data.patients import find_cases, read_case
     from unetlib.data.prepare import prepare
     from unetlib.data.prepared import Prepared
+    from unetlib.engine.costs import network_costs
     from unetlib.evaluation.evaluate import evaluate
     from unetlib.loop import Loop
     from unetlib.networks import build_network, register_network
@@ -63,6 +64,7 @@ _HOME = {
     "losses": "losses",
     "make_cohort": "phantom.cohort",
     "metrics": "metrics",
+    "network_costs": "engine.costs",
     "plots": "show.plots",
     "predict": "prediction.predict",
     "prepare": "data.prepare",

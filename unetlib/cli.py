@@ -106,6 +106,13 @@ def export(args: argparse.Namespace) -> None:
     )
 
 
+def networks(args: argparse.Namespace) -> None:
+    """List the networks and what each costs here."""
+    from unetlib.engine.costs import costs_table
+
+    say(costs_table(args.image_size, args.dims))
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Score a run and print the table."""
     from unetlib.evaluation.table import results_table
@@ -225,6 +232,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_field_flags(sub.add_argument_group("recipe"), OF_PATIENTS)
     flags.assume(sub)
     flags.workers(sub)
+
+    sub = command(networks, "list the networks by name, and measure what a training step of each costs on this machine")
+    sub.add_argument("--image-size", type=flags.positive, default=96, metavar="S", help="default: %(default)s")
+    sub.add_argument("--dims", type=int, choices=(2, 3), default=2, help="slices or volumes (default: %(default)s)")
 
     sub = command(evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")

@@ -1,5 +1,6 @@
 """Extension points of the training loop: hooks, of which averaged weights are one, and the engine that computes."""
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +46,8 @@ def move_average(average: nn.Module, network: nn.Module, decay: float, step: int
     forgotten. Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, section 2.
     """
     keep = min(decay, (step + 1) / (step + 10))
-    for kept, now in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+    own, new = (chain(one.parameters(), one.buffers()) for one in (average, network))  # each once, even if it is shared
+    for kept, now in zip(own, new, strict=True):
         if kept.is_floating_point():
             kept.lerp_(now, 1 - keep)
         else:

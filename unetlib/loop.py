@@ -46,7 +46,7 @@ class Loop:
         self.network, self.dataset, self.recipe, self.hooks = network, dataset, recipe, list(hooks)
         self.engine, self.state, self.stopping = engine or Engine(), State(), False
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
-        self.loss = get_loss(recipe.loss)
+        self.loss = get_loss(recipe.loss, recipe.deep_supervision)
         self.validated = network  # validated and saved; may be replaced by averaged weights
         self.shown, self.validation = len(self.order()), samples(dataset, "val")  # samples per epoch; to validate on
         self.steps = -(-self.shown // recipe.batch_size)  # per epoch; the last one may have fewer samples

@@ -48,7 +48,22 @@ def focal(logits: Tensor, masks: Tensor, gamma: float = 2.0) -> Tensor:
 LOSSES: dict[str, Loss] = {"bce": bce, "dice": dice, "focal": focal}
 
 
-def get_loss(name: str) -> Loss:
+def over_levels(loss: Loss) -> Loss:
+    """Return a loss that also takes logits of several levels (N, levels, K, H, W), each of half the weight of the last.
+
+    Source: Isensee et al., "nnU-Net", Nature Methods 18, 2021; there the masks are reduced, here the logits enlarged.
+    """
+
+    def mean(logits: Tensor, masks: Tensor) -> Tensor:
+        levels = logits.unbind(1) if getattr(logits, "ndim", 0) > masks.ndim else (logits,)
+        losses = torch.stack([loss(level, masks) for level in levels])
+        weights = 0.5 ** torch.arange(len(levels), device=losses.device)
+        return (losses * weights).sum() / weights.sum()
+
+    return mean
+
+
+def get_loss(name: str, deep_supervision: bool = False) -> Loss:
     """Return the loss of that name, or the sum of several joined by `+`; raises `UnetlibError` for an unknown one."""
     names = [part.strip() for part in str(name).split("+")]
     if unknown := [part for part in names if part not in LOSSES]:
@@ -61,4 +76,4 @@ def get_loss(name: str) -> Loss:
         require_shape(logits, masks.shape)
         return torch.stack([term(logits, masks) for term in terms]).sum()
 
-    return total
+    return over_levels(total) if deep_supervision else total

@@ -1,18 +1,21 @@
-"""Networks by name: `unet`, and those that users register."""
+"""Networks by name: `unet`, those of MONAI, and those that users register."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unetlib.checks import require_shape
+from unetlib.other_networks import FACTORIES
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.unet import UNet
 
 Factory = Callable[[Recipe, int, int], nn.Module]
 _FACTORIES: dict[str, Factory] = {
-    "unet": lambda recipe, in_channels, out_channels: UNet(in_channels, out_channels, recipe.width, recipe.depth)
+    "unet": lambda recipe, in_channels, out_channels: UNet(in_channels, out_channels, recipe.width, recipe.depth),
+    **FACTORIES,
 }
 
 
@@ -20,12 +23,13 @@ def register_network(name: str, factory: Factory) -> None:
     """Add your own network under a name for `Recipe.network`.
 
     `factory(recipe, in_channels, out_channels)` returns a module with fresh weights that turns images
-    (N, in_channels, H, W) into logits (N, out_channels, H, W). A run stores only the name, so register the
-    network again before you resume the run in another process. A name may be registered again, as when the cell of a
-    notebook is run twice. Raises `UnetlibError` for the name of the U-Net, or what is not a name and a function.
+    (N, in_channels, H, W) into logits (N, out_channels, H, W); with `recipe.deep_supervision`, those of several levels
+    in training, (N, levels, out_channels, H, W), the finest first. A run stores only the name, so register the network
+    again before you resume the run in another process. A name may be registered again, as when the cell of a notebook
+    is run twice. Raises `UnetlibError` for the name of a network of the library, or what is not a name and a function.
     """
-    if name == "unet":
-        raise UnetlibError("there is a network named 'unet' already. Choose another name.")
+    if name in ("unet", *FACTORIES):
+        raise UnetlibError(f"there is a network named {name!r} already. Choose another name.")
     if not isinstance(name, str) or not callable(factory):
         raise UnetlibError(
             f"register_network got {brief(name)} and {brief(factory)}; a name and a function were expected."
@@ -37,13 +41,16 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
     """Return the network of a recipe, with fresh weights that depend on `recipe.seed` alone.
 
     `in_channels`: by default the channels of one sequence, a slice and its neighbours. Raises `UnetlibError` when no
-    network of that name is registered or its factory returns none, and later when its logits have a wrong shape.
+    network of that name is registered, its factory returns none or it cannot be made for this recipe, and later when
+    its logits have a wrong shape.
     """
     if recipe.network not in _FACTORIES:
         raise UnetlibError(
             f"there is no network named {brief(recipe.network)}; {', '.join(_FACTORIES)} was expected. Register it "
             "first: register_network(name, factory)."
         )
+    if recipe.network == "unet" and recipe.deep_supervision:
+        raise UnetlibError("the U-Net has no outputs on its lower levels for deep_supervision; dynunet has them.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
@@ -56,10 +63,11 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
             "was expected."
         )
 
-    def check(_: nn.Module, inputs: tuple[Tensor, ...], logits: object) -> None:
+    def check(module: nn.Module, inputs: tuple[Tensor, ...], logits: Any) -> None:
         for images in inputs[:1]:
-            require_shape(logits, (len(images), out_channels, *images.shape[2:]))
+            levels = getattr(logits, "shape", ())[1:2] if recipe.deep_supervision and module.training else ()
+            require_shape(logits, (len(images), *levels, out_channels, *images.shape[2:]))
 
     network.register_forward_hook(check)
     # 1.1 x faster in fp32 and 1.2 x in bf16, on two cores
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]

@@ -65,7 +65,9 @@ class Recipe:
     split_seed: int = choice(0, PREPARE, "seed of the patient-level split", least=0, below=2**32)
 
     neighbours: int = choice(0, TRAIN, "slices above and below each slice to add as channels", least=0, most=8)
-    network: str = choice("unet", TRAIN, "name of the network: unet, or one that you registered")
+    network: str = choice(
+        "unet", TRAIN, "unet, attention-unet, segresnet, dynunet, unetr, swin-unetr, or one that you registered"
+    )
     width: int = choice(
         32, TRAIN, "channels of the first level; each level down doubles them (64 in the paper)", above=0, most=512
     )

@@ -44,11 +44,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1) -> Fabric:
+def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1, unused: bool = False) -> Fabric:
     """Return the engine on that device, in `fp32`, `bf16` or the precision that `auto` resolves to.
 
     In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision). `processes`: how
-    many torchrun has started; they connect to each other here.
+    many torchrun has started; they connect to each other here. `unused`: a step may leave out some of the weights.
     """
     chosen = pick_device(device)
     devices = [chosen.index or 0] if chosen.type == "cuda" else 1
@@ -58,7 +58,7 @@ def start_engine(device: str = "auto", precision: str = "auto", processes: int =
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=chosen.type,
-        strategy="ddp",
+        strategy="ddp_find_unused_parameters_true" if unused else "ddp",
         devices=here,
         num_nodes=processes // here,
         precision=numbers,  # type: ignore[arg-type]

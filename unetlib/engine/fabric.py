@@ -4,18 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from unetlib.engine.device import process_count, start_engine
-from unetlib.engine.parallel import gather, own_rows
+from unetlib.engine.parallel import SharedBatchNorm, gather, own_rows
 from unetlib.hooks import Engine
 
 
 class FabricEngine(Engine):
     """Computes on any device, in fp32 or bf16; several processes share every batch.
 
-    Any number of processes gives the result of one, apart from rounding.
+    Any number of processes gives the result of one, apart from rounding. `unused`: a step may leave out some weights.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "auto") -> None:
-        self.fabric = start_engine(device, precision, process_count())
+    def __init__(self, device: str = "auto", precision: str = "auto", unused: bool = False) -> None:
+        self.fabric = start_engine(device, precision, process_count(), unused)
         self.device = self.fabric.device
 
     def seed(self, number: int) -> None:
@@ -29,8 +29,14 @@ class FabricEngine(Engine):
         return self.fabric.to_device(batch)
 
     def forward(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Return the logits of the whole batch; this process computes its own rows."""
-        return gather(self.fabric, network(own_rows(self.fabric, images)), len(images))
+        """Return the logits of the whole batch; this process computes its own rows.
+
+        One without rows computes one, which counts for nothing: not every layer takes an empty batch.
+        """
+        rows = own_rows(self.fabric, images)
+        spare = not len(rows) and not any(isinstance(module, SharedBatchNorm) for module in network.modules())
+        logits = network(images[:1])[:0] if spare else network(rows)
+        return gather(self.fabric, logits, len(images))
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of the whole batch."""

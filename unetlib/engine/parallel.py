@@ -11,6 +11,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from unetlib.support.errors import UnetlibError
 
 
 class _Sum(torch.autograd.Function):
@@ -51,15 +55,18 @@ class _SharedNorm(torch.autograd.Function):
         by_x, plain = (total / ctx.number).to(weight)
         slope = weight * scale
         shift = slope * (by_x * scale * mean - plain)
-        a, b, c = (part[:, None, None] for part in (slope, -slope * by_x * scale, shift))
+        a, b, c = (part.view(-1, *[1] * (x.dim() - 2)) for part in (slope, -slope * by_x * scale, shift))
         return (gradient * a).add_(x * b).add_(c).to(x.dtype), own[0], own[1], None, None, None, None
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm of (N, C, H, W) with the statistics of the whole batch, of which every process holds some rows.
+class SharedBatchNorm(_BatchNorm):
+    """Batch norm of (N, C, ...) with the statistics of the whole batch, of which every process holds some rows.
 
     PyTorch's own `SyncBatchNorm` needs a GPU. Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1.
     """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Take slices and volumes alike."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` normalised: in training over all processes, in evaluation by the running statistics."""
@@ -88,10 +95,22 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Let every batch norm of a network use the statistics of the whole batch; weights and names do not change."""
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
+    """Let every batch norm of a network use the statistics of the whole batch; weights and names do not change.
+
+    Norms over each sample alone (instance, group, layer) need nothing. Raises `UnetlibError` for a norm over the batch
+    that cannot be shared: of other kinds, without weights, or without a running average of fixed momentum.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) or (isinstance(module, _InstanceNorm) and not module.track_running_stats):
+            continue
+        complete = module.affine and module.track_running_stats and module.momentum is not None
+        if type(module) not in (nn.BatchNorm2d, nn.BatchNorm3d) or not complete:
+            raise UnetlibError(
+                f"the network's layer {name or 'itself'}, {module}, computes its statistics from the samples of one "
+                "process, and torchrun starts several. Train in one process, or use BatchNorm2d or BatchNorm3d with "
+                "their usual arguments, or a norm over each sample, such as GroupNorm."
+            )
+        module.__class__ = SharedBatchNorm
 
 
 def own_rows(fabric: Fabric, batch: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from unetlib.networks import build_network
+from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.support.files import atomic, keep_as, refuse_packed, takes_paths
@@ -156,7 +157,7 @@ def is_plain(value: object) -> bool:
 
 def require_weights(recipe: Recipe, channels: tuple[int, int], content: dict[str, Any], path: Path) -> None:
     """Raise `UnetlibError` unless a checkpoint holds the weights of its recipe, before memory is allocated for them."""
-    if recipe.network != "unet":  # a factory need not work without memory
+    if recipe.network not in ("unet", *OTHERS):  # a factory of your own need not work without memory
         return
     with torch.device("meta"):
         load_weights(build_network(recipe, *channels), content, path)

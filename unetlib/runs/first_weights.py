@@ -15,7 +15,8 @@ from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import sha256
 
-SAME = ("network", "width", "depth", "neighbours", "image_size", "normalise", "crop")  # what weights depend on
+# What weights depend on.
+SAME = ("dims", "network", "width", "depth", "deep_supervision", "neighbours", "image_size", "normalise", "crop")
 
 
 def shipped_for(recipe: Recipe) -> Run:

@@ -16,13 +16,16 @@ from unetlib.data.naming import world_name
 from unetlib.data.patients import Case, Cohort, find_cases
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
+from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import digest, write_json
+from unetlib.support.jobs import processor
 from unetlib.support.version import __version__
 
 PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
+OF_OTHERS = ("monai", "einops")  # the extra `networks`
 
 
 def write_provenance(
@@ -32,9 +35,11 @@ def write_provenance(
     device: torch.device,
     start_from: Run | None = None,
     threads: int | None = None,
+    network: dict[str, Any] | None = None,
 ) -> None:
-    """Write `provenance.json` of a run: what it is trained on, and a list of sessions. A new session is added
-    when its software, machine, device or number of threads differ from those of the last.
+    """Write `provenance.json` of a run: what it is trained on, how its `network` was made, and a list of sessions.
+
+    A new session is added when its software, machine, device or number of threads differ from those of the last.
 
     `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its files
     as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels, `content` of
@@ -45,6 +50,7 @@ def write_provenance(
     """
     about, before = _described(data) if data else {}, run.provenance
     about["recipe"] = recipe.as_dict()
+    about["network"] = {"name": recipe.network, **(network or {})}
     about["earlier"] = learned(start_from) if start_from else before.get("earlier", {})
     sessions, now = before.get("sessions", []), _session(recipe, device) | ({"threads": threads} if threads else {})
     write_json(run.provenance_file, {**about, "sessions": sessions if sessions[-1:] == [now] else [*sessions, now]})
@@ -166,7 +172,7 @@ def _session(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "unetlib": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in (*PACKAGES, *(OF_OTHERS if recipe.network in OTHERS else ()))},
         "system": platform.platform(),
         "processor": processor(),
         "processors": os.cpu_count(),
@@ -187,12 +193,3 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip() or None  # noqa: S603
     except (OSError, subprocess.SubprocessError):  # no git on this machine
         return None
-
-
-def processor() -> str:
-    """Return the name of the processor as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -19,8 +19,6 @@ from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
-# What weights depend on.
-SAME = ["network", "width", "depth", "neighbours", "image_size", "normalise", "crop", "modalities", "regions"]
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 RESTORE = "Restore it from a copy, or delete it to start over."
 

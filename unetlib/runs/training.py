@@ -20,6 +20,7 @@ from unetlib.engine.threads import Threads
 from unetlib.hooks import AveragedWeights, Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
+from unetlib.other_networks import ALL_USED, how_made
 from unetlib.presets import mixed_presets
 from unetlib.recipe import Recipe
 from unetlib.runs.first_weights import begin_with, first_weights, shipped_for
@@ -166,7 +167,7 @@ def open_loop(
     checkpoint_every: int = 100,
 ) -> Loop:
     """Start a run, or resume it from its latest checkpoint, with the hooks that it always has; see `train`."""
-    engine = FabricEngine(device, recipe.precision)
+    engine = FabricEngine(device, recipe.precision, unused=recipe.network not in ALL_USED)
     own = data.about["recipe"] if isinstance(data, Prepared) else {}
     recipe = recipe.but(**own, precision=resolve_precision(recipe.precision, engine.device))
     dataset: Trainable = data.dataset(recipe.neighbours) if isinstance(data, Prepared) else data
@@ -200,7 +201,8 @@ def open_loop(
     watched = _threads(run, loop, threads, content)
     about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
-        _describe(run, data, recipe, engine, about, start_from if content is None else None, watched.number)
+        first_run, made = start_from if content is None else None, how_made(network)
+        _describe(run, data, recipe, engine, about, first_run, watched.number, made)
         if loop.state.history:  # after a kill between the checkpoint and this file
             write_history(run, loop.state.history)
     averaging = [AveragedWeights()] if recipe.average else []
@@ -239,7 +241,9 @@ def _describe(
     about: dict[str, Any],
     start_from: Run | None,
     threads: int | None,
+    network: dict[str, Any],
 ) -> None:
     """Write the recipe, the split and the provenance of a run."""
     write_recipe(run, data, recipe, about["prepared"], about["start_from"])
-    write_provenance(run, data if isinstance(data, Prepared) else None, recipe, engine.device, start_from, threads)
+    prepared = data if isinstance(data, Prepared) else None
+    write_provenance(run, prepared, recipe, engine.device, start_from, threads, network)

@@ -22,11 +22,12 @@ from unetlib.evaluation.summary import SLICES_FILE
 from unetlib.evaluation.table import read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
+from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
-from unetlib.runs.provenance import PACKAGES, find_own
-from unetlib.runs.run import Run
+from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
+from unetlib.runs.run import Run, channels_of
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.support.fields import flag
@@ -108,9 +109,12 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
     layouts = sorted({case.layout for case in cohort.cases})
     return SimpleNamespace(
-        **{"summary": summary, "recipe": recipe, "best": best, "net": net, "cohort": cohort, "provenance": provenance},
+        **{"summary": summary, "recipe": recipe, "best": best, "cohort": cohort, "provenance": provenance},
         **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "regions": regions},
         sequences=[plots.SEQUENCES[name] for name in sequences],
+        made=how_made(net),
+        parameters=parameter_count(net),
+        channels=channels_of(best, run.best, recipe)[0],
         record=run.about(),
         decision=read_decision(run, recipe),
         earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
@@ -182,7 +186,7 @@ def _parts(split: Split, cases: Iterable[Mapping[str, Any]]) -> Iterator[tuple[s
 
 def _machine(session: Mapping[str, Any]) -> tuple[str, str, str]:
     machine = f"{session['device']}; {session['processor']}; {counted(session['threads'], 'thread')}"
-    packages = [f"{name} {session[name]}" for name in PACKAGES if name in session]
+    packages = [f"{name} {session[name]}" for name in (*PACKAGES, *OF_OTHERS) if name in session]
     own = f"unetlib {session['unetlib']}, Python {session['python']}, "
     return machine, session["precision"], own + ", ".join(packages)
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from io import StringIO
 from multiprocessing import resource_tracker
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -73,6 +75,15 @@ class _NotebookBar(tqdm):
             self.shown = sys.modules["IPython"].display.display({"text/plain": text}, raw=True, display_id=True)
         else:
             self.shown.update({"text/plain": text}, raw=True)
+
+
+def processor() -> str:
+    """Return the name of the processor as the system reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def cpu_count() -> int:

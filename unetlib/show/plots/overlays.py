@@ -42,7 +42,6 @@ from unetlib.support.errors import counted
 from unetlib.support.files import atomic, read_csv, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import quiet
-from unetlib.unet import UNet
 
 
 @dataclass(frozen=True)
@@ -275,8 +274,7 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
         "metrics.png": metrics_figure(summary, source, named_regions(recipe)),
         "volumes.png": volumes_figure(*read_volumes(run.evaluation), note=source),
     }
-    if isinstance(net, UNet):
-        figures["architecture.png"] = architecture_figure(net, recipe.image_size)
+    figures["architecture.png"] = architecture_figure(net, recipe.image_size)
     for name, figure in figures.items():
         save(figure, folder / name)
     middle = three[len(three) // 2]

@@ -10,7 +10,9 @@ from IPython import display as notebook
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from torch import nn
 
+from unetlib.other_networks import how_made, level_shapes, parameter_count
 from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
 from unetlib.show.plots.drawing import (
@@ -38,14 +40,17 @@ LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for 
 GAP = 1.1  # between the middles of two boxes of a level, in units of the drawing
 
 
-def architecture_figure(net: UNet, size: int = 96) -> Figure:
+def architecture_figure(net: nn.Module, size: int = 96) -> Figure:
     """Return the U of this network: the channels and the size of every feature map on the path of one slice.
 
     `size`: height and width of the slice, in pixels. Boxes are as high as the square root of their
-    map's height, and as wide as the logarithm of its channels.
+    map's height, and as wide as the logarithm of its channels. Of a network that is not a 2-D `UNet`, only its levels
+    are drawn.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 1, for the way to draw it.
     """
+    if not (isinstance(net, UNet) and isinstance(net.head, nn.Conv2d)):
+        return _levels_figure(net, size)
     shapes, depth = dict(net.level_shapes(size, size)), len(net.up)
     heights = [2.1 * (shapes[f"down {level}"][1] / size) ** 0.5 for level in range(depth + 1)]
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
@@ -96,6 +101,26 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
     handles = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=kind) for kind in ARROWS]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    return figure
+
+
+def _levels_figure(net: nn.Module, size: int) -> Figure:
+    """Return the size of the feature maps on every level of any network, and the most channels found there."""
+    shapes = level_shapes(net, size)
+    title = f"{how_made(net)['class'].rpartition('.')[2]}: {parameter_count(net):,} parameters"
+    figure = new_figure(f"{title}; the channels and the size of the feature maps on each of {len(shapes)} levels")
+    figure.set_size_inches(max(1.4 * len(shapes), 6.0), 2.6)
+    axes = figure.subplots()
+    axes.set(xlim=(-0.7, max(len(shapes), 1) - 0.3), ylim=(-1.5, 1.4))
+    axes.set_axis_off()
+    for place, (name, (channels, *sides)) in enumerate(shapes):
+        height, width = 2.1 * (sides[0] / size) ** 0.5, _width(channels)
+        face = matplotlib.colormaps["Blues"](0.15 + 0.09 * min(place, 8))
+        axes.add_patch(Rectangle((place - width / 2, -height / 2), width, height, facecolor=face, edgecolor=GREY))
+        axes.text(place, height / 2 + 0.05, str(channels), ha="center", va="bottom", fontsize=8)
+        size_text = " x ".join(map(str, sides))
+        axes.text(place, -1.15, f"{name}\n{size_text}", ha="center", va="top", fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
 
