@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import unetlib
-from unetlib.presets import PRESETS
-from unetlib.recipe import PREDICT, PREPARE, TRAIN, Recipe
+from unetlib.presets import PRESETS, USUAL
+from unetlib.recipe import PREDICT, PREPARE, SAMPLE, TRAIN, Recipe
 from unetlib.recipe_flags import add_recipe_flags, given
 from unetlib.support import flags
 from unetlib.support.command import run_command
@@ -44,7 +44,7 @@ def prepare(args: argparse.Namespace) -> None:
     """Write slices and split."""
     from unetlib.data.prepare import prepare_shard
 
-    chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
+    chosen = PRESETS[args.recipe or USUAL[args.dims or 2]].stage(PREPARE)
     recipe = Recipe.published.but(**{**chosen, **given(args, PREPARE)})  # the training fields do not matter yet
     if args.shard:
         cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume)
@@ -62,15 +62,16 @@ def train(args: argparse.Namespace) -> None:
     from unetlib.pipeline import run_recipe
 
     run, folder = unetlib.Run.of(args.run), args.prepared
-    before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else Recipe.published
+    before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else None
     if holds_patients(args.prepared):
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UnetlibError(
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
-        unetlib.prepare(args.prepared, folder, before)
+        unetlib.prepare(args.prepared, folder, before or Recipe.published)
     slices = unetlib.Prepared.open(folder).about["recipe"]
+    before = before or PRESETS[USUAL[slices["dims"]]]
     recipe = before.but(**slices, **given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
     if recipe.tune and args.threshold is not None:
         raise UnetlibError(
@@ -83,7 +84,7 @@ def train(args: argparse.Namespace) -> None:
         return
     trained = (
         f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
-        f"(pooled, prepared slices) {state.best_dice:.4f}."
+        f"(pooled, prepared {SAMPLE[recipe.dims]}s) {state.best_dice:.4f}."
     )
     caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
@@ -172,7 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.workers(sub)
 
-    sub = command(prepare, "turn volumes into slices on disk, split by patient")
+    sub = command(prepare, "turn volumes into slices, or cubes for 3-D networks, on disk, split by patient")
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, or its .tar")
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder to write")
     add_recipe_flags(sub, PREPARE)

@@ -14,7 +14,9 @@ REGIONS = ("whole", "core", "enhancing")
 REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*=[1-9]\d*(?:\+[1-9]\d*)*"
 
 # In three dimensions each sample is the cube around a whole head, which has no neighbours and always shows the tumour.
-IN_3D = {"slices": "all", "normalise": "median-volume", "crop": True, "neighbours": 0, "balance": False}
+IN_3D = {"slices": "all", "normalise": "median-volume", "crop": True, "neighbours": 0}
+IN_3D |= {"balance": False, "phantoms": False}  # the weights of phantoms are those of a 2-D network
+SAMPLE = {2: "slice", 3: "volume"}  # what a network sees at a time
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,12 @@ class Recipe:
                     f"recipe: {name} is {getattr(self, name)}; {value} was expected for whole volumes (dims 3), as in "
                     "--recipe volume."
                 )
+        if self.dims == 3 and self.image_size % 32:
+            least = max(self.image_size // 32, 1) * 32
+            raise UnetlibError(
+                f"recipe: image_size is {self.image_size}; the sides of a cube (dims 3) must be a multiple of 32, such "
+                f"as {least} or {least + 32}."
+            )
         if self.drop_modalities and len(self.modalities.split()) == 1:
             raise UnetlibError(
                 f"recipe: drop_modalities is {self.drop_modalities}, but {self.modalities} is the only sequence; "

@@ -15,7 +15,7 @@ from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import sha256
 
-SAME = ("network", "width", "depth", "neighbours", "image_size", "normalise", "crop")  # what weights depend on
+SAME = ("network", "width", "depth", "neighbours", "dims", "image_size", "normalise", "crop")  # what weights depend on
 
 
 def shipped_for(recipe: Recipe) -> Run:

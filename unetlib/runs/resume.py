@@ -19,8 +19,6 @@ from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
-# What weights depend on.
-SAME = ["network", "width", "depth", "neighbours", "image_size", "normalise", "crop", "modalities", "regions"]
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
 RESTORE = "Restore it from a copy, or delete it to start over."
 
@@ -100,7 +98,7 @@ def contents_of(data: Prepared | Trainable) -> dict[str, str]:
         return data.contents
     positions = [samples(data, part) for part in ("train", "val")]
     arrays = [array for some in positions for array in get_batch(data, some[:4])]
-    sums = (array.double().sum((1, 2, 3)).tolist() for array in arrays)
+    sums = (array.double().sum((*range(1, array.dim()),)).tolist() for array in arrays)
     return {"data": digest([[some.tolist() for some in positions], *sums])}
 
 
