@@ -7,7 +7,7 @@ from pathlib import Path
 
 import unetlib
 from unetlib.presets import PRESETS, USUAL
-from unetlib.recipe import PREDICT, PREPARE, SAMPLE, TRAIN, Recipe
+from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
 from unetlib.recipe_flags import add_recipe_flags, given
 from unetlib.support import flags
 from unetlib.support.command import run_command
@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> None:
         return
     trained = (
         f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
-        f"(pooled, prepared {SAMPLE[recipe.dims]}s) {state.best_dice:.4f}."
+        f"(pooled, prepared {SAMPLE_NAMES[recipe.dims]}s) {state.best_dice:.4f}."
     )
     caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))

@@ -16,7 +16,7 @@ REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*
 # In three dimensions each sample is the cube around a whole head, which has no neighbours and always shows the tumour.
 IN_3D = {"slices": "all", "normalise": "median-volume", "crop": True, "neighbours": 0}
 IN_3D |= {"balance": False, "phantoms": False}  # the weights of phantoms are those of a 2-D network
-SAMPLE = {2: "slice", 3: "volume"}  # what a network sees at a time
+SAMPLE_NAMES = {2: "slice", 3: "volume"}  # what a network sees at a time
 
 
 @dataclass(frozen=True)

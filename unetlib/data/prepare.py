@@ -141,6 +141,8 @@ def _prepare(
     if before := sum(job.part.exists() for job in jobs):
         say(f"{folder}: {before} of {len(jobs)} cases were prepared before the last stop; going on.")
     unusable = _run(jobs, workers, strict)
+    if len(unusable) == len(jobs) and len(reasons := {*unusable.values()}) == 1:
+        raise UnetlibError(f"{cohort.root}: no case can be used. {reasons.pop()}")
     patients, copies = _without_copies([job for job in jobs if job.case.id not in unusable])
     _report(copies, strict)
     unusable |= copies

@@ -12,7 +12,7 @@ from unetlib.data.cases import HASHES
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
-from unetlib.recipe import PREPARE, SAMPLE, Recipe
+from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.files import digest, read_json, takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
@@ -115,10 +115,10 @@ class Prepared:
         size, dims = " x ".join(map(str, self.images.shape[2:])), self.images.ndim - 2
         kinds = f"{size} voxels" if dims == 3 else f"{self.about['recipe']['slices']} slices, {size} pixels"
         lines = [
-            f"{self.folder}: {len(self.images)} {SAMPLE[dims]}s of {len(cases)} cases ({kinds})"
+            f"{self.folder}: {len(self.images)} {SAMPLE_NAMES[dims]}s of {len(cases)} cases ({kinds})"
             + self._beyond_default(),
             "split by patient: "
-            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], SAMPLE[dims])})" for part in PARTS)
+            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], SAMPLE_NAMES[dims])})" for part in PARTS)
             + f"; made by unetlib {self.version}",
         ]
         if left_out := self.about["left_out"]:

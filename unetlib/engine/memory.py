@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unetlib.engine.device import process_count
-from unetlib.recipe import SAMPLE, Recipe
+from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.messages import say
 
@@ -70,7 +70,7 @@ def require_memory(name: str, network: nn.Module, recipe: Recipe, shape: tuple[i
     there = available_bytes(device)
     if needed is None:
         return
-    volumes = f"{counted(rows, SAMPLE[recipe.dims])} ({' x '.join(map(str, shape))})"
+    volumes = f"{counted(rows, SAMPLE_NAMES[recipe.dims])} ({' x '.join(map(str, shape))})"
     about = f"a step on {volumes} needs about {_gigabytes(needed + SPARE)}"
     if there is not None and needed + SPARE > there:
         raise UnetlibError(

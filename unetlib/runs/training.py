@@ -22,7 +22,7 @@ from unetlib.hooks import AveragedWeights, Hook
 from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.presets import mixed_presets
-from unetlib.recipe import SAMPLE, Recipe
+from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.runs.first_weights import begin_with, first_weights, shipped_for
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
@@ -134,7 +134,7 @@ def _train(
         return state
     assert isinstance(loop.engine, FabricEngine)
     say(
-        f"{run}: {counted(loop.shown, f'training {SAMPLE[recipe.dims]}')}, {counted(steps, 'step')} an epoch, "
+        f"{run}: {counted(loop.shown, f'training {SAMPLE_NAMES[recipe.dims]}')}, {counted(steps, 'step')} an epoch, "
         f"{counted(recipe.epochs, 'epoch')}, "
         f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(options.checkpoint_every, steps)} steps: a "
         "kill loses no more than those."

@@ -23,7 +23,7 @@ from unetlib.evaluation.table import read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.prediction.decision import read_decision
-from unetlib.recipe import PREPARE, SAMPLE, STAGES, TRAIN, Recipe
+from unetlib.recipe import PREPARE, SAMPLE_NAMES, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.provenance import PACKAGES, find_own
 from unetlib.runs.run import Run
@@ -233,7 +233,7 @@ def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
     environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors, "decisions": _decisions}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    kind = {"volumes": facts.recipe.dims == 3, "sample": SAMPLE[facts.recipe.dims]}
+    kind = {"volumes": facts.recipe.dims == 3, "sample": SAMPLE_NAMES[facts.recipe.dims]}
     return template.render(run=run, facts=facts, failures=failures, **kind)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from unetlib.recipe import SAMPLE
+from unetlib.recipe import SAMPLE_NAMES
 from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
 from unetlib.show.plots.drawing import (
@@ -59,7 +59,7 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
     end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
     title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
-    alt = f"{title}; a U of the channels and the size of every feature map on the path of one {SAMPLE[net.dims]}"
+    alt = f"{title}; a U of the channels and the size of every feature map on the path of one {SAMPLE_NAMES[net.dims]}"
     figure = new_figure(alt)
     figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
     axes = figure.subplots()
@@ -101,7 +101,7 @@ def architecture_figure(net: UNet, size: int = 96) -> Figure:
             arrow(UPSAMPLING, (back, under), (back, over - 0.06))
     logits, features = box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
     arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
-    for x, text in ((0.0, SAMPLE[net.dims]), (end, "logits")):
+    for x, text in ((0.0, SAMPLE_NAMES[net.dims]), (end, "logits")):
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
     lines = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=words[kind]) for kind in ARROWS]
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
