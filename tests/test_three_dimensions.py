@@ -381,7 +381,9 @@ def test_ones_own_volumes_of_another_shape_are_refused(data, tmp_path):
         def batch(self, indices):
             return torch.rand(len(indices), 1, 16, 32, 32), torch.zeros(len(indices), 1, 16, 32, 32)
 
-    with pytest.raises(UnetlibError, match=r"its images are 1 x 16 x 32 x 32 .* dims 3, image_size 32"):
+    with pytest.raises(
+        UnetlibError, match=r"its images are 1 x 16 x 32 x 32 .*image_size 32 and neighbours 0 .dims 3."
+    ):
         train(Own(), tmp_path / "run", SMALL, "cpu")
 
 

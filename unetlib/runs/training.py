@@ -223,7 +223,7 @@ def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, ...], int]:
     if size != [side] * recipe.dims or near != recipe.neighbours or channels % (1 + 2 * near):
         raise UnetlibError(
             f"{name_of(dataset)}: its images are {' x '.join(map(str, [channels, *size]))} with {near} neighbours; the "
-            f"recipe has dims {recipe.dims}, image_size {side} and neighbours {recipe.neighbours}. Change one of them."
+            f"recipe has image_size {side} and neighbours {recipe.neighbours} (dims {recipe.dims}). Change one of them."
         )
     return (channels, *size), masks.shape[1]
 
