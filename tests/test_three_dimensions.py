@@ -8,6 +8,7 @@ from scipy import ndimage
 from torch import nn
 
 from tests.conftest import BEST, LATEST, LPS, as_cases, write_patient
+from tests.test_parallel import command
 from unetlib.augment import change
 from unetlib.cli import main
 from unetlib.data.depth import Cube
@@ -398,3 +399,15 @@ def test_the_network_has_instance_norm_and_gives_every_voxel_a_logit():
     alone = network(one := torch.rand(1, 1, 32, 32, 32))
     together = network(torch.cat([one, torch.rand(1, 1, 32, 32, 32)]))
     torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=0)
+
+
+def test_two_processes_share_volumes_and_compute_what_one_does(data, tmp_path):
+    """4 volumes in batches of 3: the last one, and each to validate on, leaves a process without any."""
+    small = ["--recipe", "volume", "--width", 2, "--depth", 2, "--no-tune", "--epochs", 1, "--batch-size", 3]
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        done = command(processes, "train", data.folder, run, *small, "--precision", "fp32", "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+    one, two = (read_csv(tmp_path / name / "history.csv", numbers=("train_loss", "val_loss")) for name in "12")
+    for name in ("train_loss", "val_loss"):
+        assert float(one[0][name]) == pytest.approx(float(two[0][name]), abs=1e-4)
