@@ -101,7 +101,7 @@ def test_batching_changes_nothing(trained, image, monkeypatch):
     predictor = Predictor.open(trained, "cpu")
     voxels = read_volume(Source((image,))).voxels
     together = predictor.volume(voxels)
-    monkeypatch.setattr(predictors, "BATCH", 1)
+    monkeypatch.setitem(predictors.BATCH, 2, 1)
     np.testing.assert_allclose(predictor.volume(voxels), together, atol=1e-6)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unetlib.recipe import IN_3D, MODALITIES, PREPARE, STAGES, Recipe
+from unetlib.recipe import MODALITIES, PREPARE, STAGES, Recipe
+from unetlib.recipe_rules import IN_3D
 from unetlib.support.errors import UnetlibError
 from unetlib.support.fields import changed
 
@@ -137,7 +138,7 @@ def recipes(draw):
     if " " not in values.get("modalities", "flair"):
         values |= {"drop_modalities": 0}
     if values.get("dims") == 3:
-        values |= IN_3D
+        values |= IN_3D | {"image_size": min(32 * values.get("image_size", 3), 1024)}
     return Recipe(**values)
 
 
@@ -150,9 +151,17 @@ def test_published_is_the_recipe_of_all_defaults():
     assert Recipe.published == Recipe()
 
 
+@pytest.mark.parametrize(("size", "near"), [(16, "32 or 64"), (48, "32 or 64"), (100, "96 or 128")])
+def test_the_sides_of_a_cube_are_a_multiple_of_32(size, near):
+    with pytest.raises(UnetlibError, match=f"image_size is {size}; .* multiple of 32, such as {near}"):
+        Recipe.volume.but(image_size=size, depth=2)
+    assert Recipe.published.but(image_size=size, depth=2).image_size == size
+
+
 @pytest.mark.parametrize("name", IN_3D)
 def test_whole_volumes_refuse_what_only_slices_have(name):
-    values = {"slices": "tumour", "normalise": "minmax-slice", "crop": False, "neighbours": 1, "balance": True}
+    values = {"slices": "tumour", "normalise": "minmax-slice", "crop": False, "neighbours": 1}
+    values |= {"balance": True, "phantoms": True}
     with pytest.raises(UnetlibError, match=f"^recipe: {name} is {values[name]}; .* was expected for whole volumes"):
         Recipe.volume.but(**{name: values[name]})
 

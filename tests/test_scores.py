@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import as_cases
+from unetlib.data.cases import has_nominal_spacing
 from unetlib.data.patients import find_cases, read_case
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.lesions import lesion_figures
-from unetlib.evaluation.scores import ScoreFolder, _check, compare, has_nominal_spacing
+from unetlib.evaluation.scores import ScoreFolder, _check, compare
 from unetlib.evaluation.summary import (
     lesion_summary,
     limits_of_agreement,
@@ -142,9 +143,9 @@ def test_where_the_voxel_size_is_lost_nothing_is_in_millimetres(evaluated, cohor
 def test_the_spacing_of_tcga_from_the_archive_is_its_own(cohort, tmp_path):
     as_cases(cohort, tmp_path / "tcia", ["TCGA-02-0006_1996.08.23", KAGGLE[0]])
     tcia, kaggle = sorted(find_cases(tmp_path / "tcia").cases, key=lambda case: case.id)
-    assert not has_nominal_spacing(tcia, (1.0, 1.0, 1.0))
-    assert has_nominal_spacing(kaggle, (1.0, 1.0, 1.0))
-    assert not has_nominal_spacing(kaggle, (0.9, 0.9, 5.0)), "resampled with the header of the archive"
+    assert not has_nominal_spacing(tcia.id, (1.0, 1.0, 1.0))
+    assert has_nominal_spacing(kaggle.id, (1.0, 1.0, 1.0))
+    assert not has_nominal_spacing(kaggle.id, (0.9, 0.9, 5.0)), "resampled with the header of the archive"
 
 
 def as_old(run):

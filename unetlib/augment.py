@@ -18,27 +18,34 @@ from unetlib.support.errors import UnetlibError
 
 
 def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-    """Return images and masks, each (N, C, H, H), with the random changes that the recipe makes in this step."""
-    seed = (recipe.seed, epoch, step)
+    """Return images and masks, each (N, C, H, H), with the random changes that the recipe makes in this step.
+
+    The planes of a volume (N, C, D, H, H) change alike, as the channels of a slice do.
+    """
+    seed, shapes = (recipe.seed, epoch, step), (images.shape, masks.shape)
+    images, masks = images.flatten(1, -3), masks.flatten(1, -3)
     if recipe.augment:
         images, masks = augment(images, masks, *seed, recipe.upright)
     if recipe.warp:
         images, masks = warp(images, masks, *seed)
     images = change_intensity(images, *seed) if recipe.intensity else images
+    images, masks = images.reshape(shapes[0]), masks.reshape(shapes[1])
     if recipe.drop_modalities:
         images = drop_sequences(images, *seed, len(recipe.modalities.split()), recipe.drop_modalities)
     return images, masks
 
 
 def drop_sequences(images: Tensor, seed: int, epoch: int, step: int, sequences: int, probability: float) -> Tensor:
-    """Return images (N, C, H, W) with sequences set to 0, each with this probability, but never all of a slice.
+    """Return images (N, C, H, W), or volumes, with sequences set to 0, each with this probability, but never all.
 
     The channels of a slice and its neighbours repeat the `sequences` in order. A pure function of its arguments.
     """
     rng = generator(DROP, seed, epoch, step)
     kept = rng.random((len(images), sequences)) >= probability
     kept[np.arange(len(kept)), rng.integers(0, sequences, len(kept))] |= ~kept.any(1)
-    return images * _tensor(np.tile(kept, images.shape[1] // sequences)[:, :, None, None]).to(images.device)
+    return images * _tensor(kept).tile(images.shape[1] // sequences)[(..., *(images.dim() - 2) * [None])].to(
+        images.device
+    )
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:

@@ -41,19 +41,19 @@ def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:
     try:
         images, masks = batch = dataset.batch(indices)
         found = " and ".join(f"{type(one).__name__} {tuple(one.shape)} of {one.dtype}" for one in batch)
-        fits = all(isinstance(one, Tensor) and one.dtype == torch.float32 and one.dim() == 4 for one in batch)
+        fits = all(isinstance(one, Tensor) and one.dtype == torch.float32 and one.dim() in (4, 5) for one in batch)
         fits = fits and len(images) == len(masks) == len(indices) and images.shape[2:] == masks.shape[2:]
     except (LookupError, TypeError, ValueError, AttributeError) as error:  # such as a position out of range
         fits, found = False, f"{type(error).__name__}: {error}"
     if not fits:
         raise UnetlibError(
             f"{name_of(dataset)}: the batch of the samples {brief(indices.tolist())} is {found}; images (N, C, H, W) "
-            "and masks (N, K, H, W) were expected, both float32 tensors."
+            "and masks (N, K, H, W), or with D before H, were expected, both float32 tensors."
         )
     pixels, marks = images.numpy(force=True), masks.numpy(force=True)  # seven times as fast as in PyTorch
     usable = np.isfinite(pixels), (marks == 0) | (marks == 1)
     if not (usable[0].all() and usable[1].all()):
-        sample = np.logical_and(*(one.all((1, 2, 3)) for one in usable)).argmin()
+        sample = np.logical_and(*(one.all(tuple(range(1, one.ndim))) for one in usable)).argmin()
         raise UnetlibError(
             f"{name_of(dataset)}: sample {indices[sample]} has images that are not finite, or masks of other values "
             "than 0 and 1."

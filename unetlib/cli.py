@@ -1,187 +1,42 @@
-"""The command line: parses arguments and calls the other modules."""
+"""The command line: every command with its flags."""
 
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import unetlib
-from unetlib.presets import PRESETS
+from unetlib import commands
 from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, TRAIN, Recipe
-from unetlib.recipe_flags import add_field_flags, add_recipe_flags, given
+from unetlib.recipe_flags import add_field_flags, add_recipe_flags
 from unetlib.support import flags
 from unetlib.support.command import run_command
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError
 from unetlib.support.fields import flag
-from unetlib.support.messages import first_process, say, show_messages
+from unetlib.support.messages import show_messages
 from unetlib.support.version import __version__
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
 SHIPPED = "phantoms, the weights that come with the library"
-
-# `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
-
-
-def check(args: argparse.Namespace) -> None:
-    """Print what a data folder holds."""
-    report = unetlib.check(args.data, args.workers, args.assume)
-    say(str(report))
-    if report.left_out and (args.strict or not report.findings):
-        raise UnetlibError(
-            f"{counted(len(report.left_out), 'case')} of {args.data} cannot be used, for the reasons above"
-            + (", and --strict was given." if report.findings else "; no usable case is left.")
-        )
-
-
-def phantom(args: argparse.Namespace) -> None:
-    """Write a synthetic cohort."""
-    chosen = " ".join(args.modalities) if args.modalities else None
-    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, chosen)
-    say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """Write slices and split."""
-    from unetlib.data.prepare import prepare_shard
-
-    chosen = PRESETS[args.recipe or "published"].stage(PREPARE)
-    recipe = Recipe.published.but(**{**chosen, **given(args, PREPARE)})  # the training fields do not matter yet
-    if args.shard:
-        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume)
-        say(
-            f"{args.prepared}: shard {args.shard} is done, {counted(cases, 'case')}. When all are, merge them with the "
-            "same command without --shard."
-        )
-        return
-    say(str(unetlib.prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild, args.assume)))
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train, or resume training; a folder of patients is prepared first."""
-    from unetlib.data.prepare import holds_patients
-    from unetlib.pipeline import run_recipe
-
-    run, folder = unetlib.Run.of(args.run), args.prepared
-    before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else Recipe.published
-    if holds_patients(args.prepared):
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            raise UnetlibError(
-                f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
-            )
-        folder = run.folder.with_name(f"{run.folder.name}-prepared")
-        unetlib.prepare(args.prepared, folder, before)
-    slices = unetlib.Prepared.open(folder).about["recipe"]
-    recipe = before.but(**slices, **given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
-    if recipe.tune and args.threshold is not None:
-        raise UnetlibError(
-            "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "
-            "--no-tune."
-        )
-    training = {name: getattr(args, name) for name in ("checkpoint_every", "max_steps", "start_from")}
-    state = run_recipe(recipe, folder, run, device=args.device, threads=args.threads, **training).state
-    if state.epoch < recipe.epochs:  # --max-steps
-        return
-    trained = (
-        f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
-        f"(pooled, prepared slices) {state.best_dice:.4f}."
-    )
-    caveats = run.caveats() if first_process() else ""
-    say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write the patients for another program."""
-    from unetlib.data.export import export_nnunet
-
-    if (chosen := given(args, PREPARE)) and (args.data / "prepared.json").exists():
-        raise UnetlibError(
-            f"{args.data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
-            "folder of the patients."
-        )
-    about = export_nnunet(args.data, args.out, Recipe.published.but(**chosen), args.workers, args.assume)
-    say(
-        f"{args.out}: {about['numTraining']} cases for training and validation in imagesTr, those for testing in "
-        "imagesTs. After nnUNetv2_plan_and_preprocess, copy splits_final.json to the folder of this data set in "
-        "nnUNet_preprocessed, and train fold 0. Score what nnU-Net predicts with: unetlib score MASKS DATA"
-    )
-
-
-def networks(args: argparse.Namespace) -> None:
-    """List the networks and what each costs here."""
-    from unetlib.engine.costs import costs_table
-
-    say(costs_table(args.image_size, args.dims))
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Score a run and print the table."""
-    from unetlib.evaluation.table import results_table
-
-    runs = [args.run, *args.others]
-    say(results_table(unetlib.evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
-
-
-def score(args: argparse.Namespace) -> None:
-    """Score the masks of any tool and print the table."""
-    from unetlib.evaluation.table import results_table
-
-    say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume, args.regions, args.labels)))
-
-
-def predict(args: argparse.Namespace) -> None:
-    """Write a mask for each image or patient."""
-    options = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
-    unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *options)
-
-
-def figures(args: argparse.Namespace) -> None:
-    """Draw the figures of a run."""
-    for path in unetlib.plots.make_figures(args.run, args.out, args.device):
-        say(str(path))
-
-
-def card(args: argparse.Namespace) -> None:
-    """Write the model card of a run."""
-    from unetlib.show.card import write_card
-
-    say(str(write_card(args.run, args.out, args.device)))
-
-
-def lab(args: argparse.Namespace) -> None:
-    """Open JupyterLab with the notebooks."""
-    from unetlib.course.chapters import open_lab
-
-    open_lab(args.flags)
-
-
-def course(args: argparse.Namespace) -> None:
-    """Run the notebooks."""
-    from unetlib.course.chapters import refresh_notebooks, run_course
-
-    if args.refresh:
-        refresh_notebooks()
-    else:
-        run_course(args.out, args.data, args.assume)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; every field of the recipe becomes a flag."""
     parser = argparse.ArgumentParser("unetlib", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"unetlib {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(function.__name__, help=text, description=f"{text}. {DESCRIPTION.split('. ')[1]}")
+        sub = subparsers.add_parser(function.__name__, help=text, description=f"{text}. {DESCRIPTION.split('. ')[1]}")
         sub.set_defaults(function=function)
         return sub
 
-    sub = command(check, "report what a data folder (or .tar) holds, and what cannot be used")
+    sub = command(commands.check, "report what a data folder (or .tar) holds, and what cannot be used")
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, in any of the known layouts")
     flags.assume(sub)
     flags.workers(sub)
     flags.strict(sub)
 
-    sub = command(phantom, "make a synthetic cohort in BraTS 2021 layout")
+    sub = command(commands.phantom, "make a synthetic cohort in BraTS 2021 layout")
     sub.add_argument("out", type=flags.path, metavar="OUT", help="folder to write")
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
@@ -196,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.workers(sub)
 
-    sub = command(prepare, "turn volumes into slices on disk, split by patient")
+    sub = command(commands.prepare, "turn volumes into slices, or cubes for 3-D networks, on disk, split by patient")
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, or its .tar")
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder to write")
     add_recipe_flags(sub, PREPARE)
@@ -206,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.workers(sub)
     flags.strict(sub)
 
-    sub = command(train, "train a U-Net, or resume a stopped training")
+    sub = command(commands.train, "train a U-Net, or resume a stopped training")
     text = "folder made by `unetlib prepare`, or of patients, which are then prepared in RUN-prepared"
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
@@ -223,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "that of the run, else one for each idle processor")
 
-    sub = command(export, "write patients for nnU-Net, with the split of `unetlib prepare`")
+    sub = command(commands.export, "write patients for nnU-Net, with the split of `unetlib prepare`")
     text = "folder of patients, or one made by `unetlib prepare`, whose split, sequences and regions are then used"
     sub.add_argument("data", type=flags.path, metavar="DATA", help=text)
     text = "folder to write, with a name such as Dataset501_Tumours, in the folder nnUNet_raw"
@@ -233,11 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     flags.assume(sub)
     flags.workers(sub)
 
-    sub = command(networks, "list the networks by name, and measure what a training step of each costs on this machine")
+    sub = command(
+        commands.networks, "list the networks by name, and measure what a training step of each costs on this machine"
+    )
     sub.add_argument("--image-size", type=flags.positive, default=96, metavar="S", help="default: %(default)s")
     sub.add_argument("--dims", type=int, choices=(2, 3), default=2, help="slices or volumes (default: %(default)s)")
 
-    sub = command(evaluate, "score a run on test patients and print one table")
+    sub = command(commands.evaluate, "score a run on test patients and print one table")
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
     flags.others(sub)
     sub.add_argument(
@@ -248,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
 
-    sub = command(score, "score the masks of any tool, and draw the best, median and worst patient")
+    sub = command(commands.score, "score the masks of any tool, and draw the best, median and worst patient")
     text = "folder of NIfTI masks, named as the cases of DATA (CASE.nii.gz, CASE_mask.nii.gz, CASE/...), or one mask"
     sub.add_argument("masks", type=flags.path, metavar="MASKS", help=text)
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients with their reference masks")
@@ -259,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", default="auto", metavar="SCHEME", help=text)
     flags.assume(sub)
 
-    sub = command(predict, "write a tumour mask for NIfTI images")
+    sub = command(commands.predict, "write a tumour mask for NIfTI images")
     sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
     text = "FLAIR volume, .nii or .nii.gz, or a folder of patients with all sequences that RUN sees"
@@ -276,21 +133,27 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
 
-    sub = command(figures, "draw curves, metrics, the network and overlays of a run, evaluated first if necessary")
+    sub = command(
+        commands.figures, "draw curves, metrics, the network and overlays of a run, evaluated first if necessary"
+    )
     sub.add_argument("run", type=flags.path, metavar="RUN", help="its folder")
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="default: RUN/figures")
     flags.device(sub)
 
-    sub = command(card, "write a model card: what a run was trained on, its scores, its failures and its limits")
+    sub = command(
+        commands.card, "write a model card: what a run was trained on, its scores, its failures and its limits"
+    )
     sub.add_argument(
         "run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`; evaluated first if necessary"
     )
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="folder of README.md and images (default: RUN/card)")
     flags.device(sub)
 
-    command(lab, "open JupyterLab with the notebooks; flags of JupyterLab, such as --no-browser, are passed on")
+    command(
+        commands.lab, "open JupyterLab with the notebooks; flags of JupyterLab, such as --no-browser, are passed on"
+    )
 
-    sub = command(course, "run all notebooks, and save each as a page that opens without a network")
+    sub = command(commands.course, "run all notebooks, and save each as a page that opens without a network")
     sub.add_argument("--data", type=flags.path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
     flags.assume(sub)
     sub.add_argument("--out", type=flags.path, default=Path("course"), metavar="DIR", help="default: %(default)s")
@@ -303,9 +166,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_args(arguments)
     args.flags = unknown
-    if unknown and args.function is not lab:
-        commands = {PREPARE: PREPARE, TRAIN: TRAIN, PREDICT: TRAIN}
-        stages = {flag(name): commands[stage] for stage in commands for name in Recipe.published.stage(stage)}
+    if unknown and args.function is not commands.lab:
+        homes = {PREPARE: PREPARE, TRAIN: TRAIN, PREDICT: TRAIN}
+        stages = {flag(name): homes[stage] for stage in homes for name in Recipe.published.stage(stage)}
         hints = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
     return args
@@ -318,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> None:
     args = _parse(arguments)
-    if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not train:
+    if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not commands.train:
         raise UnetlibError(f"`unetlib {args.function.__name__}` runs in one process. Start it without torchrun.")
     show_messages()
     args.function(args)

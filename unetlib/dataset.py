@@ -24,7 +24,7 @@ class Trainable(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the images (M, C, H, W) and masks (M, K, H, W) at these positions, float32; masks of 0 and 1."""
+        """Return images (M, C, H, W) and masks (M, K, H, W) of 0 and 1, float32; volumes have D before H."""
         ...
 
 
@@ -33,7 +33,7 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
     """Axial slices and their masks, in memory or memory-mapped.
 
     `images`: (N, C, S, S) in 0..1, of C sequences. `masks`: (N, K, S, S) of 0 and 1, of K `regions`; or (N, 1, S, S) of
-    uint8, packed: bit k of a pixel is its value in region k. `parts`: the
+    uint8, packed: bit k of a pixel is its value in region k. Volumes have one more axis of S. `parts`: the
     positions of each part of the split. `cases`: the number of slices of each case; they are stored one after another,
     from feet to head. `neighbours`: how many slices below and above are added to each slice as channels. `name`: for
     messages.
@@ -81,10 +81,10 @@ class SliceDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def unpacked(masks: np.ndarray, regions: int) -> np.ndarray:
-    """Return packed masks (N, 1, S, S), uint8, as (N, `regions`, S, S) of 0 and 1; other masks as they are."""
+    """Return packed masks (N, 1, ...), uint8, as (N, `regions`, ...) of 0 and 1; other masks as they are."""
     if regions == 1 or masks.shape[1] == regions:
         return masks
-    return masks >> np.arange(regions, dtype=masks.dtype)[:, None, None] & 1
+    return masks >> np.arange(regions, dtype=masks.dtype).reshape(-1, *(1,) * (masks.ndim - 2)) & 1
 
 
 def with_neighbours(images: np.ndarray, indices: np.ndarray, neighbours: int, first: Any, last: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ from unetlib.recipe import Recipe
 from unetlib.schedule import learning_rate
 from unetlib.support.chance import step_seed
 
-VALIDATION_BATCH = 32
+VALIDATION_BATCH = {2: 32, 3: 1}  # slices, volumes
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """Return the mean loss and the Dice, pooled over the validation samples; the mean over several regions."""
         network, positions, loss_sum, counts = self.validated.eval(), self.validation, 0.0, []
-        for batch in np.split(positions, range(VALIDATION_BATCH, len(positions), VALIDATION_BATCH)):
+        for batch in np.split(positions, range(0, len(positions), VALIDATION_BATCH[self.recipe.dims])[1:]):
             images, masks = self.engine.to_device(get_batch(self.dataset, batch))
             logits = self.engine.forward(network, images)
             loss_sum += self.loss(logits, masks).item() * len(batch)

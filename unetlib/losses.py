@@ -1,6 +1,6 @@
 """Scalar losses on logits, and their sums by name, such as `dice+bce`.
 
-`logits` and `masks` (0 or 1) are (N, K, H, W), with one channel for each of K regions.
+`logits` and `masks` (0 or 1) are (N, K, H, W), or (N, K, D, H, W), with one channel for each of K regions.
 """
 
 from collections.abc import Callable

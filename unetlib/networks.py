@@ -14,7 +14,7 @@ from unetlib.unet import UNet
 
 Factory = Callable[[Recipe, int, int], nn.Module]
 _FACTORIES: dict[str, Factory] = {
-    "unet": lambda recipe, in_channels, out_channels: UNet(in_channels, out_channels, recipe.width, recipe.depth),
+    "unet": lambda recipe, before, after: UNet(before, after, recipe.width, recipe.depth, recipe.dims),
     **FACTORIES,
 }
 
@@ -23,10 +23,11 @@ def register_network(name: str, factory: Factory) -> None:
     """Add your own network under a name for `Recipe.network`.
 
     `factory(recipe, in_channels, out_channels)` returns a module with fresh weights that turns images
-    (N, in_channels, H, W) into logits (N, out_channels, H, W); with `recipe.deep_supervision`, those of several levels
-    in training, (N, levels, out_channels, H, W), the finest first. A run stores only the name, so register the network
-    again before you resume the run in another process. A name may be registered again, as when the cell of a notebook
-    is run twice. Raises `UnetlibError` for the name of a network of the library, or what is not a name and a function.
+    (N, in_channels, H, W) into logits (N, out_channels, H, W); with `recipe.dims` 3, both have the depth before the
+    height. With `recipe.deep_supervision` it returns in training the logits of several levels, (N, levels,
+    out_channels, H, W), the finest first. A run stores only the name, so register the network again before you resume
+    the run in another process. A name may be registered again, as when the cell of a notebook is run twice. Raises
+    `UnetlibError` for the name of a network of the library, or what is not a name and a function.
     """
     if name in ("unet", *FACTORIES):
         raise UnetlibError(f"there is a network named {name!r} already. Choose another name.")
@@ -69,5 +70,6 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
             require_shape(logits, (len(images), *levels, out_channels, *images.shape[2:]))
 
     network.register_forward_hook(check)
-    # 1.1 x faster in fp32 and 1.2 x in bf16, on two cores
-    return network.to(memory_format=torch.channels_last if recipe.dims == 2 else torch.channels_last_3d)  # type: ignore[call-overload]
+    # 1.1 x faster in fp32 and 1.2 x in bf16, on two cores; in 3-D 1.3 x in fp32, on one
+    faster = torch.channels_last_3d if recipe.dims == 3 else torch.channels_last
+    return network.to(memory_format=faster)  # type: ignore[call-overload]

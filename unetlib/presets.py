@@ -3,6 +3,7 @@
 from unetlib.recipe import PREPARE, TRAIN, Recipe
 
 PRESETS = {"published": Recipe.published, "strong": Recipe.strong, "volume": Recipe.volume}
+USUAL = {2: "published", 3: "volume"}  # without --recipe, by the number of dimensions
 
 
 def mixed_presets(recipe: Recipe) -> str:

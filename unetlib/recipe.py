@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, get_type_hints
 
+from unetlib.recipe_rules import contradiction
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.support.fields import choice, unlike
 
@@ -14,9 +15,7 @@ REGIONS = ("whole", "core", "enhancing")
 OF_PATIENTS = ("modalities", "regions", "labels", "missing", "train_fraction", "split_seed")
 # One of BraTS's, or one's own under another name, as name=label+label; label 0 is no tumour.
 REGION = rf"(?:{'|'.join(REGIONS)})|(?!(?:{'|'.join(REGIONS)})=)[a-z][a-z0-9_-]*=[1-9]\d*(?:\+[1-9]\d*)*"
-
-# In three dimensions each sample is the cube around a whole head, which has no neighbours and always shows the tumour.
-IN_3D = {"slices": "all", "normalise": "median-volume", "crop": True, "neighbours": 0, "balance": False}
+SAMPLE_NAMES = {2: "slice", 3: "volume"}  # what a network sees at a time
 
 
 @dataclass(frozen=True)
@@ -125,30 +124,8 @@ class Recipe:
                     f"recipe: {spec.name} is {brief(getattr(self, spec.name))}; {expected} was expected "
                     f"({spec.metadata['help']})."
                 )
-        for name in ("neighbours", "balance"):
-            if getattr(self, name) and self.slices != "all":
-                raise UnetlibError(
-                    f"recipe: {name} is {getattr(self, name)}, but only the slices with {self.slices} are kept; all "
-                    "were expected (unetlib prepare --slices all; for the strong recipe --recipe strong)."
-                )
-        for name, value in IN_3D.items() if self.dims == 3 else ():
-            if getattr(self, name) != value:
-                raise UnetlibError(
-                    f"recipe: {name} is {getattr(self, name)}; {value} was expected for whole volumes (dims 3), as in "
-                    "--recipe volume."
-                )
-        if self.drop_modalities and len(self.modalities.split()) == 1:
-            raise UnetlibError(
-                f"recipe: drop_modalities is {self.drop_modalities}, but {self.modalities} is the only sequence; "
-                "several were expected (unetlib prepare --modalities flair t1 t1ce t2)."
-            )
-        if (
-            self.network == "unet" and self.image_size <= 2**self.depth
-        ):  # batch norm needs more than one pixel at the bottom
-            raise UnetlibError(
-                f"recipe: {self.depth} halvings leave nothing of slices of {self.image_size} pixels; "
-                f"an image_size above {2**self.depth} or a smaller depth was expected."
-            )
+        if sentence := contradiction(self):
+            raise UnetlibError(f"recipe: {sentence}")
 
     @property
     def takes_gaps(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.layouts import BY_NAME
+from unetlib.data.layouts import BY_NAME, KAGGLE
 from unetlib.data.nifti import files_of
 from unetlib.data.regions import Regions
 from unetlib.data.sequences import stack
@@ -22,6 +22,7 @@ from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import digest, sha256
 
 SHARE = 50  # starting a worker costs as much as reading 50 cases
+NOMINAL = f"1 mm is only the nominal voxel size of {KAGGLE}, and a 3-D network would see its heads distorted"
 HASHES = ("sha256", "image", "content")  # of a case's files; of its (first) image; of its images and mask
 
 
@@ -154,6 +155,20 @@ def _labels_of(case: Case, voxels: np.ndarray) -> frozenset[int]:
         advice = "It is an 8-bit mask: divide it by 255."
     known = f"{case.layout} has {', '.join(map(str, allowed))} only"
     raise UnetlibError(f"{case.seg} holds the labels {first_of(strange, 5)}; {known}. {advice}")
+
+
+def has_nominal_spacing(id: str, spacing: tuple[float, float, float]) -> bool:
+    """Tell whether the voxel size of a case is only nominal, so that no millimetre is true.
+
+    So it is in TCGA-LGG as published on Kaggle, and in NIfTI files made from it: its names, cubes of exactly 1 mm.
+    """
+    return spacing == (1.0, 1.0, 1.0) and bool(BY_NAME[KAGGLE].names.fullmatch(f"{id}_1.tif"))
+
+
+def require_spacing(id: str, spacing: tuple[float, float, float], dims: int = 3) -> None:
+    """Raise `UnetlibError` for a case whose voxels have no true size if a 3-D network is to see it."""
+    if dims == 3 and has_nominal_spacing(id, spacing):
+        raise UnetlibError(f"{id}: {NOMINAL}. Use a network for slices instead (dims 2).")
 
 
 def hash_voxels(voxels: np.ndarray, dtype: str = "<f4") -> str:

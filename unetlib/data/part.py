@@ -2,18 +2,30 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from unetlib.data.cases import HASHES, Case, hash_case, read_labels
+from unetlib.data.cases import HASHES, Case, hash_case, read_labels, require_spacing
+from unetlib.data.depth import Cube
 from unetlib.data.regions import Regions
-from unetlib.data.slices import Window, choose_slices, first_of_sequences, image_to_slices, mask_to_slices, packed
+from unetlib.data.slices import (
+    Window,
+    choose_slices,
+    first_of_sequences,
+    image_to_slices,
+    mask_shares,
+    mask_to_slices,
+    packed,
+)
+from unetlib.data.volumes import Volume
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.support.parts import Parts
 
-PART = ("images", "masks", "z", "tumour_voxels", *HASHES, "scans", "resampled", "regions")
+PART = ("images", "masks", "z", "tumour_voxels", *HASHES, "scans", "resampled", "regions", "outside")
 
 
 @dataclass(frozen=True)
@@ -37,20 +49,15 @@ def prepare_case(job: Job) -> str | None:
     try:
         volume, labels, _ = read_labels(job.case)
         regions = Regions.of(job.recipe, job.case.layout).masks(labels)
+        require_spacing(job.case.id, volume.spacing, job.recipe.dims)
+        arrays = (_cube if job.recipe.dims == 3 else _slices)(volume, regions, job.recipe)
     except UnetlibError as error:
         return str(error).removeprefix(f"{job.case.id}: ")
     scans, content = hash_case(volume, labels)
-    mask = np.asarray(regions.any(0))
-    z = choose_slices(first_of_sequences(volume.voxels), mask, job.recipe.slices)
-    images = image_to_slices(volume.voxels, job.recipe, z)  # 5 x faster than resizing all, then selecting
-    masks = mask_to_slices(regions, job.recipe, z, Window.of(volume.voxels, job.recipe)).numpy()
     with files.atomic(job.part) as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
-            images=images.numpy().astype(np.float16),
-            masks=packed(masks),
-            z=z,
-            tumour_voxels=mask[:, :, z].sum((0, 1)),
+            **arrays,
             sha256=np.array(files.sha256(*job.case.files())),
             image=np.array(scans[0]),
             content=np.array(content),
@@ -59,6 +66,29 @@ def prepare_case(job: Job) -> str | None:
             regions=regions.any((1, 2, 3)),
         )
     return None
+
+
+def _slices(volume: Volume, regions: np.ndarray, recipe: Recipe) -> dict[str, Any]:
+    """Return the slices to keep of a volume and its masks (K, X, Y, Z), and what the table says of them."""
+    mask = np.asarray(regions.any(0))
+    z = choose_slices(first_of_sequences(volume.voxels), mask, recipe.slices)
+    images = image_to_slices(volume.voxels, recipe, z)  # 5 x faster than resizing all, then selecting
+    masks = mask_to_slices(regions, recipe, z, Window.of(volume.voxels, recipe))
+    return {**_stored(images, masks), "z": z, "tumour_voxels": mask[:, :, z].sum((0, 1)), "outside": np.array(0)}
+
+
+def _cube(volume: Volume, regions: np.ndarray, recipe: Recipe) -> dict[str, Any]:
+    """Return the cube around the head and its mask; `outside`: the voxels of the tumour that are not in it."""
+    cube, mask = Cube.of(volume.voxels, recipe, volume.spacing), np.asarray(regions.any(0))
+    images = cube.planes(image_to_slices(volume.voxels, recipe, window=cube.window))
+    masks = cube.planes(mask_shares(regions, recipe, window=cube.window)) >= 0.5
+    outside = mask.sum() - cube.inside(mask).sum()
+    rows = {"z": np.array([-1]), "tumour_voxels": mask.sum(keepdims=True).ravel()}  # no slice, but all of them
+    return {**_stored(images[None], masks[None]), **rows, "outside": outside}
+
+
+def _stored(images: Tensor, masks: Tensor) -> dict[str, np.ndarray]:
+    return {"images": images.numpy().astype(np.float16), "masks": packed(masks.numpy().astype(np.uint8))}
 
 
 def read_part(job: Job) -> dict[str, np.ndarray]:
@@ -70,13 +100,19 @@ def read_part(job: Job) -> dict[str, np.ndarray]:
             part = {name: file[name] for name in PART}
         images, masks, number = part["images"], part["masks"], len(part["z"])
         channels, regions = len(job.case.modalities), len(job.recipe.regions.split())
-        if images.shape != (number, channels, side, side) or masks.shape != (number, 1, side, side):
+        size = (side,) * job.recipe.dims
+        if images.shape != (number, channels, *size) or masks.shape != (number, 1, *size):
             raise ValueError(f"images {images.shape} and masks {masks.shape}")
         if images.dtype != np.float16 or masks.dtype != np.uint8 or any(part[kind].dtype != "<U64" for kind in HASHES):
             raise ValueError("arrays of other types")
         if part["regions"].shape != (regions,) or part["scans"].dtype != "<U64" or part["resampled"].dtype.kind != "U":
             raise ValueError("other regions or sequences")
-        if part["tumour_voxels"].shape != (number,) or masks.max(initial=0) >> regions or not np.isfinite(images).all():
+        if (
+            part["tumour_voxels"].shape != (number,)
+            or part["outside"].shape
+            or masks.max(initial=0) >> regions
+            or not np.isfinite(images).all()
+        ):
             raise ValueError("values that no slice has")
     except Exception as error:  # zipfile and numpy raise many types of exception on damaged files
         raise UnetlibError(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from unetlib.data.cases import HASHES, without_copies
+from unetlib.data.cases import HASHES, NOMINAL, without_copies
+from unetlib.data.layouts import KAGGLE
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
@@ -35,6 +36,8 @@ def _find(data: Path, recipe: Recipe, assume: str | None) -> tuple[Cohort, Recip
     """Return the cohort to prepare, and the recipe with the scheme of its labels."""
     cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
+    if recipe.dims == 3 and all(case.layout == KAGGLE for case in cohort.cases):
+        raise UnetlibError(f"{cohort.root}: {NOMINAL}. Prepare slices instead (--dims 2).")
     return cohort, with_scheme(recipe, {case.layout for case in cohort.cases})
 
 
@@ -138,6 +141,8 @@ def _prepare(
     if before := sum(job.part.exists() for job in jobs):
         say(f"{folder}: {before} of {len(jobs)} cases were prepared before the last stop; going on.")
     unusable = _run(jobs, workers, strict)
+    if len(unusable) == len(jobs) and len(reasons := {*unusable.values()}) == 1:
+        raise UnetlibError(f"{cohort.root}: no case can be used. {reasons.pop()}")
     read = [job for job in jobs if job.case.id not in unusable]
     patients, copies = without_copies([(job.case, read_part(job)["scans"].tolist()) for job in read])
     _report(copies, strict)
@@ -175,9 +180,12 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
     present, pixels_seen = np.zeros(len(recipe.regions.split()), bool), set[int]()
+    outside: dict[str, float] = {}
     for job in jobs:
         part = read_part(job)
-        pixels = (part["masks"] > 0).sum((1, 2, 3))
+        pixels = (part["masks"] > 0).sum((*range(1, part["masks"].ndim),))
+        if part["outside"]:
+            outside[job.case.id] = float(part["outside"] / part["tumour_voxels"].sum())
         present |= part["regions"]
         pixels_seen.update(np.unique(part["masks"]).tolist())
         for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
@@ -196,10 +204,16 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
             f"Resampled to the grid of {recipe.modalities.split()[0]}: sequences of {counted(len(moved), 'case')} "
             f"({first_of(moved, 5)})."
         )
+    if outside:
+        shares = [f"{name} {100 * share:.1f} %" for name, share in outside.items()]
+        warn(
+            f"the tumour of {counted(len(outside), 'case')} lies partly or wholly outside the cube around the head, "
+            f"where no network will find it: {first_of(shares)}."
+        )
     (folder / "prepared.json").unlink(missing_ok=True)  # from here on, the old result is being replaced
     side = recipe.image_size
     for name, dtype, channels in (("images", np.float16, len(recipe.modalities.split())), ("masks", np.uint8, 1)):
-        shape = (len(rows), channels, side, side)
+        shape = (len(rows), channels, *recipe.dims * (side,))
         header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
         # Written, not memory-mapped: on a full disk this raises an error, but a mapped page would kill the process.
         with files.atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:

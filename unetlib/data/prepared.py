@@ -12,7 +12,7 @@ from unetlib.data.cases import HASHES
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
-from unetlib.recipe import PREPARE, Recipe
+from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.files import digest, read_json, takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
@@ -23,7 +23,7 @@ class Prepared:
     """An opened prepared folder: memory-mapped slices, the split, and their origin.
 
     `images`: (N, C, S, S) float16 in 0..1, of C sequences. `masks`: (N, 1, S, S) uint8, 0 or 1; of several regions,
-    bit k of a pixel is its value in region k. `about`: the content of `prepared.json`.
+    bit k of a pixel is its value in region k. Volumes have one more axis of S. `about`: the content of `prepared.json`.
     """
 
     folder: Path
@@ -50,7 +50,8 @@ class Prepared:
             raise UnetlibError(
                 f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {folder} --rebuild"
             ) from error
-        shapes = [(slices, channels, *2 * (recipe.image_size,)) for channels in (len(recipe.modalities.split()), 1)]
+        size = recipe.dims * (recipe.image_size,)
+        shapes = [(slices, channels, *size) for channels in (len(recipe.modalities.split()), 1)]
         if [images.shape, masks.shape] != shapes:
             raise UnetlibError(
                 f"{folder}: images {images.shape} and masks {masks.shape} were found, {shapes[0]} and {shapes[1]} were "
@@ -111,12 +112,13 @@ class Prepared:
         cases = self.about["cases"]
         patients = {part: len(getattr(self.split, part)) for part in PARTS}
         slices = {part: len(found) for part, found in self.dataset().parts.items()}
+        size, dims = " x ".join(map(str, self.images.shape[2:])), self.images.ndim - 2
+        kinds = f"{size} voxels" if dims == 3 else f"{self.about['recipe']['slices']} slices, {size} pixels"
         lines = [
-            f"{self.folder}: {len(self.images)} slices of {len(cases)} cases "
-            f"({self.about['recipe']['slices']} slices, {self.images.shape[2]} x {self.images.shape[3]} pixels)"
+            f"{self.folder}: {len(self.images)} {SAMPLE_NAMES[dims]}s of {len(cases)} cases ({kinds})"
             + self._beyond_default(),
             "split by patient: "
-            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], 'slice')})" for part in PARTS)
+            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], SAMPLE_NAMES[dims])})" for part in PARTS)
             + f"; made by unetlib {self.version}",
         ]
         if left_out := self.about["left_out"]:

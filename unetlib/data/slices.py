@@ -29,19 +29,21 @@ MEDIANS = 3  # on FLAIR, a tumour is about 1 to 2 medians of the head bright; 3 
 class Window:
     """The square of every slice that the network sees: its side and the position of its corner, in pixels.
 
-    It may extend beyond the slice; the values there are 0.
+    It may extend beyond the slice; the values there are 0. `rows`: its height, if pixels are not as high as wide.
     """
 
     left: int
     top: int
     side: int
+    rows: int | None = None
 
     @classmethod
-    def of(cls, voxels: np.ndarray, recipe: Recipe) -> "Window":
+    def of(cls, voxels: np.ndarray, recipe: Recipe, spacing: tuple[float, ...] | None = None) -> "Window":
         """Return the window of a volume (X, Y, Z), or of the first sequence of (C, X, Y, Z) that is not empty.
 
         It is the smallest centred square that contains the slices. With `recipe.crop` it contains the head instead:
         the columns and rows with at least 1 % foreground (see `foreground`), and a margin of 4 % on every side.
+        It is a square in pixels, but for 3-D networks in the millimetres of `spacing`.
         """
         if not recipe.crop:
             return cls.whole(voxels.shape[-3:])
@@ -51,8 +53,9 @@ class Window:
         if not all(map(len, inside)):
             return cls.whole(voxels.shape)
         spans = [(int(found[0]), int(found[-1]) + 1) for found in inside]
-        longest = max(end - begin for begin, end in spans)
-        return cls._around(spans, longest + 2 * round(0.04 * longest))
+        ratio = spacing[1] / spacing[0] if spacing and recipe.dims == 3 else 1.0
+        longest = max(round((end - begin) * scale) for (begin, end), scale in zip(spans, (1.0, ratio), strict=True))
+        return cls._around(spans, longest + 2 * round(0.04 * longest), ratio)
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> "Window":
@@ -60,13 +63,19 @@ class Window:
         return cls._around([(0, shape[0]), (0, shape[1])], max(shape[:2]))
 
     @classmethod
-    def _around(cls, spans: list[tuple[int, int]], side: int) -> "Window":
-        left, top = (begin - (side - (end - begin)) // 2 for begin, end in spans)
-        return cls(left, top, side)
+    def _around(cls, spans: list[tuple[int, int]], side: int, ratio: float = 1.0) -> "Window":
+        sides = side, max(round(side / ratio), 1)
+        left, top = (begin - (one - (end - begin)) // 2 for (begin, end), one in zip(spans, sides, strict=True))
+        return cls(left, top, side, None if ratio == 1 else sides[1])
+
+    @property
+    def height(self) -> int:
+        """Its number of rows."""
+        return self.side if self.rows is None else self.rows
 
     def margins(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return what to add to a slice (negative: to cut off) on the left, right, top and bottom to see the window."""
-        return -self.left, self.left + self.side - width, -self.top, self.top + self.side - height
+        return -self.left, self.left + self.side - width, -self.top, self.top + self.height - height
 
 
 def first_of_sequences(voxels: np.ndarray) -> np.ndarray:
@@ -79,14 +88,17 @@ def foreground(voxels: np.ndarray) -> np.ndarray:
     return voxels > voxels.mean()
 
 
-def image_to_slices(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL) -> Tensor:
+def image_to_slices(
+    voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, window: Window | None = None
+) -> Tensor:
     """Return slices of a volume as float32 (N, C, S, S) in 0..1, S = `recipe.image_size`.
 
     `voxels`: (X, Y, Z), or (C, X, Y, Z) of C sequences, each normalised by itself, of any real dtype. `z`: the
-    positions of the N slices wanted; by default all Z.
+    positions of the N slices wanted; by default all Z. `window`: by default that of the recipe.
     """
+    window = window or Window.of(voxels, recipe)
     sequences = voxels if voxels.ndim == 4 else voxels[None]
-    seen = torch.stack([_see(_normalised(one, recipe, z), Window.of(voxels, recipe)) for one in sequences], dim=1)
+    seen = torch.stack([_see(_normalised(one, recipe, z), window) for one in sequences], dim=1)
     return _resize(seen, recipe.image_size)
 
 
@@ -114,18 +126,24 @@ def mask_to_slices(
     `mask`: (X, Y, Z), or (K, X, Y, Z) of K regions. `window`: that of the mask's image, which a recipe with `crop`
     needs; raises `UnetlibError` without it.
     """
+    return (mask_shares(mask, recipe, z, window) >= 0.5).to(torch.uint8)
+
+
+def mask_shares(mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, window: Window | None = None) -> Tensor:
+    """Return the share of each pixel that a mask covers, float32 (N, K, S, S) in 0..1; see `mask_to_slices`."""
     if window is None and recipe.crop:
         raise UnetlibError(
             "a recipe with crop needs the window of the image: mask_to_slices(..., window=Window.of(...))."
         )
     regions = mask if mask.ndim == 4 else mask[None]
     seen = [_see(_planes(one, z), window or Window.whole(one.shape)) for one in regions]
-    return (_resize(torch.stack(seen, dim=1), recipe.image_size) >= 0.5).to(torch.uint8)
+    return _resize(torch.stack(seen, dim=1), recipe.image_size)
 
 
 def packed(masks: np.ndarray) -> np.ndarray:
-    """Return masks (N, K, S, S) of 0 and 1, of up to 8 regions, as (N, 1, S, S) uint8: bit k is region k."""
-    return (masks << np.arange(masks.shape[1], dtype=np.uint8)[:, None, None]).sum(1, dtype=np.uint8, keepdims=True)
+    """Return masks (N, K, ...) of 0 and 1, of up to 8 regions, as (N, 1, ...) uint8: bit k is region k."""
+    bits = np.arange(masks.shape[1], dtype=np.uint8).reshape(-1, *(1,) * (masks.ndim - 2))
+    return (masks << bits).sum(1, dtype=np.uint8, keepdims=True)
 
 
 def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | None = None) -> np.ndarray:
@@ -136,7 +154,7 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | No
     """
     x, y, _ = shape
     window = window or Window.whole(shape)
-    square = _resize(slices.float(), window.side)
+    square = _resize(slices.float(), (window.height, window.side))
     back = F.pad(square, [-margin for margin in window.margins(y, x)])
     return back.permute(1, 3, 2, 0).contiguous().numpy()
 
@@ -155,9 +173,9 @@ def _see(slices: Tensor, window: Window) -> Tensor:
     return F.pad(slices, margins) if any(margins) else slices  # `F.pad` would copy them
 
 
-def _resize(slices: Tensor, side: int) -> Tensor:
-    """(N, C, H, H) to (N, C, side, side)."""
-    resized = F.interpolate(slices, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+def _resize(slices: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """(N, C, H, W) to (N, C, *size)."""
+    resized = F.interpolate(slices, size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1)
 
 

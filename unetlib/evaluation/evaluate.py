@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
+from unetlib.data.cases import has_nominal_spacing, require_spacing
 from unetlib.data.patients import Case, read_regions
 from unetlib.data.regions import region_names
 from unetlib.data.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS
-from unetlib.evaluation.scores import ScoreFolder, Scores, compare, has_nominal_spacing
+from unetlib.evaluation.scores import ScoreFolder, Scores, compare
 from unetlib.evaluation.summary import SUMMARY_FILE
 from unetlib.evaluation.unseen import choose
 from unetlib.prediction.predictor import Predictor
@@ -91,12 +92,13 @@ def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Pat
         for case in todo:
             try:
                 volume, truth = read_regions(case, predictor.recipe)
+                require_spacing(case.id, volume.spacing, predictor.dims)
             except UnetlibError as error:
                 if strict:
                     raise
                 left_out[case.id] = str(error).removeprefix(f"{case.id}: ")
             else:
-                given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case, volume.spacing)
+                given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case.id, volume.spacing)
                 scores = score_prediction(predictor, volume.voxels, truth, volume.spacing, *given)
                 write_json(paths[case.id], scores)
             bar.update()
@@ -135,7 +137,7 @@ def score_prediction(
             f"{names['case']} has masks of {counted(len(truth), 'region')}, and the predictor finds "
             f"{predictor.channels[1]}. Use `score_prediction` with a reference for each of them."
         )
-    found, window = predictor.all_slices(voxels), Window.of(voxels, predictor.recipe)
+    found, window = predictor.all_slices(voxels, spacing), Window.of(voxels, predictor.recipe, spacing)
     prediction = predictor.decision.mask(slices_to_volume(found, truth.shape[1:], window), spacing)
     small = mask_to_slices(truth, predictor.recipe, window=window).numpy()
     counts = {"model": metrics.count(found.numpy() >= predictor.decision.threshold, small)}

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.cases import Case, read_labels, unforeseen
+from unetlib.data.cases import Case, has_nominal_spacing, read_labels, unforeseen
 from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.regions import Regions, region_names, with_scheme
 from unetlib.data.volumes import Source, Volume, assumption, read_volume, whole_labels
-from unetlib.evaluation.scores import ScoreFolder, compare, has_nominal_spacing
+from unetlib.evaluation.scores import ScoreFolder, compare
 from unetlib.evaluation.summary import SUMMARY_FILE
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
@@ -150,7 +150,7 @@ def _score_missing(masks: Masks, scored: ScoreFolder) -> list[str]:
                 failed.append(str(error) if isinstance(error, UnetlibError) else f"{case.id}: {unforeseen(error)}")
             else:
                 names = {"case": case.id, "patient": case.patient}
-                nominal = has_nominal_spacing(case, image.spacing)
+                nominal = has_nominal_spacing(case.id, image.spacing)
                 regions = region_names(masks.recipe)
                 found = compare(prediction, truth, image.spacing, names, nominal=nominal, regions=regions)
                 write_json(scored.part(case), found)

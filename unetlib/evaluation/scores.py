@@ -9,7 +9,6 @@ import numpy as np
 
 from unetlib import metrics
 from unetlib.data.cases import Case
-from unetlib.data.layouts import BY_NAME, KAGGLE
 from unetlib.evaluation.lesions import lesion_figures
 from unetlib.evaluation.summary import (
     PATIENTS_FILE,
@@ -33,16 +32,6 @@ from unetlib.support.version import __version__
 
 FORMAT = 2  # of what is written: since 0.5 with lesions and volumes; older scores are made anew
 Scores = dict[str, list[Row]]  # of one case: "slices", a row for each region and slice; "volumes", one for each region
-
-
-def has_nominal_spacing(case: Case, spacing: tuple[float, float, float]) -> bool:
-    """Tell whether the voxel size of a case is only nominal, so that no millimetre is true.
-
-    So it is in TCGA-LGG as published on Kaggle, and in NIfTI files made from it: its names, cubes of exactly 1 mm.
-    """
-    return case.layout == KAGGLE or (
-        spacing == (1.0, 1.0, 1.0) and bool(BY_NAME[KAGGLE].names.fullmatch(f"{case.id}_1.tif"))
-    )
 
 
 def compare(

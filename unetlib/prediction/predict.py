@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from unetlib.data.cases import require_spacing
 from unetlib.data.nifti import read_description
 from unetlib.data.patients import unforeseen
 from unetlib.data.regions import Regions, region_names
@@ -77,6 +78,7 @@ def predict(
                 continue
             try:
                 volume = reader.read(job.scan)
+                require_spacing(job.scan.name, volume.spacing, predictor.dims)
             except Exception as error:  # one bad file must not stop the others
                 failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.scan}: {unforeseen(error)}")
             else:

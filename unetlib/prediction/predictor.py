@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from unetlib.data.depth import Cube
 from unetlib.data.slices import Window, image_to_slices, slices_to_volume
 from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
@@ -23,7 +24,7 @@ from unetlib.support.fields import changed
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import say
 
-BATCH = 32  # slices at a time: fastest on a CPU, with 0.5 GB at width 32
+BATCH = {2: 32, 3: 1}  # slices at a time: fastest on a CPU, with 0.5 GB at width 32; volumes
 GRID = ("image_size", "crop")  # these fields determine the grid, which all members of an ensemble share
 
 
@@ -51,14 +52,23 @@ class Predictor(ABC):
         """Whether a patient may lack a sequence, which is then 0: whether it has learned from such patients."""
         return all(one.takes_gaps for one in self.members) if self.members else self.recipe.takes_gaps
 
+    @property
+    def dims(self) -> int:
+        """3 if one of its networks sees whole volumes, which needs a spacing; else 2."""
+        return max((one.dims for one in self.members), default=self.recipe.dims)
+
     @abstractmethod
     def slices(self, slices: Tensor) -> Tensor:
-        """Return the probability of each region, float32 (N, K, S, S) in 0..1, for prepared slices (N, C, S, S)."""
+        """Return the probability of each region, float32 (N, K, S, S) in 0..1, for prepared slices (N, C, S, S).
 
-    def all_slices(self, voxels: np.ndarray) -> Tensor:
+        Of a 3-D network, both are volumes, with one more axis of S.
+        """
+
+    def all_slices(self, voxels: np.ndarray, spacing: tuple[float, float, float] | None = None) -> Tensor:
         """Return the probabilities, float32 (Z, K, S, S), on the model's grid of a volume (X, Y, Z) or (C, X, Y, Z).
 
-        Raises `UnetlibError` for a volume of another shape or number of sequences.
+        `spacing`: mm per voxel, which only a 3-D network needs. Raises `UnetlibError` for a volume of another shape or
+        number of sequences, or without a usable spacing.
         """
         voxels = np.asarray(voxels)
         if {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
@@ -66,17 +76,21 @@ class Predictor(ABC):
                 f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
                 "(X, Y, Z) or (C, X, Y, Z) was expected. Files hold one sequence: give several to `Predictor.volume`."
             )
+        if self.recipe.dims == 3:
+            cube = Cube.of(voxels, self.recipe, spacing)
+            planes = cube.planes(image_to_slices(voxels, self.recipe, window=cube.window))
+            return cube.back(self.slices(planes[None])[0])
         small = image_to_slices(voxels, self.recipe).numpy()
         near = with_neighbours(small, np.arange(len(small)), self.recipe.neighbours, 0, len(small) - 1)
         return self.slices(torch.from_numpy(near))
 
-    def volume(self, voxels: np.ndarray) -> np.ndarray:
+    def volume(self, voxels: np.ndarray, spacing: tuple[float, float, float] | None = None) -> np.ndarray:
         """Return the probabilities, float32 (K, X, Y, Z), of every voxel of a volume (X, Y, Z) or (C, X, Y, Z).
 
-        Its axes are in LPS order.
+        Its axes are in LPS order; `spacing` as in `all_slices`.
         """
-        voxels = np.asarray(voxels)
-        return slices_to_volume(self.all_slices(voxels), voxels.shape[-3:], Window.of(voxels, self.recipe))
+        voxels, found = np.asarray(voxels), self.all_slices(voxels, spacing)
+        return slices_to_volume(found, voxels.shape[-3:], Window.of(voxels, self.recipe, spacing))
 
     @staticmethod
     @takes_paths
@@ -146,7 +160,7 @@ class Trained(Predictor):
         self.network.eval()
         found = []
         with prediction_threads(self.fabric, self.threads):
-            for batch in slices.split(BATCH):
+            for batch in slices.split(BATCH[self.recipe.dims]):
                 found.append(torch.sigmoid(self.network(self.fabric.to_device(batch))).float().cpu())
         if not torch.isfinite(probabilities := torch.cat(found)).all():
             if not slices.isfinite().all():
@@ -196,9 +210,16 @@ class Ensemble(Predictor):
             raise UnetlibError("the members of this ensemble prepare their slices differently. Give it whole volumes.")
         return torch.stack([one.slices(slices) for one in self.members]).mean(0)
 
-    def all_slices(self, voxels: np.ndarray) -> Tensor:
-        """Return the mean of the members' probabilities on the common grid."""
-        return torch.stack([one.all_slices(voxels) for one in self.members]).mean(0)
+    def all_slices(self, voxels: np.ndarray, spacing: tuple[float, float, float] | None = None) -> Tensor:
+        """Return the mean of the members' probabilities on the common grid; raises `UnetlibError` if there is none."""
+        found = torch.stack([one.all_slices(voxels, spacing) for one in self.members])
+        kinds = {one.recipe.dims: one.recipe for one in self.members}
+        if len(kinds) > 1 and len({Window.of(voxels, recipe, spacing) for recipe in kinds.values()}) > 1:
+            raise UnetlibError(
+                f"the voxels are {spacing} mm wide: their slices have no square pixels, so 2-D and 3-D networks see "
+                "different parts of them and cannot be averaged. Give runs of one kind."
+            )
+        return found.mean(0)
 
 
 def _channels(run: Run, recipe: Recipe, content: dict[str, Any]) -> tuple[int, int]:

@@ -25,6 +25,6 @@ class Segmentation:
 @takes_paths
 def segment(predictor: Predictor, volume: Volume) -> Segmentation:
     """Return the tumour that a predictor finds in a volume, in LPS order; for research, never for clinical use."""
-    probability = predictor.volume(volume.voxels)
+    probability = predictor.volume(volume.voxels, volume.spacing)
     mask = predictor.decision.mask(probability, volume.spacing)
     return Segmentation(mask, probability, millilitres(mask.sum((1, 2, 3)), volume.spacing))

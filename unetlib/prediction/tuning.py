@@ -61,7 +61,7 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
         with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
             for member, case in todo:
                 volume, truth = read_regions(case, recipe)
-                found = predictors[member].volume(volume.voxels)
+                found = predictors[member].volume(volume.voxels, volume.spacing)
                 tables = [
                     dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
                 ]

@@ -98,7 +98,7 @@ def contents_of(data: Prepared | Trainable) -> dict[str, str]:
         return data.contents
     positions = [samples(data, part) for part in ("train", "val")]
     arrays = [array for some in positions for array in get_batch(data, some[:4])]
-    sums = (array.double().sum((1, 2, 3)).tolist() for array in arrays)
+    sums = (array.double().sum((*range(1, array.dim()),)).tolist() for array in arrays)
     return {"data": digest([[some.tolist() for some in positions], *sums])}
 
 

@@ -14,6 +14,7 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
+from unetlib.engine.memory import require_memory
 from unetlib.engine.parallel import share_statistics
 from unetlib.engine.steps import Bar, Stop, stop_on_signal
 from unetlib.engine.threads import Threads
@@ -22,7 +23,7 @@ from unetlib.loop import Loop, State
 from unetlib.networks import build_network
 from unetlib.other_networks import ALL_USED, how_made
 from unetlib.presets import mixed_presets
-from unetlib.recipe import Recipe
+from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.runs.first_weights import begin_with, first_weights, shipped_for
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
@@ -134,7 +135,8 @@ def _train(
         return state
     assert isinstance(loop.engine, FabricEngine)
     say(
-        f"{run}: {loop.shown} training slices, {steps} steps an epoch, {counted(recipe.epochs, 'epoch')}, "
+        f"{run}: {counted(loop.shown, f'training {SAMPLE_NAMES[recipe.dims]}')}, {counted(steps, 'step')} an epoch, "
+        f"{counted(recipe.epochs, 'epoch')}, "
         f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(options.checkpoint_every, steps)} steps: a "
         "kill loses no more than those."
     )
@@ -188,6 +190,8 @@ def open_loop(
         refuse_changes(content, run, data, contents, recipe, channels, first)
         first = content.get("start_from")
     network = build_network(recipe, *channels).to(engine.device)
+    if recipe.dims == 3:
+        require_memory(str(run), network, recipe, shape, engine.device)
     if content is None and start_from is not None:
         begin_with(network, start_from, recipe, data)
     average = copy.deepcopy(network) if recipe.average else None
@@ -210,17 +214,20 @@ def open_loop(
     return loop
 
 
-def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, int, int], int]:
-    """Return the shape (C, S, S) of an image, and the regions; raises `UnetlibError` unless they fit the recipe."""
+def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, ...], int]:
+    """Return the shape (C, S, S) of an image, and the regions; raises `UnetlibError` unless they fit the recipe.
+
+    The shape of a volume is (C, S, S, S).
+    """
     images, masks = get_batch(dataset, samples(dataset, "train")[:1])
     channels, *size = images.shape[1:]
     near, side = getattr(dataset, "neighbours", recipe.neighbours), recipe.image_size
-    if size != [side, side] or near != recipe.neighbours or channels % (1 + 2 * near):
+    if size != [side] * recipe.dims or near != recipe.neighbours or channels % (1 + 2 * near):
         raise UnetlibError(
-            f"{name_of(dataset)}: its images are {channels} x {size[0]} x {size[1]} with {near} neighbours; the recipe "
-            f"has image_size {side} and neighbours {recipe.neighbours}. Change one of them."
+            f"{name_of(dataset)}: its images are {' x '.join(map(str, [channels, *size]))} with {near} neighbours; the "
+            f"recipe has image_size {side} and neighbours {recipe.neighbours} (dims {recipe.dims}). Change one of them."
         )
-    return (channels, side, side), masks.shape[1]
+    return (channels, *size), masks.shape[1]
 
 
 def _threads(run: Run, loop: Loop, asked: int | None, content: dict[str, Any] | None) -> Threads:

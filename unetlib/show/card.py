@@ -24,7 +24,7 @@ from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
-from unetlib.recipe import PREPARE, STAGES, TRAIN, Recipe
+from unetlib.recipe import PREPARE, SAMPLE_NAMES, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
 from unetlib.runs.run import Run, channels_of
@@ -161,7 +161,7 @@ def _region(
 
 
 def _flags(recipe: Recipe, changes: Mapping[str, tuple[Any, Any]]) -> dict[str, str]:
-    flags = {PREPARE: "", TRAIN: ""}
+    flags = dict.fromkeys((PREPARE, TRAIN), " --recipe published" if recipe.dims == 3 else "")  # 3-D has other defaults
     for stage in STAGES:
         for name in (name for name in recipe.stage(stage) if name in changes):
             flags[PREPARE if stage == PREPARE else TRAIN] += f" {_flag(name, changes[name][0])}"
@@ -235,7 +235,8 @@ def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
     environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors, "decisions": _decisions}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(run=run, facts=facts, failures=failures)
+    kind = {"volumes": facts.recipe.dims == 3, "sample": SAMPLE_NAMES[facts.recipe.dims]}
+    return template.render(run=run, facts=facts, failures=failures, **kind)
 
 
 def _text(value: object) -> str:

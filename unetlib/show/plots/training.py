@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import nn
 
 from unetlib.other_networks import how_made, level_shapes, parameter_count
+from unetlib.recipe import SAMPLE_NAMES
 from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
 from unetlib.show.plots.drawing import (
@@ -35,6 +36,12 @@ CONVOLUTION, POOLING, UPSAMPLING, SKIP, HEAD = ARROWS = (
     "skip: copied and concatenated",
     "1 x 1 convolution",
 )
+IN_3D = {  # what differs in a 3-D network
+    CONVOLUTION: "3 x 3 x 3 convolution, instance norm, ReLU",
+    POOLING: "max-pooling 2 x 2 x 2",
+    UPSAMPLING: "trilinear upsampling",
+    HEAD: "1 x 1 x 1 convolution",
+}
 COLOURS = dict(zip(ARROWS, (BLUE, ORANGE, "#009E73", GREY, "#CC79A7"), strict=True))
 LINES: dict[str, Literal["-", "--"]] = {kind: "--" if kind == SKIP else "-" for kind in ARROWS}
 GAP = 1.1  # between the middles of two boxes of a level, in units of the drawing
@@ -43,20 +50,22 @@ GAP = 1.1  # between the middles of two boxes of a level, in units of the drawin
 def architecture_figure(net: nn.Module, size: int = 96) -> Figure:
     """Return the U of this network: the channels and the size of every feature map on the path of one slice.
 
-    `size`: height and width of the slice, in pixels. Boxes are as high as the square root of their
-    map's height, and as wide as the logarithm of its channels. Of a network that is not a 2-D `UNet`, only its levels
-    are drawn.
+    `size`: height and width of the slice, in pixels, or the sides of a volume. Boxes are as high as the square
+    root of their map's height, and as wide as the logarithm of its channels. Of a network that is not a `UNet`, only
+    its levels are drawn.
 
     Source: Ronneberger, Fischer, Brox, MICCAI 2015, figure 1, for the way to draw it.
     """
-    if not (isinstance(net, UNet) and isinstance(net.head, nn.Conv2d)):
+    if not isinstance(net, UNet):
         return _levels_figure(net, size)
-    shapes, depth = dict(net.level_shapes(size, size)), len(net.up)
+    shapes, depth = dict(net.level_shapes(*net.dims * [size])), len(net.up)
+    words = {kind: kind for kind in ARROWS} | (IN_3D if net.dims == 3 else {})
     heights = [2.1 * (shapes[f"down {level}"][1] / size) ** 0.5 for level in range(depth + 1)]
     middles = [-sum(heights[:level]) - heights[level] / 2 - 0.8 * level for level in range(depth + 1)]
     end, bottom = 2 * GAP * (2 * depth + 1) + 1.4 * GAP, middles[-1] - heights[-1] / 2 - 0.3
     title = f"U-Net, width {shapes['down 0'][0]}, depth {depth}: {net.parameter_count():,} parameters"
-    figure = new_figure(f"{title}; a U of the channels and the size of every feature map on the path of one slice")
+    alt = f"{title}; a U of the channels and the size of every feature map on the path of one {SAMPLE_NAMES[net.dims]}"
+    figure = new_figure(alt)
     figure.set_size_inches(max(0.5 * (end + 2), 9.0), 0.5 * (1 - bottom) + 1)
     axes = figure.subplots()
     axes.set(xlim=(-1.7, end + 0.6), ylim=(bottom, 0.5))
@@ -82,10 +91,10 @@ def architecture_figure(net: nn.Module, size: int = 96) -> Figure:
         return edges[-1]
 
     for level in range(depth + 1):
-        channels, side, _ = shapes[f"down {level}"]
+        channels, *sides = shapes[f"down {level}"]
         incoming = net.down[level][0].in_channels  # type: ignore[index]
         left, back = 2 * GAP * level, 2 * GAP * (2 * depth - level)  # where the ways down and up enter this level
-        axes.text(left - 0.4, middles[level], f"{side} x {side}", ha="right", va="center", fontsize=9)
+        axes.text(left - 0.4, middles[level], " x ".join(map(str, sides)), ha="right", va="center", fontsize=9)
         last = row(level, left, [incoming, channels, channels])
         if level < depth:
             from_below = net.up[depth - 1 - level][0].in_channels - channels  # type: ignore[index]
@@ -97,10 +106,10 @@ def architecture_figure(net: nn.Module, size: int = 96) -> Figure:
             arrow(UPSAMPLING, (back, under), (back, over - 0.06))
     logits, features = box(0, end, shapes["logits"][0]), _width(shapes["up 0"][0]) / 2
     arrow(HEAD, (end - 1.4 * GAP + features + 0.06, middles[0]), (logits[0] - 0.06, middles[0]))
-    for x, text in ((0.0, "slice"), (end, "logits")):
+    for x, text in ((0.0, SAMPLE_NAMES[net.dims]), (end, "logits")):
         axes.text(x, -heights[0] - 0.12, text, ha="center", va="top", fontsize=9)
-    handles = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=kind) for kind in ARROWS]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    lines = [Line2D([], [], color=COLOURS[kind], linestyle=LINES[kind], lw=2, label=words[kind]) for kind in ARROWS]
+    figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
 

@@ -1,0 +1,156 @@
+"""What each command of the command line does with its arguments."""
+
+import argparse
+import os
+
+import unetlib
+from unetlib.presets import PRESETS, USUAL
+from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
+from unetlib.recipe_flags import given
+from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.messages import first_process, say
+
+# `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what a data folder holds."""
+    report = unetlib.check(args.data, args.workers, args.assume)
+    say(str(report))
+    if report.left_out and (args.strict or not report.findings):
+        raise UnetlibError(
+            f"{counted(len(report.left_out), 'case')} of {args.data} cannot be used, for the reasons above"
+            + (", and --strict was given." if report.findings else "; no usable case is left.")
+        )
+
+
+def phantom(args: argparse.Namespace) -> None:
+    """Write a synthetic cohort."""
+    chosen = " ".join(args.modalities) if args.modalities else None
+    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, chosen)
+    say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Write slices and split."""
+    from unetlib.data.prepare import prepare_shard
+
+    chosen = PRESETS[args.recipe or USUAL[args.dims or 2]].stage(PREPARE)
+    recipe = Recipe.published.but(**{**chosen, **given(args, PREPARE)})  # the training fields do not matter yet
+    if args.shard:
+        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume)
+        say(
+            f"{args.prepared}: shard {args.shard} is done, {counted(cases, 'case')}. When all are, merge them with the "
+            "same command without --shard."
+        )
+        return
+    say(str(unetlib.prepare(args.data, args.prepared, recipe, args.workers, args.strict, args.rebuild, args.assume)))
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, or resume training; a folder of patients is prepared first."""
+    from unetlib.data.prepare import holds_patients
+    from unetlib.pipeline import run_recipe
+
+    run, folder = unetlib.Run.of(args.run), args.prepared
+    before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else None
+    if holds_patients(args.prepared):
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UnetlibError(
+                f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
+            )
+        folder = run.folder.with_name(f"{run.folder.name}-prepared")
+        unetlib.prepare(args.prepared, folder, before or Recipe.published)
+    slices = unetlib.Prepared.open(folder).about["recipe"]
+    before = before or PRESETS[USUAL[slices["dims"]]]
+    recipe = before.but(**slices, **given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
+    if recipe.tune and args.threshold is not None:
+        raise UnetlibError(
+            "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "
+            "--no-tune."
+        )
+    training = {name: getattr(args, name) for name in ("checkpoint_every", "max_steps", "start_from")}
+    state = run_recipe(recipe, folder, run, device=args.device, threads=args.threads, **training).state
+    if state.epoch < recipe.epochs:  # --max-steps
+        return
+    trained = (
+        f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
+        f"(pooled, prepared {SAMPLE_NAMES[recipe.dims]}s) {state.best_dice:.4f}."
+    )
+    caveats = run.caveats() if first_process() else ""
+    say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the patients for another program."""
+    from unetlib.data.export import export_nnunet
+
+    if (chosen := given(args, PREPARE)) and (args.data / "prepared.json").exists():
+        raise UnetlibError(
+            f"{args.data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
+            "folder of the patients."
+        )
+    about = export_nnunet(args.data, args.out, Recipe.published.but(**chosen), args.workers, args.assume)
+    say(
+        f"{args.out}: {about['numTraining']} cases for training and validation in imagesTr, those for testing in "
+        "imagesTs. After nnUNetv2_plan_and_preprocess, copy splits_final.json to the folder of this data set in "
+        "nnUNet_preprocessed, and train fold 0. Score what nnU-Net predicts with: unetlib score MASKS DATA"
+    )
+
+
+def networks(args: argparse.Namespace) -> None:
+    """List the networks and what each costs here."""
+    from unetlib.engine.costs import costs_table
+
+    say(costs_table(args.image_size, args.dims))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score a run and print the table."""
+    from unetlib.evaluation.table import results_table
+
+    runs = [args.run, *args.others]
+    say(results_table(unetlib.evaluate(runs, args.data, args.split, args.device, args.assume, args.threads)))
+
+
+def score(args: argparse.Namespace) -> None:
+    """Score the masks of any tool and print the table."""
+    from unetlib.evaluation.table import results_table
+
+    say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume, args.regions, args.labels)))
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a mask for each image or patient."""
+    options = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
+    unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *options)
+
+
+def figures(args: argparse.Namespace) -> None:
+    """Draw the figures of a run."""
+    for path in unetlib.plots.make_figures(args.run, args.out, args.device):
+        say(str(path))
+
+
+def card(args: argparse.Namespace) -> None:
+    """Write the model card of a run."""
+    from unetlib.show.card import write_card
+
+    say(str(write_card(args.run, args.out, args.device)))
+
+
+def lab(args: argparse.Namespace) -> None:
+    """Open JupyterLab with the notebooks."""
+    from unetlib.course.chapters import open_lab
+
+    open_lab(args.flags)
+
+
+def course(args: argparse.Namespace) -> None:
+    """Run the notebooks."""
+    from unetlib.course.chapters import refresh_notebooks, run_course
+
+    if args.refresh:
+        refresh_notebooks()
+    else:
+        run_course(args.out, args.data, args.assume)
