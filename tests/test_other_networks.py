@@ -49,7 +49,7 @@ SMALLEST = {  # the recipe of the smallest network of each kind that sees slices
 }
 VOLUMES = {
     name: Recipe.volume.but(
-        network=name, image_size=33 if name == "swin-unetr" else 20, width=one.width, depth=one.depth
+        network=name, image_size=64 if name == "swin-unetr" else 32, width=one.width, depth=one.depth
     )
     for name, one in SMALLEST.items()
 }
@@ -300,7 +300,7 @@ def test_a_checkpoint_of_another_network_is_refused(runs, slices, tmp_path):
     for change in (
         SMALLEST["segresnet"],
         SMALLEST["dynunet"].but(deep_supervision=False),
-        SMALLEST["dynunet"].but(dims=3, **{"slices": "all", "normalise": "median-volume", "crop": True}),
+        SMALLEST["dynunet"].but(dims=3, image_size=64, **{"slices": "all", "normalise": "median-volume", "crop": True}),
     ):
         torch.save({**content, "recipe": change.as_dict()}, tmp_path / BEST)
         assert "holds the weights of another architecture" in refused(Run(tmp_path).load)
@@ -339,6 +339,21 @@ def test_two_members_in_bfloat16_are_trained_and_resumed_to_the_same_bits(slices
             train(slices, tmp_path / run, recipe, device="cpu", threads=1, max_steps=most)
     for member in ("member-1", "member-2"):
         assert same(weights(tmp_path / "run" / member), weights(tmp_path / "whole" / member))
+
+
+@pytest.mark.parametrize("name", some(VOLUMES, ["dynunet", "segresnet"]))
+def test_on_volumes_a_network_is_trained_stopped_resumed_to_the_same_bits_evaluated_and_predicts(few, tmp_path, name):
+    recipe = VOLUMES[name].but(epochs=2, average=0.9, tune=False, precision="fp32", deep_supervision=name == "dynunet")
+    folder = prepare(few, tmp_path / "prepared", recipe, workers=1).folder
+    train(folder, tmp_path / "whole", recipe, device="cpu", threads=1)
+    for most in (2, None):
+        train(folder, tmp_path / "run", recipe, device="cpu", threads=1, max_steps=most)
+    for file in (LATEST, BEST):
+        assert same(weights(tmp_path / "run", file), weights(tmp_path / "whole", file))
+    assert 0 <= evaluate(tmp_path / "run", device="cpu")["figures"][0]["dice"] <= 1
+    (image,) = few.glob("*_00000/*flair.nii.gz")
+    (mask,) = predict(tmp_path / "run", [image], tmp_path / "masks", device="cpu")
+    assert nib.load(mask).shape == nib.load(image).shape
 
 
 # Nothing is imported that is not asked for

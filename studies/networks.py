@@ -1,0 +1,163 @@
+"""The first part of NETWORKS.md: networks by name on patients of BraTS, at equal time and with equal care.
+
+`python -m studies.networks BRATS [--arms unet ...] [--folds 0 1 ...] [--rates] [--status]` trains what is missing, or
+resumes it, and scores each test patient once. `--rates` only chooses each arm's learning rate, on fold 0. Several
+processes may do some arms or folds each. A result in `results.csv` is read, not computed again. `--time` measures the
+seconds of an epoch of each arm, from which `EPOCHS` follow.
+"""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks.common import machine, markdown_table, record
+from studies.cells import STRONG, Cell, study_parser
+from studies.regions import FOLDS, folds_of, mean_text
+from studies.results import DICE, Result, gain_text, seconds_of_training
+from unetlib import Recipe, UnetlibError, prepare
+from unetlib.runs.training import open_loop
+from unetlib.support.command import run_command
+from unetlib.support.messages import say
+
+PAGE = Path(__file__).with_name("NETWORKS.md")
+RATES = (2e-3, 5e-4)
+MINUTES, RATE_MINUTES = 15, 5
+ARMS = {
+    "unet": STRONG,
+    "attention-unet": STRONG.but(network="attention-unet"),
+    "dynunet": STRONG.but(network="dynunet", deep_supervision=True),
+    "swin-unetr": STRONG.but(network="swin-unetr", width=12, depth=5),
+    "unet-3d": Recipe.volume,
+}
+SECONDS = {"unet": 0.0, "attention-unet": 0.0, "dynunet": 0.0, "swin-unetr": 0.0, "unet-3d": 0.0}  # an epoch, --time
+AGAIN = {"unet-seed-1": "unet"}  # the noise
+
+
+def epochs_in(arm: str, minutes: float) -> int:
+    """Return how many epochs an arm has in some minutes of one core."""
+    return max(1, round(60 * minutes / SECONDS[arm]))
+
+
+def rate_cell(arm: str, rate: float, data: Path) -> Cell:
+    """Return the short training of an arm with a learning rate, scored on the validation patients of fold 0."""
+    recipe = ARMS[arm].but(learning_rate=rate, epochs=epochs_in(arm, RATE_MINUTES), tune=False)
+    return Cell(f"networks-{arm}-rate-{rate:g}", recipe, folds_of(data)[0], "val")
+
+
+def chosen_rate(arm: str, data: Path) -> float:
+    """Return the learning rate with the higher mean Dice; raises `UnetlibError` before both are measured."""
+    found = {rate: rate_cell(arm, rate, data).result() for rate in RATES}
+    if missing := [rate for rate, result in found.items() if result is None]:
+        raise UnetlibError(f"the learning rate {missing[0]:g} of {arm} is not measured yet: give --rates first.")
+    return max(found, key=lambda rate: float(found[rate][DICE].mean()))  # type: ignore[index]
+
+
+def cell(name: str, fold: int, data: Path) -> Cell:
+    """Return an arm on a fold."""
+    arm = AGAIN.get(name, name)
+    recipe = ARMS[arm].but(learning_rate=chosen_rate(arm, data), epochs=epochs_in(arm, MINUTES), seed=int(name != arm))
+    return Cell(f"networks-{name}-fold-{fold}", recipe, folds_of(data)[fold], "test")
+
+
+def seconds_of_epoch(arm: str, data: Path, work: Path, steps: int = 12) -> float:
+    """Return the processor seconds of an epoch of an arm on fold 0 and one thread, from some steps and a validation."""
+    recipe, folder = ARMS[arm], work / f"prepared-{arm if ARMS[arm].dims == 3 else 'slices'}"
+    if not (folder / "split.json").exists():
+        folds_of(data)[0].save(folder / "split.json")
+    loop = open_loop(prepare(data, folder, recipe), work / f"time-{arm}", recipe, threads=1)
+    order = loop.order()
+    torch.set_num_threads(1)
+    begun = 0.0
+    for number in range(steps + 2):
+        if number == 2:  # the first two are slower
+            begun = time.process_time()
+        size = recipe.batch_size
+        place = number % (len(order) // size)
+        loop.step(order[place * size : (place + 1) * size])
+    step = (time.process_time() - begun) / steps
+    begun = time.process_time()
+    loop.validate()
+    return step * loop.steps + time.process_time() - begun
+
+
+def compared(found: dict[str, Result]) -> str:
+    """Return the arms in Markdown, each against `unet` on the patients that both have tested."""
+    rows = []
+    for name, own in found.items():
+        shared = own.index.intersection(found["unet"].index)
+        against = "" if name == "unet" else gain_text(found["unet"].loc[shared], own.loc[shared])
+        recipe = own.iloc[0]
+        seconds = seconds_of_training(own) / 60
+        words = [f"{float(recipe['recipe.learning_rate']):g}", recipe["recipe.epochs"], f"{seconds:.0f}"]
+        rows.append([name, len(own), mean_text(own[DICE]), f"{own[DICE].median():.3f}", against, *words])
+    columns = (
+        "arm",
+        "patients",
+        "Dice",
+        "median",
+        "against unet, 95 % interval",
+        "rate",
+        "epochs",
+        "minutes of fold 0",
+    )
+    return markdown_table(columns, rows)
+
+
+def write(data: Path) -> None:
+    """Renew the tables of the page from what is measured."""
+    rates, found = [], dict[str, Result]()
+    for arm in ARMS:
+        pairs = {rate: rate_cell(arm, rate, data).result() for rate in RATES}
+        rates.append([arm, *(f"{own[DICE].mean():.3f}" if own is not None else "" for own in pairs.values())])
+        if any(own is None for own in pairs.values()):
+            continue
+        for name in (arm, *(other for other, of in AGAIN.items() if of == arm)):
+            folds = [cell(name, fold, data).result() for fold in range(FOLDS)]
+            if any(own is not None for own in folds):
+                found[name] = pd.concat([own for own in folds if own is not None])
+    blocks = [
+        f"Measured so far: {', '.join(f'{name} {len(own)} patients' for name, own in found.items()) or 'nothing'}."
+    ]
+    if any(any(row[1:]) for row in rates):
+        blocks += [
+            "Mean Dice of the validation patients of fold 0 after 5 minutes:",
+            markdown_table(("arm", *(f"{rate:g}" for rate in RATES)), rates),
+        ]
+    blocks += [compared(found)] if "unet" in found else []
+    record("networks", *blocks, f"{data.name}; {machine(('torch', 'monai'))}", page=PAGE)
+
+
+def main() -> None:
+    """Do what is missing, then renew the tables."""
+    parser = study_parser("networks", __doc__)
+    parser.add_argument("--arms", nargs="+", choices=[*ARMS, *AGAIN], default=[*ARMS, *AGAIN])
+    parser.add_argument("--folds", type=int, nargs="*", choices=range(FOLDS), default=list(range(FOLDS)))
+    parser.add_argument("--rates", action="store_true", help="only choose the learning rates")
+    parser.add_argument("--time", action="store_true", help="only measure the seconds of an epoch")
+    arguments = parser.parse_args()
+    data, work = arguments.data, arguments.work
+    arms = [arm for arm in arguments.arms if arm in ARMS]
+    if arguments.time:
+        for arm in arms:
+            say(f"{arm}: {seconds_of_epoch(arm, data, work):.1f} s an epoch")
+        return
+    todo = [rate_cell(arm, rate, data) for arm in arms for rate in RATES] if arguments.rates else []
+    for one in todo:
+        progress(one, data, work, arguments.status)
+    for fold in arguments.folds if not arguments.rates else ():
+        for name in arguments.arms:
+            progress(cell(name, fold, data), data, work, arguments.status)
+    write(data)
+
+
+def progress(one: Cell, data: Path, work: Path, only_say: bool) -> None:
+    """Measure a cell, unless only its progress is asked for."""
+    if not only_say:
+        one.measure(data, work)
+    say(f"{one.name:32} {one.progress(work)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
