@@ -17,6 +17,7 @@ from studies.cells import STRONG, Cell, study_parser
 from studies.regions import FOLDS, folds_of, mean_text
 from studies.results import DICE, Result, gain_text, seconds_of_training
 from unetlib import Recipe, UnetlibError, prepare
+from unetlib.runs.run import Run
 from unetlib.runs.training import open_loop
 from unetlib.support.command import run_command
 from unetlib.support.messages import say
@@ -66,7 +67,7 @@ def seconds_of_epoch(arm: str, data: Path, work: Path, steps: int = 12) -> float
     recipe, folder = ARMS[arm], work / f"prepared-{arm if ARMS[arm].dims == 3 else 'slices'}"
     if not (folder / "split.json").exists():
         folds_of(data)[0].save(folder / "split.json")
-    loop = open_loop(prepare(data, folder, recipe), work / f"time-{arm}", recipe, threads=1)
+    loop = open_loop(prepare(data, folder, recipe), Run(work / f"time-{arm}"), recipe, threads=1)
     order = loop.order()
     torch.set_num_threads(1)
     begun = 0.0

@@ -1,0 +1,79 @@
+"""The study of networks: its arms, how their rates and epochs are chosen, its tables."""
+
+import pandas as pd
+import pytest
+
+from studies import networks
+from studies.cells import Cell
+from studies.results import DICE
+from tests.conftest import write_patient
+from unetlib.data.prepare import prepare
+from unetlib.networks import build_network
+from unetlib.support.errors import UnetlibError
+
+AS_UNET = {"network", "width", "depth", "deep_supervision"}  # what an arm in two dimensions may change
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks") / "data"
+    for index in range(12):
+        write_patient(folder, index)
+    return folder
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Scores by the names of cells, in the place of the table."""
+    found = {}
+    monkeypatch.setattr(Cell, "result", lambda cell: found.get(cell.name))
+    monkeypatch.setattr(networks, "SECONDS", dict.fromkeys(networks.ARMS, 90.0))
+    return found
+
+
+def result(*dices, **about):
+    rows = pd.DataFrame({DICE: dices, **about}, index=[f"p{number}" for number in range(len(dices))])
+    return rows.assign(seconds=600.0, threads=1.0, **{"recipe.learning_rate": "0.002", "recipe.epochs": "10"})
+
+
+def test_arms_in_two_dimensions_differ_in_nothing_but_their_network():
+    unet = networks.ARMS["unet"].as_dict()
+    for arm, recipe in networks.ARMS.items():
+        build_network(recipe)
+        if recipe.dims == 2:
+            assert {name for name, value in recipe.as_dict().items() if value != unet[name]} <= AS_UNET, arm
+        assert not recipe.phantoms
+
+
+def test_the_rate_with_the_higher_mean_is_chosen_on_the_validation_patients_of_fold_0(scored, patients):
+    names = [networks.rate_cell("unet", rate, patients).name for rate in networks.RATES]
+    assert {networks.rate_cell("unet", rate, patients).part for rate in networks.RATES} == {"val"}
+    scored[names[0]] = result(0.5, 0.7)
+    with pytest.raises(UnetlibError, match=r"learning rate 0.0005 of unet is not measured yet"):
+        networks.chosen_rate("unet", patients)
+    scored[names[1]] = result(0.9, 0.2)
+    assert networks.chosen_rate("unet", patients) == networks.RATES[0]
+    scored[names[1]] = result(0.9, 0.4)
+    assert networks.chosen_rate("unet", patients) == networks.RATES[1]
+    for fold in range(networks.FOLDS):
+        one, again = (networks.cell(name, fold, patients) for name in ("unet", "unet-seed-1"))
+        assert one.part == "test"
+        assert one.split == again.split
+        assert (one.recipe.learning_rate, one.recipe.epochs) == (networks.RATES[1], 10)
+        assert one.recipe.but(seed=1) == again.recipe
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(patients, tmp_path, monkeypatch):
+    small = networks.ARMS["unet"].but(image_size=32, width=2, depth=2, batch_size=4)
+    monkeypatch.setitem(networks.ARMS, "unet", small)
+    seconds = networks.seconds_of_epoch("unet", patients, tmp_path, steps=2)
+    assert seconds > 0
+    assert prepare(patients, tmp_path / "prepared-slices", small, workers=1).split == networks.folds_of(patients)[0]
+
+
+def test_arms_are_compared_on_the_patients_that_both_have_tested():
+    table = networks.compared({"unet": result(0.5, 0.6, 0.7), "dynunet": result(0.6, 0.7)})
+    rows = [[word.strip() for word in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["unet", "3"], ["dynunet", "2"]]
+    assert rows[0][4] == ""
+    assert rows[1][4].startswith("+0.100")
