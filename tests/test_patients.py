@@ -656,7 +656,9 @@ def test_check_reads_the_headers_of_the_other_modalities(tmp_path):
     report = check(tmp_path, workers=1)
     assert len(report.usable) == 2
     assert any("A_t2.nii.gz" in note and "usable without t2" in note for note in report.notes)
-    assert any("B: t1 has shape (4, 4, 4), flair (8, 9, 5)" in note for note in report.notes)
+    (note,) = (note for note in report.notes if "B: t1 has shape (4, 4, 4), flair (8, 9, 5)" in note)
+    assert "interpolates" in note
+    assert "usable without" not in note
     assert not any("A_t1" in note or "A: t1 " in note for note in report.notes)
 
 

@@ -134,12 +134,17 @@ def _inspect(case: Case) -> Finding | str:
 
 
 def _compare(case: Case, modality: str, flair: Volume) -> str:
-    """Return what is wrong with the header of another modality, in a sentence; empty when nothing is."""
+    """Return what a user should know of the header of another modality; empty when there is nothing."""
     source, expected = case.images[modality], flair.to_stored(flair.voxels).shape
     if source.paths == case.images["flair"].paths:
         return ""
     try:
-        fault = "" if (shape := read_shape(source)) == expected else f"{modality} has shape {shape}, flair {expected}."
+        shape = read_shape(source)
     except UnetlibError as error:
-        fault = str(error)
-    return fault and f"{case.id}: {fault} The case is usable without {modality}."
+        return f"{case.id}: {error} The case is usable without {modality}."
+    if shape == expected:
+        return ""
+    return (
+        f"{case.id}: {modality} has shape {shape}, flair {expected}. If you use both, `prepare` interpolates the second "
+        "one in --modalities to the grid of the first."
+    )
