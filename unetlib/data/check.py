@@ -145,6 +145,6 @@ def _compare(case: Case, modality: str, flair: Volume) -> str:
     if shape == expected:
         return ""
     return (
-        f"{case.id}: {modality} has shape {shape}, flair {expected}. If you use both, `prepare` interpolates the second "
-        "one in --modalities to the grid of the first."
+        f"{case.id}: {modality} has shape {shape}, flair {expected}. If you use both, `prepare` interpolates the one "
+        "that --modalities names later to the grid of the first."
     )
