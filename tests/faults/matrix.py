@@ -21,7 +21,11 @@ PREPARE = ["--image-size", SMALL.image_size]
 TRAIN = ["--width", SMALL.width, "--depth", SMALL.depth, "--epochs", SMALL.epochs, "--precision", SMALL.precision]
 MORE = ["--neighbours", 1, "--upright"]  # tried beside it
 STRONG = "train --recipe strong"  # and the choice of threshold and smallest component after it
-COMMANDS = ("prepare", "prepare, 2 workers", "prepare --rebuild", "train", STRONG, "evaluate", "predict", "card")
+MEMBERS, PATIENTS = "a training of two members", "a training on a folder of patients"
+COMMANDS = (
+    *("prepare", "prepare, 2 workers", "prepare --rebuild", "prepare --dims 3"),
+    *("train", STRONG, MEMBERS, PATIENTS, "evaluate", "predict", "card", "export"),
+)
 KILLS = (
     ANY_CALL,
     *(f"{when} {what}" for what in ("write", "fsync", "replace", "link") for when in ("before", "after")),
@@ -106,12 +110,16 @@ class Matrix:
         return {
             "prepare": ["prepare", data, out, *PREPARE, "--workers", 1],
             "prepare, 2 workers": ["prepare", data, out, *PREPARE, "--workers", 2],
+            "prepare --dims 3": ["prepare", data, out, "--dims", 3, *PREPARE, "--workers", 1],
             "prepare --rebuild": ["prepare", data, out, *PREPARE, "--workers", 1, "--rebuild"],
             "train": ["train", prepared, out, *TRAIN, "--device", "cpu", "--checkpoint-every", EVERY],
             STRONG: [
                 *("train", folder / "prepared-strong", out, "--recipe", "strong", "--no-phantoms", *TRAIN, *MORE),
                 *("--device", "cpu", "--checkpoint-every", EVERY),
             ],
+            MEMBERS: ["train", prepared, out, *TRAIN, "--members", 2, "--device", "cpu", "--checkpoint-every", EVERY],
+            PATIENTS: ["train", data, out / "run", *TRAIN, "--device", "cpu", "--checkpoint-every", EVERY],
+            "export": ["export", data, out / "Dataset501_Boxes", "--nnunet", "--workers", 1],
             "evaluate": ["evaluate", out, "--device", "cpu"],
             "card": ["card", out],
             "predict": ["predict", trained, *self.images, "--out", out, "--probabilities", "--device", "cpu"],

@@ -14,7 +14,7 @@ from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weight
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
+from unetlib.support.files import digest, read_csv, remove_temporary, require_empty, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
@@ -86,7 +86,11 @@ def latest_checkpoint(run: Run) -> dict[str, Any] | None:
 
 
 def restore_checkpoints(run: Run) -> None:
-    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over."""
+    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over.
+
+    Unfinished files are removed, also those of a member, in whose folder there is no lock.
+    """
+    remove_temporary(run.folder)
     for file in (run.latest, run.best):
         if run.latest.exists():
             restore(file)
