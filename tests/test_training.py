@@ -309,7 +309,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(prepared, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_longer_finite_is_a_sentence(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "get_loss", lambda _: lambda logits, masks: logits.mean() * math.nan)
+    monkeypatch.setattr(loop, "get_loss", lambda *_: lambda logits, masks: logits.mean() * math.nan)
     with pytest.raises(UnetlibError, match="the loss is nan"):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
     assert not (tmp_path / "run" / LATEST).exists()
