@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -189,8 +190,8 @@ def test_what_cannot_be_exported_is_said(patients, cohort, tmp_path):
     )
     assert "no case has a t1 image" in refused(cohort, good, Recipe.published.but(modalities="flair t1"))
     export_nnunet(cohort, good, workers=1)
-    assert "was written from other data, or with other choices" in refused(cohort, good, THREE.but(modalities="flair"))
-    assert "was written from other data" in refused(patients, good)
+    assert "from other data or with other choices" in refused(cohort, good, THREE.but(modalities="flair"))
+    assert "from other data or with other choices" in refused(patients, good)
     other = tmp_path / "Dataset502_x"
     other.mkdir()
     (other / "thesis.doc").write_text("")
@@ -205,6 +206,76 @@ def test_a_patient_who_was_removed_after_preparing_is_named(patients, tmp_path):
     assert "has changed since it was prepared: BraTS2021_00002" in refused(
         tmp_path / "prepared", tmp_path / "Dataset501_x"
     )
+
+
+def test_a_prepared_folder_without_some_cases_is_exported_without_them(cohort, tmp_path, caplog):
+    """A case that is no volume for 3-D networks would do for nnU-Net, but has no place in the split."""
+    data = shutil.copytree(cohort, tmp_path / "data")
+    ids = sorted(path.name for path in data.iterdir())
+    for path in (data / ids[3]).iterdir():
+        voxels, _ = load(path)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-1.0, -1.0, 50.0, 1.0])), path)
+    recipe = Recipe.volume.but(image_size=32)
+    split = prepare(data, tmp_path / "prepared", recipe, workers=1).split
+    assert split.patients() == {*ids} - {ids[3]}
+    folder = tmp_path / "Dataset501_x"
+    export_nnunet(tmp_path / "prepared", folder, workers=1)
+    assert splits(folder) == [{"train": [*split.train], "val": [*split.val]}]
+    assert names(folder, "labelsTs") == [f"{id}.nii.gz" for id in split.test]
+    assert f"left out {ids[3]}: " in caplog.text
+
+
+def test_data_that_have_moved_or_changed_since_preparing_are_refused(patients, tmp_path):
+    data = shutil.copytree(patients, tmp_path / "data")
+    folder, good = tmp_path / "prepared", tmp_path / "Dataset501_x"
+    prepare(data, folder, SMALL.but(modalities="t1"), workers=1)
+    data.rename(tmp_path / "elsewhere")
+    assert f"{folder} was prepared from {data}, which no longer exists" in refused(folder, good)
+    shutil.copytree(patients, data)  # the same voxels in other files
+    export_nnunet(folder, good, workers=1)
+    seg, affine = load(path := data / "BraTS2021_00001" / "BraTS2021_00001_seg.nii.gz")
+    nib.save(nib.Nifti1Image(np.where(seg == 2, 0, seg).astype(np.uint8), affine), path)
+    other = tmp_path / "Dataset502_x"
+    assert "has changed since it was prepared: BraTS2021_00001" in refused(folder, other)
+    shutil.copy(patients / path.parent.name / path.name, path)
+    write(data, 7)
+    assert "has changed since it was prepared: BraTS2021_00007" in refused(folder, other)
+
+
+def test_a_stopped_export_is_not_mixed_with_one_of_other_choices(cohort, tmp_path, monkeypatch):
+    """Otherwise the images of one remained in imagesTr, where they are test patients of the other."""
+    folder, move = tmp_path / "Dataset501_x", module._move
+    moved = []
+
+    def stops_moving(path, goal):
+        move(path, goal)
+        moved.append(goal)
+        if len(moved) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_move", stops_moving)
+    with pytest.raises(KeyboardInterrupt):
+        export_nnunet(cohort, folder, workers=1)
+    monkeypatch.setattr(module, "_move", move)
+    assert "begun, from other data or with other choices" in refused(cohort, folder, Recipe.published.but(split_seed=1))
+    about = export_nnunet(cohort, folder, workers=1)
+    assert about["numTraining"] == len(names(folder, "imagesTr")) == len(names(folder, "labelsTr"))
+
+
+def test_the_folder_may_be_the_current_one_but_not_in_the_data_nor_another_data_set(cohort, tmp_path, monkeypatch):
+    data = shutil.copytree(cohort, tmp_path / "data")
+    inside = data / "Dataset501_x"
+    assert f"{inside} lies in {data}" in refused(data, inside)
+    assert not inside.exists()
+    foreign = tmp_path / "Dataset502_x"
+    foreign.mkdir()
+    (foreign / "dataset.json").write_text('{"numTraining": 3}')
+    assert "holds a data set that unetlib has not written" in refused(cohort, foreign)
+    own = tmp_path / "Dataset503_x"
+    own.mkdir()
+    monkeypatch.chdir(own)
+    export_nnunet(data, Path(), workers=1)
+    assert (own / "splits_final.json").exists()
 
 
 def test_a_region_that_no_case_has_is_named(patients, tmp_path):

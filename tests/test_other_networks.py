@@ -548,3 +548,10 @@ def test_the_help_of_the_command_names_every_network(capsys):
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_name_of_a_network_of_the_library_is_not_given_away(name):
     assert f"there is a network named '{name}' already" in refused(register_network, name, lambda *_: None)
+
+
+def test_a_network_for_which_there_is_too_little_memory_is_not_measured(monkeypatch):
+    monkeypatch.setattr("unetlib.engine.costs.available_bytes", lambda device: 10**8)
+    for row in network_costs(64, 3):
+        assert re.fullmatch(r"a step needs about \d+\.\d GB of memory, and 0\.1 GB are free\.", row.note)
+        assert row.milliseconds is None

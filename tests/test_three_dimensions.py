@@ -18,7 +18,7 @@ from unetlib.data.slices import Window, image_to_slices, mask_shares
 from unetlib.engine import memory
 from unetlib.engine.memory import step_bytes
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.networks import build_network
+from unetlib.networks import build_network, register_network
 from unetlib.pipeline import run_recipe
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
@@ -411,3 +411,78 @@ def test_two_processes_share_volumes_and_compute_what_one_does(data, tmp_path):
     one, two = (read_csv(tmp_path / name / "history.csv", numbers=("train_loss", "val_loss")) for name in "12")
     for name in ("train_loss", "val_loss"):
         assert float(one[0][name]) == pytest.approx(float(two[0][name]), abs=1e-4)
+
+
+def test_slices_and_volumes_are_not_confused_on_the_command_line(data, run, tmp_path):
+    """Each end of training on the wrong one is refused before anything is written, with both kinds named."""
+    flat, strong = tmp_path / "flat", Recipe.strong.but(image_size=32, width=2, depth=2, phantoms=False)
+    slices = prepare(data.data, flat, strong)
+    with pytest.raises(SystemExit, match=rf"one for whole volumes .dims 3., and {flat} holds slices"):
+        main(["train", str(flat), str(tmp_path / "new"), "--recipe", "volume"])
+    with pytest.raises(UnetlibError, match="one for whole volumes"):
+        train(slices, tmp_path / "new", SMALL, "cpu")
+    assert not (tmp_path / "new" / "recipe.json").exists()
+    train(slices, tmp_path / "run", strong, "cpu", max_steps=1)
+    with pytest.raises(SystemExit, match=rf"run sees slices, and {data.folder} holds volumes .dims 3.. Choose a new"):
+        main(["train", str(data.folder), str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match=rf"{run} sees volumes, and {flat} holds slices"):
+        main(["train", str(flat), str(run)])
+
+
+@pytest.mark.parametrize("given", [[5.0, 5.0, 6.0], np.array([5, 5, 6]), np.float32([5, 5, 6])])
+def test_a_spacing_may_be_any_three_numbers(run, given):
+    predictor, voxels = Predictor.open(run, "cpu"), np.random.default_rng(0).random((30, 40, 9))
+    np.testing.assert_array_equal(predictor.volume(voxels, given), predictor.volume(voxels, (5.0, 5.0, 6.0)))
+
+
+@pytest.mark.parametrize("given", ["abc", 1.0, (1, None, 1), (1, 1), (1, 1, 0), (1, float("nan"), 1), [[1, 1, 1]] * 3])
+def test_another_spacing_is_refused(run, given):
+    with pytest.raises(UnetlibError, match="three sizes, the longest at most 32 times the shortest, were expected"):
+        Predictor.open(run, "cpu").volume(np.ones((30, 40, 9)), given)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (4, 4, 0), (2, 4, 4, 4)])
+def test_a_volume_without_voxels_is_refused(run, shape):
+    with pytest.raises(UnetlibError, match=r"a volume of shape .* was given"):
+        Predictor.open(run, "cpu").volume(np.ones(shape), (1, 1, 1))
+
+
+def test_planes_are_not_taken_for_volumes(run):
+    with pytest.raises(UnetlibError, match=r"\(2, 1, 32, 32\) was given to a network for volumes; \(N, C, S, S, S\)"):
+        Predictor.open(run, "cpu").slices(torch.rand(2, 1, 32, 32))
+
+
+class Planes(nn.Module):
+    """Sees each plane of a volume alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class Bias(nn.Module):
+    """Keeps nothing for the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x + self.bias
+
+
+@pytest.mark.parametrize("kind", [Planes, Bias])
+def test_ones_own_network_of_any_layers_sees_volumes(data, tmp_path, kind):
+    register_network(kind.__name__, lambda recipe, before, after: kind())
+    state = train(data, tmp_path / "run", SMALL.but(network=kind.__name__, epochs=1, loss="bce"), "cpu", threads=1)
+    assert state.epoch == 1
+
+
+def test_weights_lie_as_convolutions_read_them_fastest():
+    for recipe, kind in ((SMALL, torch.channels_last_3d), (SMALL.but(dims=2), torch.channels_last)):
+        weights = [one for one in build_network(recipe, 2).parameters() if one.dim() == recipe.dims + 2]
+        assert len(weights) > 8
+        assert all(one.is_contiguous(memory_format=kind) for one in weights)

@@ -61,9 +61,15 @@ def train(args: argparse.Namespace) -> None:
             )
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
         unetlib.prepare(args.prepared, folder, before or Recipe.published)
-    slices = unetlib.Prepared.open(folder).about["recipe"]
-    before = before or PRESETS[USUAL[slices["dims"]]]
-    recipe = before.but(**slices, **given(args, TRAIN, PREDICT))  # all at once: a flag may depend on the slices
+    prepared = unetlib.Prepared.open(folder)
+    dims = prepared.about["recipe"]["dims"]
+    if run.exists and run.recipe.dims != dims:
+        raise UnetlibError(
+            f"{run} sees {SAMPLE_NAMES[run.recipe.dims]}s, and {folder} holds {SAMPLE_NAMES[dims]}s (dims {dims}). "
+            "Choose a new run folder, or use what the run was started with."
+        )
+    # all at once: a flag may depend on the slices
+    recipe = prepared.fit(before or PRESETS[USUAL[dims]], **given(args, TRAIN, PREDICT))
     if recipe.tune and args.threshold is not None:
         raise UnetlibError(
             "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "

@@ -71,5 +71,8 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
 
     network.register_forward_hook(check)
     # 1.1 x faster in fp32 and 1.2 x in bf16, on two cores; in 3-D 1.3 x in fp32, on one
-    faster = torch.channels_last_3d if recipe.dims == 3 else torch.channels_last
-    return network.to(memory_format=faster)  # type: ignore[call-overload]
+    faster = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() in faster:  # a network of volumes may have weights for planes
+            tensor.data = tensor.data.to(memory_format=faster[tensor.dim()])
+    return network

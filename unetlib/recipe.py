@@ -89,8 +89,8 @@ class Recipe:
     average: float = choice(
         0.0, TRAIN, "decay of the running average of the weights at each step; 0: no average", least=0, below=1
     )
-    batch_size: int = choice(4, TRAIN, "slices per step", above=0, most=1024)
-    epochs: int = choice(10, TRAIN, "passes over the training slices", above=0, most=100_000)
+    batch_size: int = choice(4, TRAIN, "slices or volumes per step", above=0, most=1024)
+    epochs: int = choice(10, TRAIN, "passes over the training slices or volumes", above=0, most=100_000)
     clip_norm: float = choice(1.0, TRAIN, "largest norm of the gradient", above=0, most=10**9)
     augment: bool = choice(True, TRAIN, "flips and 90-degree rotations, the same on image and mask")
     upright: bool = choice(False, TRAIN, "of these, only the flip that swaps left and right: the nose stays up")

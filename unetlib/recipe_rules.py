@@ -38,9 +38,10 @@ def contradiction(recipe: Any) -> str:
             f"drop_modalities is {recipe.drop_modalities}, but {recipe.modalities} is the only sequence; several were "
             "expected (unetlib prepare --modalities flair t1 t1ce t2)."
         )
+    sample, unit = ("slices", "pixels") if recipe.dims == 2 else ("cubes", "voxels")
     if recipe.network == "unet" and recipe.image_size <= 2**recipe.depth:  # batch norm needs more than one pixel
         return (
-            f"{recipe.depth} halvings leave nothing of slices of {recipe.image_size} pixels; an image_size above "
+            f"{recipe.depth} halvings leave nothing of {sample} of {recipe.image_size} {unit}; an image_size above "
             f"{2**recipe.depth} or a smaller depth was expected."
         )
     return ""

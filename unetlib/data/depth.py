@@ -84,10 +84,14 @@ def _require_spacing(spacing: tuple[float, float, float] | None) -> tuple[float,
             "a 3-D network needs the size of the voxels in millimetres: give the spacing of the volume, as in "
             "predictor.volume(volume.voxels, volume.spacing)."
         )
-    sizes = np.asarray(spacing, float)
-    if sizes.shape != (3,) or not np.isfinite(sizes).all() or sizes.min() <= 0 or sizes.max() > MOST * sizes.min():
+    try:
+        sizes = tuple(map(float, spacing))
+    except (TypeError, ValueError):  # these are no numbers
+        sizes = ()
+    if len(sizes) != 3 or not np.isfinite(sizes).all() or min(sizes) <= 0 or max(sizes) > MOST * min(sizes):
         raise UnetlibError(
-            f"its voxels are {brief(spacing)} mm wide; three sizes, the longest at most {MOST} times the shortest, "
-            "were expected for a 3-D network. Export the image again, or use a network for slices (dims 2)."
+            f"its voxels are {brief(sizes or spacing)} mm wide; three sizes, the longest at most {MOST} times the "
+            "shortest, were expected for a 3-D network. Export the image again, or use a network for slices (dims 2)."
         )
-    return float(sizes[0]), float(sizes[1]), float(sizes[2])
+    x, y, z = sizes
+    return x, y, z

@@ -5,14 +5,14 @@ Sources: Isensee et al., "nnU-Net", Nature Methods 2021; the documentation of nn
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from unetlib.data.cases import Case, hash_images, read_regions, without_copies
+from unetlib.data.cases import Case, hash_images, is_unchanged, read_regions, without_copies
 from unetlib.data.patients import SHARE, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import SCHEMES, Regions, region_names, with_scheme
@@ -28,6 +28,7 @@ from unetlib.support.parts import Parts
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 NAME = re.compile(r"Dataset\d{3}_\w+")
 RESULT = "dataset.json"  # written last: if it exists, the folder is complete
+BEGUN = "begun"  # the first part: what all others are made from
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def export_nnunet(
     region gets the label 1; the three of BraTS keep their labels, but 4 becomes 3, since nnU-Net counts without gaps. A
     stopped call is resumed, a finished one reused. Cases that cannot be used are named and left out.
 
-    Raises `UnetlibError` for a folder of another name or content, unusable data, other regions, or fewer than three
-    patients.
+    Raises `UnetlibError` for a folder of another name or content, or within the data, for unusable data, or data that
+    have changed since they were prepared, for other regions, or fewer than three patients.
     """
-    if not NAME.fullmatch(folder.name):
+    if not NAME.fullmatch(folder.absolute().name):
         raise UnetlibError(
             f"{folder} is no name of a data set for nnU-Net; one such as Dataset501_Tumours was expected, with three "
             "digits that none of your others has."
@@ -74,8 +75,14 @@ def export_nnunet(
     if (data / "prepared.json").exists():
         prepared = Prepared.open(data)
         recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
-        data, split, assume = prepared.data, prepared.split, prepared.assume or assume
-    cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+        split, cohort = prepared.split, _prepared_cohort(prepared, recipe, assume)
+    else:
+        cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
+    if cohort.root.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UnetlibError(
+            f"{folder} lies in {cohort.root}, where its images would be taken for further patients. Choose a folder "
+            "elsewhere."
+        )
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
     recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     made_from = [
@@ -92,18 +99,56 @@ def export_nnunet(
         "made_from": key,
     }
     with files.locked(folder):
-        if not Parts(folder).left and not (folder / RESULT).exists():
-            files.require_empty(folder, "a data set of nnU-Net that unetlib has written")
-        elif (folder / RESULT).exists():
+        if (folder / RESULT).exists():
             return _reuse(folder, key)
+        begun = Parts.open(folder).path(BEGUN)
+        if begun.exists():
+            _require_same(folder, files.read_json(begun), key)
+        else:
+            files.require_empty(folder, "a data set of nnU-Net that unetlib has written")
+            files.write_json(begun, {"made_from": key})
         return _export(cohort, folder, recipe, about, split, workers)
+
+
+def _prepared_cohort(prepared: Prepared, recipe: Recipe, assume: str | None) -> Cohort:
+    """Return the cases of a prepared folder, with its names of patients; raises `UnetlibError` if they have changed."""
+    if not prepared.data.exists():
+        raise UnetlibError(
+            f"{prepared.folder} was prepared from {prepared.data}, which no longer exists. Put it back, or change "
+            f"`data` in {prepared.folder / 'prepared.json'} to where it is now."
+        )
+    cohort = find_cases(prepared.data, recipe.modalities, prepared.assume or assume, recipe.missing)
+    known, before = prepared.about["cases"], prepared.about["left_out"]
+    found = {case.id: case for case in cohort.cases}
+    news = (known.keys() - found.keys()) | (found.keys() - known.keys() - before.keys())
+    news |= {
+        name
+        for name in known.keys() & found.keys()
+        if not is_unchanged(found[name], cohort.root, known[name]["stamp"], known[name])
+    }
+    if news:
+        raise UnetlibError(
+            f"{cohort.root} has changed since it was prepared: {first_of(sorted(news), 5)} was added, removed or "
+            f"changed. Prepare it again, then export it."
+        )
+    cases = tuple(replace(found[name], patient=known[name]["patient"]) for name in sorted(known))
+    return replace(cohort, cases=cases, left_out={**before, **cohort.left_out})
+
+
+def _require_same(folder: Path, about: dict[str, Any], key: str) -> None:
+    if "made_from" not in about:
+        raise UnetlibError(f"{folder} holds a data set that unetlib has not written. Choose another folder.")
+    if about["made_from"] != key:
+        raise UnetlibError(
+            f"{folder} was written, or begun, from other data or with other choices. Choose another folder, or delete "
+            "this one first."
+        )
 
 
 def _reuse(folder: Path, key: str) -> dict[str, Any]:
     """Return what a finished folder says; raises `UnetlibError` unless it was made from the same."""
     about = files.read_json(folder / RESULT)
-    if about.get("made_from") != key:
-        raise UnetlibError(f"{folder} was written from other data, or with other choices. Choose another folder.")
+    _require_same(folder, about, key)
     Parts(folder).remove()  # left by a kill before the last line of `_export`
     say(f"{folder} is written already, from the same data: reused.")
     return about
@@ -143,10 +188,10 @@ def _export(
     _require_regions(cohort.root, recipe, [written[job.case.id]["regions"] for job in jobs])
     own = {patients[job.case.id] for job in jobs}
     split = split or make_split(own, recipe.split_seed, recipe.train_fraction)
-    if changed := own ^ split.patients():
+    if apart := own ^ split.patients():
         raise UnetlibError(
-            f"{cohort.root} has changed since it was prepared: {first_of(sorted(changed), 5)}, in one of the two only. "
-            "Prepare it again, then export it."
+            f"{cohort.root} and the split name different patients: {first_of(sorted(apart), 5)} in one of the two "
+            "only. Make a split of all patients that can be used."
         )
     part_of = {job.case.id: split.part_of(patients[job.case.id]) for job in jobs}
     for job in jobs:

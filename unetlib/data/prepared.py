@@ -92,6 +92,18 @@ class Prepared:
         """Return one hash for all cases: of their files (`"sha256"`, as in version 0.3) or of their `"content"`."""
         return digest({name: case[kind] for name, case in self.about["cases"].items()})
 
+    def fit(self, recipe: Recipe, **changes: Any) -> Recipe:
+        """Return a recipe with the fields of the stage `prepare` that these slices have, and other `changes`.
+
+        Raises `UnetlibError` if it is a recipe for volumes and these are slices, or they contradict each other.
+        """
+        if recipe.dims > self.about["recipe"]["dims"]:
+            raise UnetlibError(
+                f"the recipe is one for whole volumes (dims 3), and {self.folder} holds slices. Prepare volumes "
+                "(unetlib prepare DATA FOLDER --dims 3), or choose another recipe."
+            )
+        return recipe.but(**{**self.about["recipe"], **changes})
+
     def of_member(self, member: int) -> "Prepared":
         """Return the same slices with the split of one of several networks; see `Split.of_member`."""
         return replace(self, split=self.split.of_member(member))

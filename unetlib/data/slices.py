@@ -53,7 +53,7 @@ class Window:
         if not all(map(len, inside)):
             return cls.whole(voxels.shape)
         spans = [(int(found[0]), int(found[-1]) + 1) for found in inside]
-        ratio = spacing[1] / spacing[0] if spacing and recipe.dims == 3 else 1.0
+        ratio = spacing[1] / spacing[0] if spacing is not None and recipe.dims == 3 else 1.0
         longest = max(round((end - begin) * scale) for (begin, end), scale in zip(spans, (1.0, ratio), strict=True))
         return cls._around(spans, longest + 2 * round(0.04 * longest), ratio)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unetlib.engine.memory import SPARE, available_bytes, gigabytes, step_bytes
 from unetlib.losses import get_loss
 from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS, parameter_count
@@ -49,8 +50,17 @@ def network_costs(image_size: int = 96, dims: int = 2) -> list[Cost]:
 
 
 def measure(recipe: Recipe, batch: int, repeats: int = REPEATS) -> Cost:
-    """Return what the network of a recipe costs, on batches of so many samples; see `network_costs`."""
+    """Return what the network of a recipe costs, on batches of so many samples; see `network_costs`.
+
+    Raises `UnetlibError` when it cannot be made, or a step needs more memory than there is.
+    """
     network = build_network(recipe)
+    needed = step_bytes(network, (batch, 1, *[recipe.image_size] * recipe.dims))
+    there = available_bytes(torch.device("cpu"))
+    if needed and there and needed + SPARE > there:
+        raise UnetlibError(
+            f"a step needs about {gigabytes(needed + SPARE)} of memory, and {gigabytes(there)} are free."
+        )
     number, flops = parameter_count(network), _gflop(recipe)
     seconds = _seconds(network, recipe, batch, repeats)
     return Cost(recipe.network, recipe.width, recipe.depth, number, flops, 1000 * seconds / batch)

@@ -39,7 +39,11 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> i
     except Exception:  # a network of users may do what needs numbers
         return None
     sizes = {_storage(one): one.untyped_storage().nbytes() for one in kept if _storage(one) not in weights}
-    return sum(copies * one.nbytes for one in network.parameters()) + sum(sizes.values()) + 3 * max(sizes.values())
+    return (
+        sum(copies * one.nbytes for one in network.parameters())
+        + sum(sizes.values())
+        + 3 * max(sizes.values(), default=0)
+    )
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -71,14 +75,19 @@ def require_memory(name: str, network: nn.Module, recipe: Recipe, shape: tuple[i
     if needed is None:
         return
     volumes = f"{counted(rows, SAMPLE_NAMES[recipe.dims])} ({' x '.join(map(str, shape))})"
-    about = f"a step on {volumes} needs about {_gigabytes(needed + SPARE)}"
+    about = f"a step on {volumes} needs about {gigabytes(needed + SPARE)}"
     if there is not None and needed + SPARE > there:
         raise UnetlibError(
-            f"{name}: {about} of memory, and {device} has {_gigabytes(there)}. Choose a smaller --batch-size (now "
+            f"{name}: {about} of memory, and {device} has {gigabytes(there)}. Choose a smaller --batch-size (now "
             f"{recipe.batch_size}) or --width ({recipe.width}), or prepare smaller volumes (--image-size "
             f"{recipe.image_size})."
         )
-    say(f"{name}: {about} of memory" + (f"; {_gigabytes(there)} are free." if there else "."))
+    say(f"{name}: {about} of memory" + (f"; {gigabytes(there)} are free." if there else "."))
+
+
+def gigabytes(number: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{number / 1e9:.1f} GB"
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -88,7 +97,3 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def _gigabytes(number: float) -> str:
-    return f"{number / 1e9:.1f} GB"

@@ -17,7 +17,7 @@ from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
-from unetlib.recipe import PREDICT, Recipe
+from unetlib.recipe import PREDICT, SAMPLE_NAMES, Recipe
 from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.fields import changed
@@ -71,7 +71,7 @@ class Predictor(ABC):
         number of sequences, or without a usable spacing.
         """
         voxels = np.asarray(voxels)
-        if {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
+        if not voxels.size or {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
             raise UnetlibError(
                 f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
                 "(X, Y, Z) or (C, X, Y, Z) was expected. Files hold one sequence: give several to `Predictor.volume`."
@@ -157,6 +157,9 @@ class Trained(Predictor):
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
         """Return the sigmoid of the network's logits; raises `UnetlibError` if they or the images are not finite."""
+        if slices.dim() != self.recipe.dims + 2:
+            axes, kind = ", ".join("NCSSS"[: self.recipe.dims + 2]), SAMPLE_NAMES[self.recipe.dims]
+            raise UnetlibError(f"{tuple(slices.shape)} was given to a network for {kind}s; ({axes}) was expected.")
         self.network.eval()
         found = []
         with prediction_threads(self.fabric, self.threads):

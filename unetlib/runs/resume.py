@@ -9,7 +9,7 @@ from unetlib.checks import get_batch, samples
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
-from unetlib.recipe import PREDICT, PREPARE, Recipe
+from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
@@ -159,7 +159,9 @@ def refuse_changes(
         if before.get("data") == data.digest("sha256"):  # the hash that version 0.3 stored
             before["data"] = now["data"]
     if differences := changed(before, now):
-        raise UnetlibError(f"{run} was trained on other prepared slices ({differences}). {advice}")
+        raise UnetlibError(
+            f"{run} was trained on other prepared {SAMPLE_NAMES[recipe.dims]}s ({differences}). {advice}"
+        )
     free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)
     if recipe.schedule == "constant":  # a cosine schedule depends on the number of epochs
         free["epochs"] = 0

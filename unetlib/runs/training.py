@@ -170,12 +170,12 @@ def open_loop(
 ) -> Loop:
     """Start a run, or resume it from its latest checkpoint, with the hooks that it always has; see `train`."""
     engine = FabricEngine(device, recipe.precision, unused=recipe.network not in ALL_USED)
-    own = data.about["recipe"] if isinstance(data, Prepared) else {}
-    recipe = recipe.but(**own, precision=resolve_precision(recipe.precision, engine.device))
+    recipe = recipe.but(precision=resolve_precision(recipe.precision, engine.device))
+    recipe = data.fit(recipe) if isinstance(data, Prepared) else recipe
     dataset: Trainable = data.dataset(recipe.neighbours) if isinstance(data, Prepared) else data
     shape, regions = _shape(dataset, recipe)
     channels, contents = (shape[0], regions), contents_of(data)
-    if recipe.tune and not own:
+    if recipe.tune and not isinstance(data, Prepared):
         raise UnetlibError(
             "recipe: tune needs the patients of a prepared folder; for your own data set, set it to False."
         )
