@@ -79,6 +79,15 @@ def learn(course: Course, data: Prepared, recipe: Recipe) -> Run:
     return run
 
 
+def against_seeds(plain: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Return by how much a network's mean Dice is above that of another, and the most that the seed alone changes.
+
+    `plain`, `other`: the Dice of both, (seeds, patients).
+    """
+    before, after = plain.mean(1), other.mean(1)
+    return float(after.mean() - before.mean()), float(max(np.ptp(before), np.ptp(after)))
+
+
 def thinned(samples: SliceDataset, most: int) -> SliceDataset:
     """Return the same samples with parts of at most so many positions, evenly spaced."""
     parts = {part: own[:: -(-len(own) // most) or 1] for part, own in samples.parts.items()}
@@ -115,7 +124,7 @@ def step_seconds(samples: SliceDataset, recipe: Recipe) -> float:
 def gates(network: nn.Module, images: Tensor) -> list[Tensor]:
     """Return the coefficients of each attention gate, (N, 1, h, w) in 0..1, the finest level first.
 
-    `network`: an `attention-unet`, used in evaluation mode. `images`: (N, C, S, S).
+    `network`: an `attention-unet`, used in evaluation mode; others have none. `images`: (N, C, S, S).
     """
     found = list[Tensor]()
     blocks = [module for module in network.modules() if type(module).__name__ == "AttentionBlock"]

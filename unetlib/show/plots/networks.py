@@ -24,8 +24,11 @@ def costs_figure(costs: Sequence[Cost], note: str = "") -> Figure:
     for place, (one, number) in enumerate(zip(known, millions, strict=True)):
         look = {"marker": MARKERS[place % len(MARKERS)], "color": CURVES[place % len(CURVES)]}
         axes.plot(number, one.milliseconds, ls="", ms=10, label=one.network, **look)
-    axes.set(xscale="log", xlabel="parameters, million", ylabel="core-ms a slice", ylim=(0, None))
+    axes.set(xscale="log", xlabel="parameters, million", ylabel="core-ms a slice")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.margins(y=0.15)
+    axes.set_ylim(0, None)
     axes.grid(color=FAINT)
     axes.set_axisbelow(True)
     figure.legend(loc="outside right center", frameon=False)
@@ -47,12 +50,12 @@ def gates_figure(
     extent = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
     for line, (name, gates) in zip(panels, rows.items(), strict=True):
         show_slice(line[0], image)
+        draw_outline(line[0], mask)
         line[0].set_ylabel(name)
         for level, (axes, gate) in enumerate(zip(line[1:], gates, strict=True)):
             shown = axes.imshow(gate, cmap="viridis", vmin=0, vmax=1, extent=extent, interpolation="nearest")
-            axes.set(xticks=[], yticks=[], title=f"level {level}" if line is panels[0] else "")
-        for axes in line:
-            draw_outline(axes, mask)
+            axes.set(xticks=[], yticks=[], title=f"level {level}")
+            draw_outline(axes, mask, "white")
     ratio = cut_to_head([(axes, image) for axes in panels.flat], [mask > 0])
     fit_height(figure, ratio, 1 + levels, len(rows), 0.9)
     figure.colorbar(ScalarMappable(shown.norm, shown.cmap), ax=[*panels.flat], label="gate", fraction=0.03)
