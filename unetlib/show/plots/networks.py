@@ -31,7 +31,7 @@ def costs_figure(costs: Sequence[Cost], note: str = "") -> Figure:
     axes.set_ylim(0, None)
     axes.grid(color=FAINT)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
