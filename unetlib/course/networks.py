@@ -107,7 +107,8 @@ def _measured(path: Path, samples: SliceDataset, recipe: Recipe) -> float:
 def step_seconds(samples: SliceDataset, recipe: Recipe) -> float:
     """Return the median time of a training step, in seconds of one core or, on another device, of the clock."""
     engine = FabricEngine("auto", recipe.precision)
-    recipe = recipe.but(precision=resolve_precision(recipe.precision, engine.device))
+    # the schedule of the learning rate must not end before the last step
+    recipe = recipe.but(precision=resolve_precision(recipe.precision, engine.device), epochs=1 + STEPS)
     channels = samples.images.shape[1] * (1 + 2 * samples.neighbours)
     network = build_network(recipe, channels, samples.regions).to(engine.device)
     loop = Loop(engine.fabric.setup_module(network), samples, recipe, engine=engine)
