@@ -1,6 +1,6 @@
-"""The long forms of the tests, whole or a part of them: `make test-long`, `make test-long PART=3/18`.
+"""The long forms of the tests, whole or a part of them: `make test-long`, `make test-long PART=3/19`.
 
-Parts 1 to 6 are the chapters, each with its solutions, at full length and from an empty folder of results. The other
+Parts 1 to 7 are the chapters, each with its solutions, at full length and from an empty folder of results. The other
 parts share, in turn, the tests marked `long` and the properties with many more examples. As a plugin of pytest this
 module takes every n-th test, and starts none after a limit of time.
 """

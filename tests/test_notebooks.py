@@ -10,7 +10,15 @@ import pytest
 from unetlib import metrics, plots
 from unetlib.course.chapters import NOTEBOOKS
 
-CHAPTERS = ("01_exploration", "02_preprocessing", "03_training", "04_evaluation", "05_stronger", "06_more_than_flair")
+CHAPTERS = (
+    "01_exploration",
+    "02_preprocessing",
+    "03_training",
+    "04_evaluation",
+    "05_stronger",
+    "06_more_than_flair",
+    "07_other_networks",
+)
 PATHS = [NOTEBOOKS / folder / f"{name}.ipynb" for folder in ("", "solutions") for name in CHAPTERS]
 SCRATCH = {"work", ".ipynb_checkpoints"}
 MACHINE = re.compile(r"(?<![\w./-])/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\\\", re.MULTILINE)

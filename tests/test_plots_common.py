@@ -12,6 +12,7 @@ from tests.test_plots_exploration import portraits  # noqa: F401 - a fixture
 from unetlib import plots
 from unetlib.data.patients import find_cases
 from unetlib.data.slices import Window
+from unetlib.engine.costs import Cost
 from unetlib.evaluation.summary import AGGREGATIONS, SLICES
 from unetlib.metrics import Counts
 from unetlib.prediction.decision import SIZES_ML, THRESHOLDS, Decision
@@ -37,9 +38,11 @@ DRAWN = {
     "calibration_figure": lambda _: plots.calibration_figure(plots.Reliability.of(np.arange(9) / 9, np.arange(9) > 4)),
     "case_figure": lambda given: plots.case_figure(given[1]),
     "ceiling_figure": lambda _: plots.ceiling_figure([10, 90], [0.8, 0.9], 64),
+    "costs_figure": lambda _: plots.costs_figure([Cost("unet", 8, 4, 2_000_000, 1.0, 50.0)]),
     "curves_figure": lambda _: plots.curves_figure(HISTORY),
     "decision_figure": lambda _: plots.decision_figure(np.ones((len(THRESHOLDS), len(SIZES_ML))), Decision(0.5)),
     "errors_figure": lambda _: plots.errors_figure([RECORD, RECORD | {"z": 2}], {"a": "the worst\npatient"}),
+    "gates_figure": lambda _: plots.gates_figure(IMAGE, MASK, {"trained": [MASK[::2, ::2]]}),
     "grid_figure": lambda _: plots.grid_figure(IMAGE, MASK, IMAGE[:20, :20], MASK[:20, :20], MASK, ""),
     "histograms_figure": lambda _: plots.histograms_figure({"one": np.arange(9.0)}, "intensity"),
     "intensities_figure": lambda given: plots.intensities_figure(given[0]),

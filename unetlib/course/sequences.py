@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from unetlib.course.start import Course, embedded, introduce
+from unetlib.course.start import Course, prepare_or_embedded
 from unetlib.data.patients import MODALITIES, Case, find_cases
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
@@ -28,15 +28,7 @@ def open_sequences(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
     Where the data of the course cannot be prepared so, for lack of sequences or labels, a sentence says why, and the
     embedded cohort takes their place.
     """
-    try:
-        return course, _prepare(course, recipe)
-    except UnetlibError as error:
-        other = embedded(course.work.parent, course.length)
-        if course.data == other.data:
-            raise
-        print(f"{error}\nSo this chapter goes on with the embedded synthetic cohort.")
-    introduce(other)
-    return other, _prepare(other, recipe)
+    return prepare_or_embedded(course, lambda one: _prepare(one, recipe))
 
 
 def _prepare(course: Course, recipe: Recipe) -> Prepared:

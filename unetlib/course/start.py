@@ -1,6 +1,7 @@
 """The course: what every chapter starts with."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,30 @@ class Length:
     leak_steps: int  # of each network of chapter 2
     stair_slices: int  # shown to each network of chapter 5, in whole epochs
     sequence_slices: int  # the same of chapter 6
+    network_slices: int  # in an epoch of each network of chapter 7
+    network_seconds: float  # of one core, of its training
 
 
-FULL = Length(patients=24, epochs=10, strong_epochs=5, leak_steps=240, stair_slices=4300, sequence_slices=2200)
-# 3 epochs: killed in the third
-SHORT = Length(patients=4, epochs=3, strong_epochs=1, leak_steps=8, stair_slices=1, sequence_slices=1)
+FULL = Length(
+    patients=24,
+    epochs=10,
+    strong_epochs=5,
+    leak_steps=240,
+    stair_slices=4300,
+    sequence_slices=2200,
+    network_slices=256,
+    network_seconds=20,
+)
+SHORT = Length(
+    patients=4,
+    epochs=3,  # killed in the third
+    strong_epochs=1,
+    leak_steps=8,
+    stair_slices=1,
+    sequence_slices=1,
+    network_slices=8,
+    network_seconds=0,
+)
 
 
 def is_short() -> bool:
@@ -136,6 +156,23 @@ def embedded(work: Path, length: Length) -> Course:
     folder = work / "synthetic"
     make_cohort(folder / "cohort", length.patients)
     return _open(folder / "cohort", folder, length)
+
+
+def prepare_or_embedded(course: Course, make: Callable[[Course], Prepared]) -> tuple[Course, Prepared]:
+    """Return a course and what `make` prepares of it.
+
+    Where it cannot be made, a sentence says why, and the course of the embedded cohort is returned with what is
+    prepared of that.
+    """
+    try:
+        return course, make(course)
+    except UnetlibError as error:
+        other = embedded(course.work.parent, course.length)
+        if course.data == other.data:
+            raise
+        print(f"{error}\nSo this chapter goes on with the embedded synthetic cohort.")
+    introduce(other)
+    return other, make(other)
 
 
 def _open(root: Path, folder: Path, length: Length) -> Course:

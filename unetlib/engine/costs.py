@@ -1,8 +1,6 @@
 """What each network costs on this machine, measured now: parameters, operations, and the time of a training step."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib.engine.memory import SPARE, available_bytes, gigabytes, step_bytes
+from unetlib.engine.threads import one_thread
 from unetlib.losses import get_loss
 from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS, parameter_count
@@ -106,7 +105,7 @@ def _seconds(network: nn.Module, recipe: Recipe, batch: int, repeats: int) -> fl
     images, masks = torch.rand(shape, generator=generator), (torch.rand(shape, generator=generator) > 0.9).float()
     optimizer, loss = torch.optim.Adam(network.train().parameters()), get_loss(recipe.loss, recipe.deep_supervision)
     times = []
-    with _one_thread():
+    with one_thread():
         for _ in range(1 + repeats):
             start = time.process_time()
             optimizer.zero_grad()
@@ -114,13 +113,3 @@ def _seconds(network: nn.Module, recipe: Recipe, batch: int, repeats: int) -> fl
             optimizer.step()
             times.append(time.process_time() - start)
     return median(times[1:])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

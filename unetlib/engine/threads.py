@@ -96,6 +96,17 @@ def prediction_threads(fabric: Fabric, asked: int | None = None) -> Iterator[Non
         torch.set_num_threads(before)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on a CPU with one thread, to measure; then restore the number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def use_idle_processors(*_: object) -> None:
     """Compute on a CPU with one thread for each idle processor from now on; IPython may call it before each cell.
 

@@ -5,6 +5,7 @@ from unetlib.show.plots.common import *
 from unetlib.show.plots.drawing import *
 from unetlib.show.plots.evaluation import *
 from unetlib.show.plots.exploration import *
+from unetlib.show.plots.networks import *
 from unetlib.show.plots.overlays import *
 from unetlib.show.plots.preprocessing import *
 from unetlib.show.plots.sequences import *

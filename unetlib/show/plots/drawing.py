@@ -56,10 +56,10 @@ def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra:
     figure.set_figheight(rows * min(ratio * figure.get_figwidth() / columns, 4) + extra)
 
 
-def draw_outline(axes: Axes, mask: np.ndarray) -> None:
+def draw_outline(axes: Axes, mask: np.ndarray, colour: str = OUTLINE) -> None:
     """Draw the border of a boolean mask (H, W); nothing where it is empty."""
     if mask.any():
-        axes.contour(mask, levels=[0.5], colors=OUTLINE, linewidths=1.2)
+        axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
 
 
 def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:
