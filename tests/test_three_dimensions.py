@@ -452,6 +452,24 @@ def test_planes_are_not_taken_for_volumes(run):
         Predictor.open(run, "cpu").slices(torch.rand(2, 1, 32, 32))
 
 
+def test_a_case_that_only_this_network_cannot_use_is_named_and_does_not_stop_the_others(data, run, tmp_path, capsys):
+    """Thick slices for a 3-D network; pixels that are not square for one of each kind together."""
+    train(
+        prepare(data.data, tmp_path / "flat", SMALL.but(dims=2)), tmp_path / "run", SMALL.but(dims=2, epochs=1), "cpu"
+    )
+    for index, sizes in enumerate([(1, 1, 50), (1, 3, 1), (5, 5, 6)]):
+        write_patient(tmp_path / "odd", index + 7, affine=np.diag([-sizes[0], -sizes[1], sizes[2], 1.0]))
+    thick, oblong, good = (tmp_path / "odd" / f"BraTS2021_{index:05d}" for index in (7, 8, 9))
+    for runs, refused in (([run], [thick]), ([tmp_path / "run", run], [thick, oblong])):
+        with pytest.raises(UnetlibError, match=f"{len(refused)} of 3 images got no mask") as error:
+            predict(runs, [thick, oblong, good], tmp_path / str(len(runs)), device="cpu")
+        assert all(one.name in str(error.value) for one in refused)
+        masks = {path.name for path in (tmp_path / str(len(runs))).iterdir()}
+        assert masks == {f"{one.name}_mask.nii.gz" for one in {thick, oblong, good} - {*refused}}
+        left_out = evaluate(runs, tmp_path / "odd", "all", device="cpu")["left_out"]
+        assert {*left_out} == {one.name for one in refused}
+
+
 class Planes(nn.Module):
     """Sees each plane of a volume alone."""
 

@@ -93,13 +93,14 @@ def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Pat
             try:
                 volume, truth = read_regions(case, predictor.recipe)
                 require_spacing(case.id, volume.spacing, predictor.dims)
-            except UnetlibError as error:
-                if strict:
-                    raise
-                left_out[case.id] = str(error).removeprefix(f"{case.id}: ")
-            else:
                 given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case.id, volume.spacing)
                 scores = score_prediction(predictor, volume.voxels, truth, volume.spacing, *given)
+            except UnetlibError as error:
+                reason = str(error).removeprefix(f"{case.id}: ")
+                if strict:
+                    raise UnetlibError(f"{case.id}: {reason}") from error
+                left_out[case.id] = reason
+            else:
                 write_json(paths[case.id], scores)
             bar.update()
     return left_out

@@ -81,8 +81,13 @@ def predict(
                 require_spacing(job.scan.name, volume.spacing, predictor.dims)
             except Exception as error:  # one bad file must not stop the others
                 failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.scan}: {unforeseen(error)}")
-            else:
+                bar.update()
+                continue
+            try:
                 found = segment(predictor, volume)
+            except UnetlibError as error:  # this network cannot use it
+                failed.append(f"{job.scan}: {error}")
+            else:
                 for array, file in zip(_arrays(predictor, found), job.files, strict=False):
                     _save_like(volume, volume.to_stored(array), job.origin, file)
                     say(str(file))
