@@ -302,6 +302,18 @@ def test_memory_that_a_step_cannot_have_is_said_before_it_starts(data, tmp_path,
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
+def test_weights_too_large_for_the_memory_are_refused_before_they_are_made(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("unetlib.runs.training.build_network", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**10)
+    with pytest.raises(UnetlibError, match=r"a step on 1 volume .* needs about \d\d\.\d GB of memory"):
+        train(data, tmp_path / "run", SMALL.but(width=512, depth=3), "cpu", threads=1)
+
+
+def test_a_batch_needs_the_memory_of_the_volumes_that_there_are(data, tmp_path, capsys):
+    train(data, tmp_path / "run", SMALL.but(batch_size=1024, epochs=1), "cpu", threads=1)
+    assert "a step on 4 volumes (1 x 32 x 32 x 32) needs" in capsys.readouterr().out
+
+
 def test_available_memory_is_the_least_of_what_is_told():
     found = memory.available_bytes(torch.device("cpu"))
     assert found is None or 10**7 < found < 10**14

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.workers(sub)
     flags.strict(sub)
 
-    sub = command(commands.train, "train a U-Net, or resume a stopped training")
+    sub = command(commands.train, "train a U-Net or another network, or resume a stopped training")
     text = "folder made by `unetlib prepare`, or of patients, which are then prepared in RUN-prepared"
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unetlib.engine.device import process_count
+from unetlib.networks import build_network
 from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.messages import say
@@ -64,12 +65,22 @@ def available_bytes(device: torch.device) -> int | None:
     return min(found, default=None)
 
 
-def require_memory(name: str, network: nn.Module, recipe: Recipe, shape: tuple[int, ...], device: torch.device) -> None:
+def require_memory(
+    name: str, recipe: Recipe, shape: tuple[int, ...], regions: int, number: int, device: torch.device
+) -> None:
     """Say how much memory a step of a run needs; raises `UnetlibError` when the device has less.
 
-    `shape`: of one image, (C, S, S, S).
+    `shape`: of one image, (C, S, S, S). `number`: of training samples, if they are fewer than a batch. The network is
+    made on PyTorch's meta device, since its weights alone may be too large.
     """
-    rows = -(-recipe.batch_size // process_count())
+    rows = -(-min(recipe.batch_size, number) // process_count())
+    try:
+        with torch.device("meta"):
+            network = build_network(recipe, shape[0], regions)
+    except UnetlibError:
+        raise
+    except Exception:  # a network of users may be made from numbers
+        return
     needed = step_bytes(network, (rows, *shape), 5 if recipe.average else 4)
     there = available_bytes(device)
     if needed is None:
@@ -79,7 +90,7 @@ def require_memory(name: str, network: nn.Module, recipe: Recipe, shape: tuple[i
     if there is not None and needed + SPARE > there:
         raise UnetlibError(
             f"{name}: {about} of memory, and {device} has {gigabytes(there)}. Choose a smaller --batch-size (now "
-            f"{recipe.batch_size}) or --width ({recipe.width}), or prepare smaller volumes (--image-size "
+            f"{recipe.batch_size}) or --width (now {recipe.width}), or prepare smaller volumes (--image-size, now "
             f"{recipe.image_size})."
         )
     say(f"{name}: {about} of memory" + (f"; {gigabytes(there)} are free." if there else "."))

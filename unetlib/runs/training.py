@@ -189,9 +189,9 @@ def open_loop(
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
         first = content.get("start_from")
-    network = build_network(recipe, *channels).to(engine.device)
     if recipe.dims == 3:
-        require_memory(str(run), network, recipe, shape, engine.device)
+        require_memory(str(run), recipe, shape, regions, len(samples(dataset, "train")), engine.device)
+    network = build_network(recipe, *channels).to(engine.device)
     if content is None and start_from is not None:
         begin_with(network, start_from, recipe, data)
     average = copy.deepcopy(network) if recipe.average else None
