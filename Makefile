@@ -54,6 +54,9 @@ study: .venv/installed
 	$(BIN)/python -m studies.phantoms "$(DATA)" $(if $(BRATS),"$(BRATS)")
 	$(BIN)/python -m studies.best "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
 	$(if $(BRATS),$(BIN)/python -m studies.regions "$(BRATS)")
+	$(if $(BRATS),$(BIN)/python -m studies.networks "$(BRATS)" --rates)
+	$(if $(BRATS),$(BIN)/python -m studies.networks "$(BRATS)")
+	$(if $(NNUNET),$(BIN)/python -m studies.nnunet "$(DATA)" --nnunet "$(NNUNET)")
 
 faults: .venv/installed
 	$(BIN)/python -m tests.faults

@@ -72,7 +72,9 @@ def evaluate(
             warn(f"left out {name}: {reason}")
         cases = [case for case in cases if case.id not in left_out]
         if not cases:
-            raise UnetlibError(f"{cohort.root}: no case can be scored, for the reasons above.")
+            reasons = {*left_out.values()}
+            why = f". {reasons.pop()}" if len(reasons) == 1 else ", for the reasons above."
+            raise UnetlibError(f"{cohort.root}: no case can be scored{why}")
         about = {
             "split": split or ("unseen" if data else "test"),
             "data": str(data or cohort.root),
