@@ -137,8 +137,8 @@ def score_prediction(
     """
     if len(truth) != predictor.channels[1]:
         raise UnetlibError(
-            f"{names['case']} has masks of {counted(len(truth), 'region')}, and the predictor finds "
-            f"{predictor.channels[1]}. Use `score_prediction` with a reference for each of them."
+            f"its masks are of {counted(len(truth), 'region')}, and the predictor finds {predictor.channels[1]}. Use "
+            "`score_prediction` with a reference for each of them."
         )
     found, window = predictor.all_slices(voxels, spacing), Window.of(voxels, predictor.recipe, spacing)
     prediction = predictor.decision.mask(slices_to_volume(found, truth.shape[1:], window), spacing)
