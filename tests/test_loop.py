@@ -190,6 +190,17 @@ def test_a_data_set_of_ones_own_is_trained_on_resumed_and_refused_when_it_has_ch
         find_own(Run.of(tmp_path / "run"))
 
 
+def test_it_validates_on_the_data_set_that_it_has_now():
+    """As chapter 2 measures the leak: one network, scored on slices of its own patients and on those of others."""
+    one = slices()
+    other = replace(one, parts={**one.parts, "val": one.parts["test"]})
+    network = build_network(TINY)
+    loop = Loop(network, one, TINY)
+    found = loop.validate()
+    loop.dataset = other
+    assert loop.validate() == Loop(network, other, TINY).validate() != found
+
+
 def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
     data = slices()
     data.parts["val"] = np.empty(0, int)

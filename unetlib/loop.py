@@ -48,7 +48,7 @@ class Loop:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
         self.loss = get_loss(recipe.loss, recipe.deep_supervision)
         self.validated = network  # validated and saved; may be replaced by averaged weights
-        self.shown, self.validation = len(self.order()), samples(dataset, "val")  # samples per epoch; to validate on
+        self.shown, _ = len(self.order()), samples(dataset, "val")  # samples per epoch; it needs both
         self.steps = -(-self.shown // recipe.batch_size)  # per epoch; the last one may have fewer samples
 
     def run(self) -> State:
@@ -94,7 +94,7 @@ class Loop:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Return the mean loss and the Dice, pooled over the validation samples; the mean over several regions."""
-        network, positions, loss_sum, counts = self.validated.eval(), self.validation, 0.0, []
+        network, positions, loss_sum, counts = self.validated.eval(), samples(self.dataset, "val"), 0.0, []
         for batch in np.split(positions, range(0, len(positions), VALIDATION_BATCH[self.recipe.dims])[1:]):
             images, masks = self.engine.to_device(get_batch(self.dataset, batch))
             logits = self.engine.forward(network, images)
