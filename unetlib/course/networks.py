@@ -63,7 +63,7 @@ def learn(course: Course, data: Prepared, recipe: Recipe) -> Run:
     The seconds of a step, measured once for all seeds, give the number of whole epochs (at least one). An epoch shows
     `course.length.network_slices` slices, evenly spaced, or an eighth as many volumes. An earlier run is reused.
     """
-    recipe = Recipe(**recipe.as_dict() | data.about["recipe"] | {"epochs": 1})
+    recipe = data.fit(recipe, epochs=1)
     most = course.length.network_slices // (8 if recipe.dims == 3 else 1)
     samples = thinned(data.dataset(), max(1, most))
     seconds = _measured(data.folder.parent / "seconds.json", samples, recipe)
