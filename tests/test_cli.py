@@ -95,6 +95,13 @@ def test_train_prepares_a_folder_of_patients_first_by_the_recipe_and_resumes_bot
     assert read_json(tmp_path / "r" / "recipe.json")["data"] == str(tall_cohort)
 
 
+def test_a_network_that_cannot_be_made_is_refused_before_the_patients_are_prepared(tall_cohort, tmp_path, capsys):
+    words = ["--network", "segresnet", "--width", 12, "--depth", 3, "--device", "cpu"]
+    told = fails(capsys, "train", tall_cohort, tmp_path / "r", *words)
+    assert "width is 12, a multiple of 8, such as 8 was expected" in told
+    assert not (tmp_path / "r-prepared").exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty", "unfinished"])
 def test_train_on_what_is_no_folder_of_patients_asks_for_a_prepared_one(tmp_path, capsys, name):
     if name != "nowhere":

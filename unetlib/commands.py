@@ -50,6 +50,7 @@ def prepare(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train, or resume training; a folder of patients is prepared first."""
     from unetlib.data.prepare import holds_patients
+    from unetlib.networks import build_network
     from unetlib.pipeline import run_recipe
 
     run, folder = unetlib.Run.of(args.run), args.prepared
@@ -60,6 +61,7 @@ def train(args: argparse.Namespace) -> None:
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
+        build_network((before or Recipe.published).but(**given(args, TRAIN, PREDICT)))  # refused now, not after hours
         unetlib.prepare(args.prepared, folder, before or Recipe.published)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]
