@@ -1,4 +1,3 @@
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -151,39 +150,6 @@ def test_a_step_is_trained_once_and_stays_where_it_was_when_the_recipe_changes(c
     assert (first.run.folder / "best_model.pth").stat().st_mtime_ns == before
     assert "again: nothing changed" in capsys.readouterr().out
     assert course.climb(opened, "other", recipe.but(seed=1), 1, first).run != first.run
-
-
-def test_of_the_study_six_steps_are_shown_and_a_link_or_it_is_missed_in_a_sentence(tmp_path, monkeypatch, capsys):
-    shown = []
-    monkeypatch.setattr(course, "display", shown.append)
-    course.show_study(tmp_path)
-    assert "make study" in capsys.readouterr().out
-    assert not shown
-    (tmp_path / "ABLATION.md").write_text(
-        "# Study\n\n| step | changed | Dice | gain | pooled |\n|---|---|---|---|---|\n"
-        "| published | - | 0.1 | | 0.2 |\n| cut to the head | crop True | 0.3 | +0.2 | 0.4 |\n"
-        "\n![stairs](ablation.png)\n"
-    )
-    course.show_study(tmp_path)
-    assert shown[0].data.splitlines()[:4] == [
-        "| step | changed | Dice | gain |",
-        "|---|---|---|---|",
-        "| cut to the head | crop True | 0.3 | +0.2 |",
-        "",
-    ]
-    assert "holds all 2 steps" in shown[0].data
-
-
-def test_the_steps_of_the_committed_study_are_found(monkeypatch):
-    shown = []
-    monkeypatch.setattr(course, "display", shown.append)
-    course.show_study()
-    (page,) = shown
-    rows = [line.split("|")[1].strip() for line in page.data.splitlines() if line.startswith("|")][2:]
-    assert rows == list(course.STUDY_STEPS)
-    assert len(rows) == 6
-    for link in re.findall(r"\]\(([^)]+)\)", page.data):
-        assert (course.REPOSITORY / "notebooks" / link).exists()
 
 
 def test_a_folder_without_usable_patients_is_a_sentence(tmp_path):

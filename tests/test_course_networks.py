@@ -152,23 +152,6 @@ def test_volumes_without_a_true_size_give_way_to_the_embedded_cohort_in_a_senten
     assert "goes on with the embedded synthetic cohort" in capsys.readouterr().out
 
 
-def test_the_study_is_shown_as_far_as_it_is_measured(tmp_path, monkeypatch, capsys):
-    shown = []
-    monkeypatch.setattr(networks, "display", shown.append)
-    networks.show_networks_study(tmp_path)
-    assert "no studies/NETWORKS.md" in capsys.readouterr().out
-    assert not shown
-    table = "| arm | Dice |\n|---|---|\n| unet | 0.8 |"
-    page = f"# Study\n\n<!-- networks -->\n{table}\n<!-- end of networks -->\n\nmore"
-    (tmp_path / "NETWORKS.md").write_text(page, "utf-8")
-    networks.show_networks_study(tmp_path)
-    assert shown[0].data.startswith(f"{table}\n\n[")
-    assert "more" not in shown[0].data
-    networks.show_networks_study()
-    assert (NOTEBOOKS / "../studies/NETWORKS.md").exists()
-    assert shown[1].data.partition("\n\n[")[0], "the markers of the committed page are found"
-
-
 @pytest.mark.parametrize(
     ("other", "told"),
     [(0.65, "That is noise."), (0.9, "perhaps a gain."), (0.1, "perhaps a loss."), (0.6, "That is noise.")],

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from IPython.display import Markdown, display
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetlib.course.start import STUDY, Course, prepare_or_embedded
+from unetlib.course.start import Course, prepare_or_embedded
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import SliceDataset
@@ -24,7 +23,7 @@ from unetlib.recipe import PREPARE, Recipe
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, read_json, takes_paths, write_json
+from unetlib.support.files import digest, read_json, write_json
 from unetlib.support.messages import quiet
 
 STEPS = 5  # timed, after one that is not
@@ -152,19 +151,3 @@ def separation(values: Tensor, masks: Tensor, head: Tensor) -> float:
         return float("nan")
     ranks = rankdata(np.concatenate([large[tumour], large[other]]))
     return float((ranks[:inside].sum() - inside * (inside + 1) / 2) / (inside * outside))
-
-
-@takes_paths
-def show_networks_study(folder: Path = STUDY) -> None:
-    """Show what the study of networks on real patients has measured so far, and a link to it.
-
-    `folder` holds `NETWORKS.md`; without it, a sentence says so.
-    """
-    page = folder / "NETWORKS.md"
-    if not page.exists():
-        print("There is no studies/NETWORKS.md here; it is in the repository of the library.")
-        return
-    text = page.read_text("utf-8")
-    found = text.partition("<!-- networks -->")[2].partition("<!-- end of networks -->")[0].strip()
-    link = "[studies/NETWORKS.md](../studies/NETWORKS.md) says how it is measured, and holds the results of nnU-Net."
-    display(Markdown(f"{found}\n\n{link}"))

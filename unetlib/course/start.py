@@ -33,15 +33,6 @@ from unetlib.support.messages import quiet, show_messages
 from unetlib.support.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STUDY = REPOSITORY / "studies"
-STUDY_STEPS = (
-    "slices without tumour, too",
-    "cut to the head",
-    "Dice + cross-entropy",
-    "averaged weights",
-    "neighbouring slices",
-    "again: turn, scale, bend",
-)
 WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as long
 
 
@@ -227,24 +218,6 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step |
     print(what)
     print(f"validation Dice {step.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {seconds:.0f} s of training")
     return step
-
-
-@takes_paths
-def show_study(folder: Path = STUDY) -> None:
-    """Show six steps of the study on real patients, one for each of sections 5.2 to 5.7, and a link to all of them.
-
-    `folder` holds `ABLATION.md`; without it, a sentence says how to make it.
-    """
-    page = folder / "ABLATION.md"
-    if not page.exists():
-        print("There is no studies/ABLATION.md yet; make study makes it, on a folder of real patients.")
-        return
-    table = [line.split("|")[1:5] for line in page.read_text("utf-8").splitlines() if line.startswith("|")]
-    heading, rule, *rows = table  # step, changed, Dice, gain; the other columns are left to the page
-    shown = [row for row in rows if row[0].strip() in STUDY_STEPS]
-    lines = ["|" + "|".join(row) + "|" for row in (heading, rule, *shown)]
-    link = f"[studies/ABLATION.md](../studies/ABLATION.md) holds all {len(rows)} steps, each with its gain and time."
-    display(Markdown("\n".join([*lines, "", link])))
 
 
 def _is_synthetic(case: Case) -> bool:
