@@ -177,8 +177,8 @@ def test_chapter_4_says_when_nothing_is_better_than_the_network(tp, fp, told, ca
     ("test", "told"),
     [
         ([0.5, 0.6, 0.7], "0.7000 at 0.75: do not report that."),
-        ([0.5, 0.7, 0.6], "0.7000 at 0.50: by luck, no more than above."),
-        ([0.7, 0.6, 0.5], "0.7000 at 0.25: by luck, no more than above."),
+        ([0.5, 0.7, 0.6], "0.7000 at 0.50: here, no more than the scores above."),
+        ([0.7, 0.6, 0.5], "0.7000 at 0.25: here, no more than the scores above."),
     ],
 )
 def test_chapter_4_warns_of_a_threshold_chosen_on_test_only_where_it_claims_more(test, told, capsys):
