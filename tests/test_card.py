@@ -13,11 +13,11 @@ from tests.conftest import BEST, LATEST, SMALL, some
 from unetlib.cli import main
 from unetlib.metrics import bootstrap_interval
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
-from unetlib.runs.run import Run
+from unetlib.runs.run import SHIPPED, Run
 from unetlib.show import card as module
 from unetlib.show.card import TEMPLATE, write_card
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import read_csv, read_json, write_json
+from unetlib.support.files import read_csv, read_json, sha256, write_json
 
 ROOT = Path(__file__).parents[1]
 TABLE = TEMPLATE.read_text(encoding="utf-8").split("for word, source in ")[1].split(".items()")[0]
@@ -280,6 +280,19 @@ def test_whose_data_the_first_weights_have_seen_is_told(copy):
     write_json(copy / "provenance.json", Run.of(copy).provenance | {"earlier": earlier})
     text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
     assert "which was trained on 2 patients (E0, E1)" in text
+
+
+@pytest.mark.parametrize("first", ["phantoms", "other"])
+def test_the_commands_to_reproduce_it_name_orientation_and_first_weights(copy, first):
+    about, best = read_json(copy / "recipe.json"), load_checkpoint(copy / BEST)
+    about["recipe"]["phantoms"] = best["recipe"]["phantoms"] = first == "phantoms"
+    save_checkpoint(copy / BEST, best)
+    start = sha256(SHIPPED["phantoms"] / "best_model.safetensors") if first == "phantoms" else "abc"
+    write_json(copy / "recipe.json", {**about, "assume": "lps", "start_from": start})
+    text = write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert re.search(r"unetlib prepare DATA PREPARED.* --assume-lps\n", text)
+    assert ("--start-from OTHER" in text) == ("OTHER the run" in text) == (first == "other")
+    assert ("--phantoms" in text) == (first == "phantoms")
 
 
 def test_the_command_names_the_page(copy, tmp_path, capsys):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import some
 from unetlib.support.command import GOES_ON, run_command
@@ -107,6 +108,8 @@ def test_an_error_in_the_wake_of_a_stop_is_a_stop(capsys):
         (UnetlibError("a.nii is empty."), "error: a.nii is empty."),
         (PermissionError(13, "Permission denied", "a.nii"), "error: a.nii cannot be used (Permission denied)."),
         (MemoryError(), "error: there is not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: there is not enough memory (CUDA out of memory."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: there is not enough memory (DefaultCPU"),
     ],
 )
 def test_an_error_with_a_sentence_ends_with_it(error, told):
@@ -131,3 +134,13 @@ def test_the_status_is_that_of_the_work(status):
     with pytest.raises(SystemExit) as end:
         run_command(lambda: status)
     assert end.value.code == status
+
+
+def test_a_name_that_the_output_cannot_hold_is_written_with_escapes(cohort, tmp_path):
+    """As in a file or pipe on Windows."""
+    folder = tmp_path / "\u0414\u0430\u043d\u043d\u044b\u0435"
+    folder.symlink_to(cohort)
+    words = [sys.executable, "-m", "unetlib", "check", str(folder), "--workers", "1"]
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True)
+    assert done.returncode == 0
+    assert b"\\u0414" in done.stdout

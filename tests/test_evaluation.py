@@ -353,3 +353,18 @@ def test_the_version_is_told(evaluated):
     assert f"scored by unetlib {__version__}" in results_table(evaluated[1])
     older = {name: value for name, value in evaluated[1].items() if name != "unetlib"}
     assert "scored by unetlib 0.3 or older" in results_table(older)
+
+
+def test_other_data_are_the_same_folder_however_its_path_is_written(trained, tmp_path, monkeypatch):
+    run = shutil.copytree(trained, tmp_path / "run")
+    for place in ("one", "two"):
+        for index in range(20, 22):
+            write_patient(tmp_path / place / "other", index)
+    monkeypatch.chdir(tmp_path / "one")
+    summary = evaluate(run, data="other", device="cpu")
+    assert evaluate(run, data=tmp_path / "one" / "other", device="cpu") == summary
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(UnetlibError, match="holds the result of another folder of that name"):
+        evaluate(run, data="other", device="cpu")
+    (run / "evaluation" / "data-other" / "summary.json").write_text("{")
+    assert evaluate(run, data=tmp_path / "one" / "other", device="cpu") == summary

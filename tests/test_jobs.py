@@ -290,3 +290,16 @@ def test_one_processor_is_used_however_busy_all_are(share):
 def test_the_share_of_a_processor_is_the_time_used_of_the_time_passed(used, share):
     passed, spent = iter([10, 10.01, 10.03, 10.05]), iter(used)
     assert jobs.processor_share(lambda: next(passed), lambda: next(spent)) == pytest.approx(share, abs=1e-6)
+
+
+def test_windows_starts_no_more_processes_than_it_can_wait_for(monkeypatch):
+    class Started(Exception):
+        """Stands for the pool."""
+
+    def pool(workers, *_):
+        raise Started(workers)
+
+    monkeypatch.setattr(jobs, "MOST_WORKERS", 61)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", pool)
+    with pytest.raises(Started, match="61"):
+        list(run_jobs(square, range(200), "test", "item", 64))

@@ -13,17 +13,20 @@ from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
 from unetlib.evaluation.evaluate import evaluate
+from unetlib.hooks import Hook
 from unetlib.pipeline import run_recipe
 from unetlib.prediction.decision import Decision, choose, dice_table
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.tuning import tune
+from unetlib.runs import training
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.card import write_card
 from unetlib.show.plots import make_figures
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import read_csv, read_json
+from unetlib.support.files import read_csv, read_json, sha256
+from unetlib.support.jobs import progress
 
 RECIPE = SMALL.but(members=2, tune=True, mirror=True)
 
@@ -77,6 +80,11 @@ def test_stopped_in_any_member_it_goes_on_to_the_same_weights(data, run, tmp_pat
     assert again.weights == run.weights
     assert again.provenance["cases"] == run.provenance["cases"]
     assert tune(again, "cpu") == tune(run, "cpu")
+
+
+def test_a_run_may_start_from_one_of_several_members(data, run, tmp_path):
+    train(data, tmp_path / "run", SMALL, "cpu", start_from=run, max_steps=1, threads=1)
+    assert Run(tmp_path / "run").about()["start_from"] == sha256(run.member(0).best)
 
 
 def test_its_probabilities_are_the_mean_of_its_members(data, run):
@@ -140,3 +148,29 @@ def test_a_run_of_one_network_does_not_become_one_of_members_nor_the_other_way_r
     train(data, tmp_path / "run", SMALL.but(members=first), "cpu", max_steps=1)
     with pytest.raises(UnetlibError, match="was started with"):
         train(data, tmp_path / "run", SMALL.but(members=second), "cpu")
+
+
+def test_max_steps_are_those_of_all_members_together(data, tmp_path):
+    taken, again = [], Run(tmp_path / "again")
+
+    class Count(Hook):
+        def on_step_end(self, loop, loss):
+            taken.append(1)
+
+    numbers, epochs = [], 0
+    while epochs < RECIPE.epochs:
+        taken.clear()
+        epochs = train(data, again, RECIPE, "cpu", max_steps=5, threads=1, hooks=[Count()]).epoch
+        if not all(one.latest.exists() for one in again.members):
+            epochs = 0
+        numbers.append(len(taken))
+    assert set(numbers[:-1]) == {5}
+    assert sum(numbers) == 2 * 2 * 6  # members, epochs, steps
+
+
+def test_all_members_share_one_bar(data, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(training, "progress", lambda *given: bars.append(progress(*given)) or bars[-1])
+    train(data, tmp_path / "run", RECIPE, "cpu", threads=1)
+    (bar,) = bars
+    assert bar.n == bar.total > 0

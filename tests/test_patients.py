@@ -135,7 +135,7 @@ def refusal(data):
         (".", "BRATS2021_00000", "_", None, ".NII.GZ", "BraTS 2021", "BRATS2021_00000"),
         ("x", "BraTS-GLI-00000-101", "-", "new", ".nii.gz", "BraTS 2023/2024", "BraTS-GLI-00000"),
         ("x", "BraTS-SSA-00002-000", "-", "new", ".nii.gz", "BraTS 2023/2024", "BraTS-SSA-00002"),
-        ("x", "BraTS-PED-00003-000", "-", "new", ".nii", "BraTS 2023/2024", "BraTS-PED-00003"),
+        ("x", "BraTS-PED-00003-000", "-", "new", ".nii", "BraTS-PED", "BraTS-PED-00003"),
         ("x", "BraTS-GoAT-00004", "-", "new", ".nii", "BraTS 2023/2024", "BraTS-GoAT-00004"),
         ("x", "Phantom_00003", "_", None, ".nii.gz", "Phantoms", "Phantom_00003"),
         ("x", "TCGA_CS_4943_20000902", "_", None, ".nii.gz", "BraTS-style names", "TCGA_CS_4943"),
@@ -717,3 +717,18 @@ def test_real_tiff_slices_equal_the_nifti_volumes(real_data):
         assert np.array_equal(mask, same_mask)
         assert np.allclose(volume.affine, same_volume.affine)
         assert found == same_found
+
+
+def test_two_archives_of_one_name_do_not_replace_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNETLIB_EXTRACTED", str(tmp_path / "room"))
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+    first = style_tar(tmp_path / "x" / "a.tar")
+    second = tar(tmp_path / "y" / "a.tar", {"data/New_flair.nii": b"", "data/New_seg.nii": b""}, "w")
+    root = open_data(first)
+    with pytest.raises(UnetlibError, match=r"another archive of that name\. Rename one of the two"):
+        open_data(second)
+    assert open_data(first) == root
+    first.unlink()  # then nobody needs it any more
+    open_data(second)
+    assert only(second).id == "New"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from tests.conftest import LPS
+from tests.conftest import LPS, write_patient
 from unetlib import plots
 from unetlib.data.patients import find_cases
 from unetlib.show.plots.exploration import BINS, LABELS
@@ -91,6 +91,22 @@ def test_only_the_modalities_asked_for_are_shown(cohort, portraits):
     assert [len(axes.images) for axes in figure.axes] == [1, 1]
     titles = [f"{one.id}\nflair, slice {one.tumour_per_slice.argmax()}" for one in portraits[:2]]
     assert [axes.get_title() for axes in figure.axes] == titles
+
+
+def test_a_sequence_on_another_grid_is_shown_where_flair_is(tmp_path):
+    """T1 has half the slices and pixels, and shows the same bright box."""
+    write_patient(tmp_path, 0)
+    folder = tmp_path / "BraTS2021_00000"
+    flair = nib.load(folder / "BraTS2021_00000_flair.nii.gz")
+    voxels, affine = np.asarray(flair.dataobj)[::2, ::2, ::2], flair.affine @ np.diag([2, 2, 2, 1])
+    nib.save(nib.Nifti1Image(voxels, affine), folder / "BraTS2021_00000_t1.nii.gz")
+    nib.save(nib.Nifti1Image(voxels, affine + 900 * np.eye(4, k=3)), folder / "BraTS2021_00000_t2.nii.gz")
+    flair_axes, t1_axes, t2_axes = plots.case_figure(find_cases(tmp_path).cases, ["flair", "t1", "t2"]).axes
+    one, other = (np.asarray(axes.images[0].get_array(), float).ravel() for axes in (flair_axes, t1_axes))
+    assert len(one) == len(other)
+    assert np.corrcoef(one, other)[0, 1] > 0.5
+    assert t2_axes.get_title() == "t2 lies elsewhere"
+    assert not t2_axes.images
 
 
 @pytest.mark.parametrize(("centre", "row", "column"), [((10, 20), 10, 20), ((0, 29), 3, 26), ((19, 0), 16, 3)])

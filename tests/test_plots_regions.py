@@ -16,6 +16,7 @@ from unetlib.recipe import Recipe
 from unetlib.show.plots.colours import REGIONS
 from unetlib.show.plots.common import named_regions
 from unetlib.show.plots.drawing import first_sequence, largest_slice
+from unetlib.show.plots.overlays import ranked
 
 NAMES = ("whole", "core", "enhancing")
 TRUTH = np.zeros((3, 24, 30, 6), bool)
@@ -53,6 +54,23 @@ def test_the_title_of_a_row_holds_the_dice_of_every_region():
             for found, true in ((FOUND[k], TRUTH[k]), (FOUND[k, :, :, 1], TRUTH[k, :, :, 1]))
         )
         assert line == f"{NAMES[k]} {every:.2f}, {here:.2f}"
+
+
+def test_a_patient_without_the_first_sequence_is_shown_in_another_by_its_name():
+    case = replace(CASE, modalities=("flair", "t1"))
+    pairs = [
+        (np.stack(pair), name)
+        for pair, name in (((VOLUME.voxels, VOLUME.voxels + 1), "FLAIR"), ((0 * VOLUME.voxels, VOLUME.voxels), "T1"))
+    ]
+    rows = []
+    for voxels, name in pairs:
+        read = replace(VOLUME, voxels=voxels), TRUTH, FOUND
+        (row,) = ranked({"a": ("best", 0.9)}, [case], lambda _, read=read: read, NAMES)
+        assert row.sequence == name
+        rows.append(row.overlay(3))
+    figure = plots.overlay_figure(rows)
+    assert [axes.get_title() for axes in figure.axes[::3]] == ["FLAIR", "T1"]
+    assert figure.get_label().startswith("FLAIR or T1, ")
 
 
 def test_a_region_that_is_not_there_has_no_contour():

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import nibabel as nib
@@ -466,3 +467,34 @@ def test_a_folder_of_version_0_3_keeps_its_patients_and_says_whose_scans_it_divi
     assert again.split.patients() == set(SCANS)
     assert "scans of 1 patient (UPENN-GBM-00003) are in two parts" in " ".join(capsys.readouterr().out.split())
     assert prepare(folder, tmp_path / "p", SMALL, workers=1, rebuild=True).split == data.split
+
+
+def test_a_rebuild_that_is_stopped_goes_on_with_its_split(cohort, tmp_path, monkeypatch):
+    names = tuple(f"BraTS2021_{n:05d}" for n in range(10))
+    folder, own = tmp_path / "p", Split(names[:7], names[7:8], names[8:])
+    own.save(folder / "split.json")
+    prepare(cohort, folder, SMALL, workers=1)
+    for recipe, split in ((SMALL.but(image_size=48), own), (SMALL.but(split_seed=5), None)):
+        monkeypatch.setattr(preparing, "write_array_header_1_0", None)  # killed when the first array is written
+        with pytest.raises(TypeError):
+            prepare(cohort, folder, recipe, workers=1, rebuild=True)
+        monkeypatch.undo()
+        assert not (folder / "prepared.json").exists()
+        drawn = Split.load(folder / "split.json")
+        assert drawn == own if split else drawn != own
+        assert prepare(cohort, folder, recipe, workers=1, rebuild=True).split == drawn
+
+
+def test_new_times_of_a_case_that_is_left_out_are_no_change(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    shutil.copytree(tmp_path / "data" / "BraTS2021_00003", tmp_path / "data" / "BraTS2021_00077")
+    for path in (tmp_path / "data" / "BraTS2021_00077").iterdir():
+        path.rename(path.with_name(path.name.replace("00003", "00077")))
+    assert "BraTS2021_00077" in prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1).about["left_out"]
+    for path in (tmp_path / "data").glob("*/*.nii.gz"):
+        os.utime(path, (1, 1))
+    prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+    other = next((tmp_path / "data" / "BraTS2021_00077").glob("*flair*"))
+    shutil.copy(next((cohort / "BraTS2021_00004").glob("*flair*")), other)
+    with pytest.raises(UnetlibError, match=r"1 case added, removed or changed \(BraTS2021_00077\)"):
+        prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)

@@ -9,11 +9,13 @@ import pytest
 import unetlib
 from tests.conftest import LPS, as_cases, write_patient
 from tests.test_cli import fails, run_cli
+from unetlib.data.export import export_nnunet
 from unetlib.evaluation import masks as masks_module
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.masks import Masks
 from unetlib.evaluation.table import read_patients
 from unetlib.prediction.predict import predict
+from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json
 
@@ -285,3 +287,38 @@ def test_the_command_prints_the_table_and_fails_with_a_sentence(masks, data, cap
     assert "epoch" not in told
     assert "published number" not in told
     assert "does not exist" in fails(capsys, "score", masks / "nothing", data)
+
+
+def test_masks_of_0_and_1_are_those_of_the_one_region_that_is_scored(data, tmp_path):
+    """The boxes have the label 4: a mask of the enhancing tumour alone, as `predict` and `export` write it, has 1."""
+    for case in CASES:
+        write(tmp_path / "masks" / f"{case}.nii.gz", (np.asarray(reference(data, case).dataobj) == 4).astype(np.uint8))
+    summary = unetlib.score(tmp_path / "masks", data, regions="enhancing")
+    assert summary["figures"][0]["dice"] == 1
+    assert "The masks hold 0 and 1 only: 1 is taken for enhancing." in summary["note"]
+    export_nnunet(data, tmp_path / "out" / "Dataset501_A", Recipe.published.but(regions="enhancing"))
+    labels = tmp_path / "out" / "Dataset501_A" / "labelsTr"
+    assert unetlib.score(labels, data, regions="enhancing")["figures"][0]["dice"] == 1
+
+
+def test_one_mask_with_another_label_makes_all_of_them_label_maps(data, tmp_path):
+    for case in CASES:
+        labels = np.asarray(reference(data, case).dataobj)
+        one = labels if case == CASES[0] else (labels == 4).astype(np.uint8)
+        write(tmp_path / "masks" / f"{case}.nii.gz", one)
+    unetlib.score(tmp_path / "masks", data, regions="enhancing")
+    rows = read_patients(tmp_path / "masks-scores")
+    assert [float(row["dice"]) for row in rows] == [1, 0, 0]
+
+
+def test_a_table_of_patients_added_later_is_heeded(tmp_path):
+    for index, name in enumerate(("17_1", "17_2", "18_1")):
+        source = tmp_path / "raw" / write_patient(tmp_path / "raw", index)
+        for kind in ("flair", "seg"):
+            (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / f"{source.name}_{kind}.nii.gz", tmp_path / "mine" / name / f"{name}_{kind}.nii.gz")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "mine" / name / f"{name}_seg.nii.gz", tmp_path / "masks" / f"{name}.nii.gz")
+    assert unetlib.score(tmp_path / "masks", tmp_path / "mine")["patients"] == 3
+    (tmp_path / "mine" / "patients.csv").write_text("case,patient\n17_1,17\n17_2,17\n18_1,18\n")
+    assert unetlib.score(tmp_path / "masks", tmp_path / "mine")["patients"] == 2

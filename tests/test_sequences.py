@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import LPS, SMALL
+from unetlib import augment
 from unetlib.augment import drop_sequences
 from unetlib.data.cases import read_case, read_regions
 from unetlib.data.patients import find_cases
@@ -255,6 +256,26 @@ def test_dropped_sequences_are_a_pure_function_and_never_all():
     assert abs(float(kept.mean()) - expected) < 0.05
 
 
+def test_a_sequence_that_is_missing_is_never_the_one_that_is_kept():
+    images = torch.ones(300, 4, 4, 4)
+    images[:, 1:3] = 0
+    images[-1] = 0  # air in all
+    kept = drop_sequences(images, 0, 1, 2, 4, 0.6).amax((2, 3))
+    assert (kept[:-1].sum(1) >= 1).all()
+    assert {tuple(row) for row in kept[:-1, [0, 3]].int().tolist()} == {(1, 0), (0, 1), (1, 1)}
+    assert not kept[:, 1:3].any()
+
+
+def test_a_sequence_that_is_missing_stays_0_whatever_changes():
+    recipe = FOUR.but(missing="zero", warp=True, intensity=True, drop_modalities=0.3)
+    images = torch.rand(40, 4, 32, 32) + 0.1
+    images[::2, 2] = 0
+    found, _ = augment.change(images.clone(), torch.zeros(40, 3, 32, 32), recipe, 0, 0)
+    assert not found[::2, 2].any()
+    assert found[1::2, 2].any()
+    assert found.flatten(1).any(1).all()
+
+
 def test_four_sequences_and_three_regions_are_trained_and_resumed(prepared, tmp_path):
     recipe = FOUR.but(drop_modalities=0.3, loss="dice+bce")
     whole = train(prepared, tmp_path / "whole", recipe, threads=1)
@@ -267,6 +288,29 @@ def test_four_sequences_and_three_regions_are_trained_and_resumed(prepared, tmp_
     network = one.load()[0]
     assert network(torch.zeros(1, 4, 32, 32)).shape == (1, 3, 32, 32)
     assert len(read_json(one.provenance_file)["cases"]["BraTS2021_00000"]["images"]) == 4
+
+
+def test_runs_that_differ_in_what_they_can_do_without_are_averaged_over_whole_patients(prepared, tmp_path, capsys):
+    runs = [tmp_path / "needs all", tmp_path / "copes"]
+    for run, drop in zip(runs, (0, 0.3), strict=True):
+        train(prepared, run, FOUR.but(epochs=1, drop_modalities=drop), threads=1)
+    for index in range(20, 23):
+        write(tmp_path / "other", index, SEQUENCES if index < 22 else ("flair", "t1"))
+    assert evaluate(runs[1], data=tmp_path / "other")["patients"] == 3
+    assert evaluate(runs, data=tmp_path / "other")["patients"] == 2
+    assert evaluate(runs[::-1], data=tmp_path / "other")["patients"] == 2
+
+
+def test_a_run_that_copes_with_gaps_does_not_lend_its_patients_to_one_that_does_not(cohort, prepared, tmp_path):
+    folder = shutil.copytree(cohort, tmp_path / "data")
+    for name in prepared.split.test:
+        (folder / name / f"{name}_t1.nii.gz").unlink()
+    data = prepare(folder, tmp_path / "gaps", FOUR.but(missing="zero"), workers=1)
+    train(data, tmp_path / "copes", FOUR.but(epochs=1), threads=1)
+    train(prepared, tmp_path / "needs", FOUR.but(epochs=1), threads=1)
+    assert evaluate(tmp_path / "copes")["patients"]
+    with pytest.raises(UnetlibError, match="it has no t1 image"):
+        evaluate([tmp_path / "copes", tmp_path / "needs"])
 
 
 def test_other_sequences_or_regions_are_refused_on_resuming(cohort, prepared, tmp_path):

@@ -15,9 +15,11 @@ from tests.test_sequences import write
 from unetlib import Recipe
 from unetlib.data.prepare import prepare
 from unetlib.evaluation.evaluate import evaluate
+from unetlib.networks import build_network
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.runs.first_weights import begin_with
 from unetlib.runs.run import SHIPPED, Run
 from unetlib.runs.training import open_loop, train
 from unetlib.support.errors import UnetlibError
@@ -160,3 +162,32 @@ def test_a_patient_with_four_sequences_is_predicted_by_their_name(there):
     found = np.asarray(nib.load(mask).dataobj)
     assert found.shape == nib.load(there / "data" / id / f"{id}_flair.nii.gz").shape
     assert set(np.unique(found)) <= {0, 1, 2, 4}
+
+
+@pytest.mark.parametrize("kept", [["README.md"], ["README.md", "best_model.safetensors", "split.json"]])
+def test_a_copy_that_was_stopped_is_completed(there, kept):
+    (there / "phantoms").mkdir()
+    for name in kept:
+        shutil.copy(SHIPPED["phantoms"] / name, there / "phantoms")
+    (there / "phantoms" / ".tmp-1-recipe.json").touch()
+    run = Run(SHIPPED["phantoms"]).unpacked()
+    assert run.folder == Path("phantoms")
+    assert Predictor.open(run, "cpu").recipe.width == 16
+
+
+def test_a_file_of_the_users_own_is_not_overwritten(there):
+    (there / "phantoms").mkdir()
+    (there / "phantoms" / "README.md").write_text("mine")
+    with pytest.raises(UnetlibError, match=r"phantoms holds README\.md and is not a run folder"):
+        Run(SHIPPED["phantoms"]).unpacked()
+
+
+def test_weights_go_to_the_sequences_and_regions_that_they_are_for_in_any_order(there):
+    changes = {"modalities": "t1 t1ce t2 flair", "regions": "enhancing core whole", "labels": "brats2021"}
+    recipe, four = FITTING.but(**changes), Run(SHIPPED["phantoms-four"])
+    network = build_network(recipe, 4, 3)
+    begin_with(network, four, recipe, None)
+    images = torch.rand(2, 4, 96, 96)
+    with torch.inference_mode():
+        found, expected = network.eval()(images), four.load()[0](images[:, [3, 0, 1, 2]])
+    torch.testing.assert_close(found, expected[:, [2, 1, 0]])

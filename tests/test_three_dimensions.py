@@ -314,6 +314,15 @@ def test_a_batch_needs_the_memory_of_the_volumes_that_there_are(data, tmp_path, 
     assert "a step on 4 volumes (1 x 32 x 32 x 32) needs" in capsys.readouterr().out
 
 
+def test_files_that_were_read_do_not_count_as_taken_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    for name, content in (("max", "4000000\n"), ("current", "3900000\n"), ("stat", "anon 1\ninactive_file 3000000\n")):
+        (tmp_path / f"memory.{name}").write_text(content)
+    assert memory.available_bytes(torch.device("cpu")) == 3_100_000
+    (tmp_path / "memory.stat").unlink()
+    assert memory.available_bytes(torch.device("cpu")) == 100_000
+
+
 def test_available_memory_is_the_least_of_what_is_told():
     found = memory.available_bytes(torch.device("cpu"))
     assert found is None or 10**7 < found < 10**14

@@ -23,6 +23,7 @@ def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int)
     The planes of a volume (N, C, D, H, H) change alike, as the channels of a slice do.
     """
     seed, shapes = (recipe.seed, epoch, step), (images.shape, masks.shape)
+    there = images.flatten(2).any(2) if recipe.missing == "zero" else None
     images, masks = images.flatten(1, -3), masks.flatten(1, -3)
     if recipe.augment:
         images, masks = augment(images, masks, *seed, recipe.upright)
@@ -30,6 +31,8 @@ def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int)
         images, masks = warp(images, masks, *seed)
     images = change_intensity(images, *seed) if recipe.intensity else images
     images, masks = images.reshape(shapes[0]), masks.reshape(shapes[1])
+    if there is not None:  # noise would make a sequence of one that is missing
+        images = images * there[(..., *(images.dim() - 2) * [None])]
     if recipe.drop_modalities:
         images = drop_sequences(images, *seed, len(recipe.modalities.split()), recipe.drop_modalities)
     return images, masks
@@ -38,11 +41,14 @@ def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int)
 def drop_sequences(images: Tensor, seed: int, epoch: int, step: int, sequences: int, probability: float) -> Tensor:
     """Return images (N, C, H, W), or volumes, with sequences set to 0, each with this probability, but never all.
 
-    The channels of a slice and its neighbours repeat the `sequences` in order. A pure function of its arguments.
+    The channels of a slice and its neighbours repeat the `sequences` in order. One that is 0 everywhere counts as
+    missing: another one is kept. A pure function of its arguments.
     """
-    rng = generator(DROP, seed, epoch, step)
-    kept = rng.random((len(images), sequences)) >= probability
-    kept[np.arange(len(kept)), rng.integers(0, sequences, len(kept))] |= ~kept.any(1)
+    rng, every = generator(DROP, seed, epoch, step), np.arange(len(images))
+    there = images.flatten(2).any(2).reshape(len(images), -1, sequences).any(1).cpu().numpy()
+    kept, drawn = rng.random((len(images), sequences)) >= probability, rng.integers(0, sequences, len(images))
+    which = np.argsort(~there, axis=1, kind="stable")[every, drawn % np.maximum(there.sum(1), 1)]
+    kept[every, which] |= ~(kept & there).any(1)
     return images * _tensor(kept).tile(images.shape[1] // sequences)[(..., *(images.dim() - 2) * [None])].to(
         images.device
     )

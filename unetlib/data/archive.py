@@ -50,10 +50,19 @@ def open_data(path: Path) -> Path:
         )
     end = next((end for end in TAR if path.name.lower().endswith(end)), path.suffix)
     target = home(os.environ.get(PLACE) or path.parent) / f"{path.name[: len(path.name) - len(end)]}.extracted"
-    origin = {"archive": path.name, "size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+    stat, where = path.stat(), str(path.resolve().parent)
+    origin = {"archive": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "folder": where}
+    before: dict[str, Any] = {}
     with suppress(UnetlibError):
-        if read_json(target / MARKER) == origin:
-            return target
+        before = read_json(target / MARKER)
+    if {**before, "folder": where} == origin:  # older versions did not store the folder
+        return target
+    other = Path(before.get("folder", where)) / before.get("archive", path.name)
+    if other != path.resolve() and other.is_file():
+        raise UnetlibError(
+            f"{target} holds what was extracted from {other}, another archive of that name. Rename one of the two, or "
+            f"name another folder in the environment variable {PLACE}."
+        )
     if target.exists() and not (target / MARKER).exists():
         raise UnetlibError(f"{target} stands where {path} would be extracted. Rename it, or give it instead.")
     try:

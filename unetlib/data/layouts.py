@@ -95,8 +95,9 @@ _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(
 
 # The first sure entry that matches a path wins. Labels: BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid
 # et al. 2021, arXiv:2107.02314). BraTS 2023: 3 enhancing; BraTS 2024 adds 4, the resection cavity (de Verdier et al.
-# 2024, arXiv:2405.18368). Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing (Antonelli et al. 2022, Nat. Commun.
-# 13:4128). TCGA-LGG: the FLAIR abnormality as 255 (Buda et al. 2019, Comput. Biol. Med. 109).
+# 2024, arXiv:2405.18368). BraTS-PED has four parts of another kind (Kazerooni et al. 2024, arXiv:2404.15009).
+# Decathlon: 1 oedema, 2 non-enhancing, 3 enhancing (Antonelli et al. 2022, Nat. Commun. 13:4128). TCGA-LGG: the FLAIR
+# abnormality as 255 (Buda et al. 2019, Comput. Biol. Med. 109).
 # fmt: off
 LAYOUTS = (
     *(Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", f"brats{year}_[^/]+?", SEG, labels=BRATS_LABELS,
@@ -105,6 +106,8 @@ LAYOUTS = (
            scheme="brats2021"),
     Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", r"brats2021_\d+", SEG, labels=BRATS_LABELS,
            scheme="brats2021"),
+    Layout("BraTS-PED", "BraTS-PED-00001-000-t2f.nii.gz", r"brats-peds?-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
+           mask="{id}-seg.nii.gz"),
     Layout("BraTS 2023/2024", "BraTS-GLI-00000-000-t2f.nii.gz", r"brats-[a-z-]+-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
            mask="{id}-seg.nii.gz", scheme="brats2023"),
     Layout(NNUNET, "imagesTr/NAME_0000.nii.gz", "[^/]+?", _TASK, _NNUNET_PATH, mask="labelsTr/{id}.nii.gz", sure=False),

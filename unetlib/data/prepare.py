@@ -5,6 +5,7 @@ readers), `split.json`, and `prepared.json`, which is written last: if it exists
 """
 
 import shutil
+from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_seque
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
+from unetlib.data.split import Split
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, counted, first_of
@@ -149,10 +151,9 @@ def _prepare(
     unusable |= copies
     usable = [job for job in jobs if job.case.id not in unusable]
     split = get_split(folder, {patients[job.case.id] for job in usable}, recipe, rebuild)
-    cases = _merge(folder, usable, patients, recipe)
+    cases = _merge(folder, usable, patients, recipe, split)
     for name, case in cases.items():
         case["named_by"] = TABLE if name in cohort.table else scheme.name if (scheme := scheme_of(name)) else "its name"
-    split.save(folder / "split.json")
     about = {
         "unetlib": __version__,
         "data": str(cohort.root.resolve()),
@@ -161,11 +162,19 @@ def _prepare(
         "patients_csv": cohort.table,
         "left_out": {**cohort.left_out, **unusable},
         "unusable": {job.case.id: job.stamp for job in jobs if job.case.id in unusable},
+        "unusable_sha256": {job.case.id: _sha256(job.case) for job in jobs if job.case.id in unusable},
         **({"assume": cohort.assume} if cohort.assume else {}),
     }
     files.write_json(folder / "prepared.json", about)  # last: if it exists, the folder is complete
     Parts(folder).remove()
     return Prepared.open(folder)
+
+
+def _sha256(case: Case) -> str | None:
+    """Return the hash of a case's files, or `None` where one cannot be read."""
+    with suppress(OSError):
+        return files.sha256(*case.files())
+    return None
 
 
 def _report(left_out: dict[str, str], strict: bool) -> None:
@@ -175,8 +184,10 @@ def _report(left_out: dict[str, str], strict: bool) -> None:
         warn(f"left out {name}: {reason}")
 
 
-def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Merge all parts into two arrays and one table; return a description of each case."""
+def _merge(
+    folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Recipe, split: Split
+) -> dict[str, dict[str, Any]]:
+    """Merge all parts into two arrays and one table, beside the split; return a description of each case."""
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
     present, pixels_seen = np.zeros(len(recipe.regions.split()), bool), set[int]()
@@ -210,6 +221,7 @@ def _merge(folder: Path, jobs: list[Job], patients: dict[str, str], recipe: Reci
             f"the tumour of {counted(len(outside), 'case')} lies partly or wholly outside the cube around the head, "
             f"where no network will find it: {first_of(shares)}."
         )
+    split.save(folder / "split.json")  # first, so that a rebuild goes on with the split that it has drawn
     (folder / "prepared.json").unlink(missing_ok=True)  # from here on, the old result is being replaced
     side = recipe.image_size
     for name, dtype, channels in (("images", np.float16, len(recipe.modalities.split())), ("masks", np.uint8, 1)):

@@ -1,5 +1,6 @@
 """What can be reused from an earlier preparation: a finished folder with the same data and recipe, and its split."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from unetlib.data.cases import is_unchanged
@@ -48,8 +49,9 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, now: dict[str, list[list[
     known, unusable = about["cases"], about["unusable"]
     differing = (known.keys() | unusable.keys()) ^ now.keys()
     for case in cohort.cases:
-        if (about_case := known.get(case.id)) is None:  # it could not be read, so only its stamp can be compared
-            same = now[case.id] == unusable.get(case.id)
+        if (about_case := known.get(case.id)) is None:  # it could not be used, so only its files can be compared
+            about_case = {"sha256": about.get("unusable_sha256", {}).get(case.id)}
+            same = is_unchanged(case, cohort.root, unusable.get(case.id, []), about_case)
         else:
             same = is_unchanged(case, cohort.root, about_case["stamp"], about_case)
         differing |= set() if same else {case.id}
@@ -66,12 +68,14 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
     if not path.exists():
         return fresh
     if rebuild:  # is it of these patients, and drawn with the same seed and fraction?
-        try:
+        before = recipe.as_dict()  # of a rebuild that was stopped, or of a split of the user's own
+        with suppress(UnetlibError, KeyError):
             before = read_json(folder / "prepared.json")["recipe"]
-            same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
+        same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
+        try:
             if not same or Split.load(path).patients() != patients:
                 return fresh
-        except (UnetlibError, KeyError):
+        except UnetlibError:
             return fresh
     split = Split.load(path)
     planned = split.patients()

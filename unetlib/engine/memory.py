@@ -15,7 +15,8 @@ from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.messages import say
 
 SPARE = 0.3e9  # bytes: PyTorch's code, and what convolutions take besides
-LIMITS = "memory.max", "memory.current"  # of a container
+GROUP = Path("/sys/fs/cgroup")  # of a container
+LIMITS = "memory.max", "memory.current"
 
 
 def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> int | None:
@@ -58,7 +59,10 @@ def available_bytes(device: torch.device) -> int | None:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
     with suppress(OSError, ValueError):  # without a limit, it is "max"
-        most, now = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in LIMITS)
+        most, now = (int((GROUP / name).read_text()) for name in LIMITS)
+        with suppress(OSError, ValueError):  # files that were read take memory, but make room for anything else
+            stats = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+            now -= int(stats.get("inactive_file", 0))
         found.append(most - now)
     with suppress(AttributeError, OSError, ValueError):  # macOS says only how much there is in all
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -93,7 +97,7 @@ def require_memory(
             f"{recipe.batch_size}) or --width (now {recipe.width}), or prepare smaller volumes (--image-size, now "
             f"{recipe.image_size})."
         )
-    say(f"{name}: {about} of memory" + (f"; {gigabytes(there)} are free." if there else "."))
+    say(f"{name}: {about} of memory" + (f"; {device} has {gigabytes(there)}." if there else "."))
 
 
 def gigabytes(number: float) -> str:

@@ -6,6 +6,7 @@ the MRI), the slices (only those with tumour, as published, or all, as in real u
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def evaluate(
     folder = _folder(runs, data, split)
     cohort, cases, notes = choose(runs, data, split, folder, assume)
     predictor = Predictor.open(runs, device, threads=threads)
+    cases = [replace(case, fill=case.fill and predictor.takes_gaps) for case in cases]  # each run has its own rule
     assumed = [cohort.assume] if cohort.assume else []
-    made_from = {case.id: [predictor.key, case.stamp(cohort.root), *assumed] for case in cases}
+    made_from = {case.id: [predictor.key, case.stamp(cohort.root), case.patient, *assumed] for case in cases}
     note = " ".join(filter(None, (*notes, predictor.note)))
     with locked(folder, belongs_to=runs[0].folder):
         scored = ScoreFolder.open(folder, made_from, note)
@@ -77,7 +79,7 @@ def evaluate(
             raise UnetlibError(f"{cohort.root}: no case can be scored{why}")
         about = {
             "split": split or ("unseen" if data else "test"),
-            "data": str(data or cohort.root),
+            "data": str(data.resolve() if data else cohort.root),
             "left_out": left_out,
             "epoch": predictor.epoch,
         }
@@ -117,7 +119,11 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
     if data is None:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
-    if (path := folder / SUMMARY_FILE).exists() and read_json(path).get("data") != str(data):
+    try:
+        other = read_json(folder / SUMMARY_FILE).get("data", "")
+    except UnetlibError:  # not there yet, or damaged: it is made anew
+        return folder
+    if Path(other).resolve() != data.resolve():
         raise UnetlibError(f"{folder} holds the result of another folder of that name. Rename it first.")
     return folder
 

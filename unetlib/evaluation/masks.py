@@ -3,7 +3,9 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,8 @@ class Masks:
         found = whole_labels(mask.voxels)
         _require_labels(path, found)
         regions = Regions.of(self.recipe, case.layout)
+        if self.binary:
+            return image, regions.masks(labels), (found > 0)[None]
         if regions.scheme == "brats2021" and not (found == 4).any():
             found = np.where(found == 3, 4, found)  # of nnU-Net, and of BraTS since 2023
         try:
@@ -112,12 +116,26 @@ class Masks:
         except UnetlibError as error:
             raise UnetlibError(f"{path}, {case.id}: {error}") from error
 
+    @cached_property
+    def binary(self) -> bool:
+        """Whether there is one region to score, and no mask holds a label but 1: then 1 is this region.
+
+        So `predict` writes a single region, and `export` its reference; in the data, the region has other labels.
+        """
+        one = len(region_names(self.recipe)) == 1 and self.recipe.regions != "whole"
+        return one and all(map(self._is_binary, self.found.values()))
+
+    def _is_binary(self, path: Path) -> bool:
+        with suppress(UnetlibError):  # `read` says what is wrong with a mask
+            return bool(np.isin(read_volume(Source((path,), assume=self.assume)).voxels, (0, 1)).all())
+        return True
+
     def made_from(self, case: Case) -> list[Any]:
-        """Return what the scores of a case depend on: name, size and time of the files, and the assumed orientation."""
+        """Return what the scores of a case depend on: its patient, its files and the mask's, by name, size and time."""
         stats = [(file.name, file.stat()) for file in files_of(self.found[case.id])]
         own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-        what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels]
-        return [own, case.stamp(self.cohort.root), self.assume, *what]
+        what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels, self.binary]
+        return [own, case.stamp(self.cohort.root), case.patient, self.assume, *what]
 
 
 def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
@@ -127,7 +145,9 @@ def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
     use, or, once all others are scored, for masks that cannot be read or are on another grid.
     """
     _require_scores(folder, masks)
-    scored = ScoreFolder.open(folder, {case.id: masks.made_from(case) for case in masks.cases}, masks.note)
+    one = f"The masks hold 0 and 1 only: 1 is taken for {masks.recipe.regions}." if masks.binary else ""
+    note = " ".join(filter(None, (masks.note, one)))
+    scored = ScoreFolder.open(folder, {case.id: masks.made_from(case) for case in masks.cases}, note)
     with locked(folder):
         if done := scored.done():
             say(f"{folder} is done already, for these masks and references: reused.")

@@ -37,7 +37,8 @@ def choose(
         return cohort, chosen, [*notes, *unknown]
     found = [choose_others(data, run, part, folder, assume) for run in runs]
     cohort, notes = found[0][0], list(dict.fromkeys(note for one in found for note in one[2]))
-    chosen = [case for case in found[0][1] if all(case in one[1] for one in found)]
+    shared = set.intersection(*({case.id for case in one[1]} for one in found))
+    chosen = [case for case in found[0][1] if case.id in shared]
     if not chosen:
         raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
     return cohort, chosen, [*notes, *unknown]

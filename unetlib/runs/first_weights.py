@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
 from unetlib.dataset import Trainable
+from unetlib.networks import build_network
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_weights
 from unetlib.runs.provenance import learned, part_by_sign, signs
@@ -30,7 +31,8 @@ def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -
 
     Raises `UnetlibError` when these weights are missing, or when a run without checkpoint was started from others.
     """
-    first = sha256(other.best) if other and other.best.is_file() else None
+    best = other.members[0].best if other else None  # of several members, the first
+    first = sha256(best) if best and best.is_file() else None
     if other and first is None:
         there = other.folder.exists()
         what = "has no best weights yet" if other.exists else "is not a run folder"
@@ -73,18 +75,22 @@ def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | 
 
 
 def _select(model: dict[str, Tensor], network: nn.Module, theirs: Recipe, ours: Recipe) -> dict[str, Tensor]:
-    """Return weights of another network without its further input channels and outputs, to fit `network`."""
+    """Return weights of another network with the input channels and outputs of `network`, in its order."""
+    if (theirs.modalities, theirs.regions) == (ours.modalities, ours.regions):
+        return model
     inputs, outputs = (
         [getattr(theirs, name).split().index(word) for word in getattr(ours, name).split()]
         for name in ("modalities", "regions")
     )
-    every = len(theirs.modalities.split())
-    near = [group * every + channel for group in range(1 + 2 * theirs.neighbours) for channel in inputs]
+    every, seen = len(theirs.modalities.split()), 1 + 2 * theirs.neighbours
+    near = [group * every + channel for group in range(seen) for channel in inputs]
     found = dict(model)
-    for name, own in network.state_dict().items():
-        if name in found and own.shape[:1] != found[name].shape[:1] == (len(theirs.regions.split()),):
+    # With a channel and a region more, the first and last layers have other shapes.
+    other = build_network(theirs, (every + 1) * seen, len(theirs.regions.split()) + 1).state_dict()
+    for name in network.state_dict().keys() & found.keys() & other.keys():
+        if other[name].shape[:1] != found[name].shape[:1]:
             found[name] = found[name][outputs]
-        if name in found and own.shape[1:2] != found[name].shape[1:2] == (every * (1 + 2 * theirs.neighbours),):
+        if other[name].shape[1:2] != model[name].shape[1:2]:
             found[name] = found[name][:, near]
     return found
 

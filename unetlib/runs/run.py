@@ -1,5 +1,6 @@
 """The folder of a training run; no other code knows the names of its files."""
 
+import filecmp
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, home, read_json, require_empty, sha256
+from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256
 from unetlib.support.messages import say, warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
 
@@ -84,10 +85,17 @@ class Run:
         """
         if not self.shipped:
             return self
-        require_empty(Path(self.shipped), "a run folder")
-        shutil.copytree(self.folder, self.shipped, dirs_exist_ok=True)
+        target, own = Path(self.shipped), {path.name: path for path in self.folder.iterdir()}
+        there = [path for path in target.iterdir() if path.name[0] != "."] if target.is_dir() else []
+        copied = [path for path in there if path.name in own and filecmp.cmp(path, own[path.name], shallow=False)]
+        if not there or len(copied) < len(there):  # else it is a copy that was stopped
+            require_empty(target, "a run folder")
+        # The recipe comes last: with it, the folder is a run.
+        for name, path in sorted(own.items(), key=lambda item: item[0] == self.recipe_file.name):
+            with atomic(target / name) as temporary:
+                shutil.copyfile(path, temporary)
         say(f"{self} is now a folder here, with a copy of these weights: results are written there.")
-        return Run(Path(self.shipped))
+        return Run(target)
 
     @property
     def shipped(self) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def train(
     options = _Options(device, checkpoint_every, max_steps, on_epoch, other, threads, tuple(hooks))
     with locked(run.folder) if first_process() else nullcontext(), torch.random.fork_rng(devices=[]):
         _refuse_other_kind(run, recipe)
-        return (_train_members if recipe.members > 1 else _train)(data, run, recipe, options)
+        return (_train_members if recipe.members > 1 else _train_one)(data, run, recipe, options)
 
 
 @dataclass(frozen=True)
@@ -113,24 +113,53 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
     splits, states = [data.of_member(place) for place in range(recipe.members)], list[State]()
     if first_process():
         write_recipe(run, data, recipe, data.contents)
-    for place, part in enumerate(splits):
-        own, single = run.member(place), recipe.but(members=1, tune=False, seed=(recipe.seed + place) % 2**32)
-        states.append(_train(part, own, single, options, place, recipe.members))
-        if states[-1].epoch < recipe.epochs:
-            return states[-1]
+    with closing(_Steps(options.max_steps, recipe.members)) as steps:
+        for place, part in enumerate(splits):
+            own, single = run.member(place), recipe.but(members=1, tune=False, seed=(recipe.seed + place) % 2**32)
+            states.append(_train(part, own, single, options, steps, place))
+            if states[-1].epoch < recipe.epochs:
+                return states[-1]
     if first_process():
         describe_members(run)
     dices, seconds = [state.best_dice for state in states], sum(state.seconds for state in states)
     return replace(states[0], best_dice=sum(dices) / len(dices), seconds=seconds)
 
 
+@dataclass
+class _Steps:
+    """The steps that one call may still take, and their bar: those of all `members` of a run."""
+
+    left: int | None
+    members: int = 1
+    bar: Any = None
+
+    def show(self, place: int, done: int, total: int) -> Any:
+        """Return the bar, when a member begins with `done` of its `total` steps."""
+        total, done = self.members * total, place * total + done
+        if self.bar is None:
+            self.bar = progress(total, "train", "step", done)
+        else:
+            self.bar.total, self.bar.n = total, done
+        return self.bar
+
+    def close(self) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _train_one(data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options) -> State:
+    with closing(_Steps(options.max_steps)) as steps:
+        return _train(data, run, recipe, options, steps)
+
+
 def _train(
-    data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options, place: int = 0, members: int = 1
+    data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options, allowed: _Steps, place: int = 0
 ) -> State:
-    """Train one network; `place` is its number among several `members`, which share one progress bar."""
+    """Train one network; `place` is its number among several members, which share the steps and their bar."""
     loop = open_loop(data, run, recipe, options.device, options.start_from, options.threads, options.checkpoint_every)
     state, recipe, steps, history = loop.state, loop.recipe, loop.steps, History(run, options.on_epoch)
-    if state.epoch >= recipe.epochs:
+    if state.epoch >= recipe.epochs or allowed.left == 0:
         history.on_start(loop)
         return state
     assert isinstance(loop.engine, FabricEngine)
@@ -143,13 +172,14 @@ def _train(
     done, total = state.epoch * steps + state.step, recipe.epochs * steps
     if not done and (hint := mixed_presets(recipe)):
         say(f"{run}: {hint}")
-    with stop_on_signal() as asked, progress(members * total, "train", "step", place * total + done) as bar:
-        bar.leave = place == members - 1
-        stop = Stop(asked, loop.engine.fabric, options.max_steps)
+    with stop_on_signal() as asked:
+        stop = Stop(asked, loop.engine.fabric, allowed.left)
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
         always, checkpoints = loop.hooks[:-1], loop.hooks[-1]
-        loop.hooks = [*always, Bar(bar), *options.hooks, stop, checkpoints, history]
+        bar = Bar(allowed.show(place, done, total))
+        loop.hooks = [*always, bar, *options.hooks, stop, checkpoints, history]
         loop.run()
+    allowed.left = None if allowed.left is None else allowed.left - stop.taken
     if loop.stopping and state.epoch < recipe.epochs:
         text = f"Stopped at epoch {state.epoch + 1}, step {state.step} of {steps}, with a checkpoint. "
         text += "The same command goes on there."

@@ -26,12 +26,13 @@ from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
+from unetlib.runs.first_weights import shipped_for
 from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
 from unetlib.runs.run import Run, channels_of
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.support.fields import flag
-from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, takes_paths
+from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
 
 PAGE, TEMPLATE, TITLE = "README.md", Path(__file__).with_name("card.md.j2"), "# Model card: "
 UNFINISHED = f"{TITLE}not finished\n\nIt was stopped. Give the same command again.\n"
@@ -107,6 +108,7 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     regions = [_region(number, name, summary, patients, rows) for number, name in enumerate(names or [""])]
     own, published = recipe.as_dict(), Recipe.published.as_dict()
     changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
+    record, ours = run.about(), sha256(shipped_for(recipe).best) if recipe.phantoms else None
     layouts = sorted({case.layout for case in cohort.cases})
     return SimpleNamespace(
         **{"summary": summary, "recipe": recipe, "best": best, "cohort": cohort, "provenance": provenance},
@@ -115,7 +117,8 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
         made=how_made(net),
         parameters=parameter_count(net),
         channels=channels_of(best, run.best, recipe)[0],
-        record=run.about(),
+        record=record,
+        from_other=record.get("start_from") not in (None, ours),
         decision=read_decision(run, recipe),
         earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
         divided=divided_note(cohort, provenance.get("cases", {})),

@@ -18,6 +18,7 @@ from unetlib.support.errors import UnetlibError, printable
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send
 GOES_ON = "Stopped. The same command goes on where it was."
 BEGINS_ANEW = "Stopped. The same command begins anew."
+NO_MEMORY = "can't allocate memory"  # in PyTorch's error on a CPU
 
 
 def begin() -> None:
@@ -54,7 +55,9 @@ def _outliving_its_reader(stream: Any) -> Any:
     if stream.isatty():
         return stream
     pipe = _Pipe(stream.fileno(), "w", closefd=False)
-    return TextIOWrapper(BufferedWriter(pipe), stream.encoding, stream.errors, line_buffering=True)
+    # A name that the encoding of a file or pipe does not know, as on Windows, is written with escapes.
+    errors = "backslashreplace" if stream.errors == "strict" else stream.errors
+    return TextIOWrapper(BufferedWriter(pipe), stream.encoding, errors, line_buffering=True)
 
 
 def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
@@ -95,8 +98,10 @@ def _end(error: BaseException) -> None:
         sys.exit(f"error: {printable(str(error))}")
     if isinstance(error, OSError):
         sys.exit(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}).")
-    if isinstance(error, MemoryError):
+    # PyTorch's errors, on a GPU and on the CPU, are no `MemoryError`.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
+        reason = (str(error) or "the system gave no more").splitlines()[0]
         sys.exit(
-            f"error: there is not enough memory ({str(error) or 'the system gave no more'}). Close other programs, or "
-            "use a machine with more of it."
+            f"error: there is not enough memory ({reason}). Close other programs, use a machine with more of it, or, "
+            "to train, choose a smaller --batch-size or --width."
         )

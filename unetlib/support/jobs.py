@@ -25,6 +25,8 @@ from unetlib.support.messages import first_process
 
 tqdm.set_lock(threading.RLock())  # a stop while tqdm makes its own would give a traceback
 
+MOST_WORKERS = 61 if sys.platform == "win32" else sys.maxsize  # Windows waits for no more at a time
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -130,7 +132,7 @@ def run_jobs(
     """
     if not items:
         return
-    workers = min(workers or (idle_processors() if len(items) >= 2 * per_worker else 1), len(items))
+    workers = min(workers or (idle_processors() if len(items) >= 2 * per_worker else 1), len(items), MOST_WORKERS)
     with progress(len(items), what, unit) as bar:
         if workers <= 1:
             for item in items:

@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from unetlib.data.patients import MODALITIES, Case, read_case
+from unetlib.data.sequences import resampled
 from unetlib.data.slices import foreground as find_head
 from unetlib.data.volumes import Volume, read_volume
 from unetlib.metrics import millilitres
 from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, LABELS, ORANGE, OUTLINE
 from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
 from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
+from unetlib.support.errors import UnetlibError
 from unetlib.support.jobs import progress
 
 BINS = 48  # of a head's width and length in a portrait: about 3 mm each
@@ -116,8 +118,12 @@ def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -
         for axes, modality in zip(line, modalities, strict=True):
             axes.set_axis_off()
             if modality in case.images:
-                picture = read_volume(case.images[modality]).voxels[:, :, z].T
-                show_slice(axes, picture, f"{modality}, slice {z}")
+                try:
+                    voxels = resampled(read_volume(case.images[modality]), flair, modality)
+                except UnetlibError:  # images that lie apart
+                    axes.set_title(f"{modality} lies elsewhere", fontsize=10)
+                    continue
+                show_slice(axes, voxels[:, :, z].T, f"{modality}, slice {z}")
                 draw_outline(axes, masks[-1])
                 shown.append((axes, flair.voxels[:, :, z].T))
         line[0].set_title(f"{case.id}\n{line[0].get_title()}", fontsize=10)

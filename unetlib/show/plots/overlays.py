@@ -74,14 +74,14 @@ class Ranked:
     truth: np.ndarray
     prediction: np.ndarray
     regions: Sequence[str] = ()
+    sequence: str = "FLAIR"
 
     def overlay(self, z: int | None = None) -> Overlay:
         """Return an axial slice, by default the one with most tumour, as a row of an overlay figure."""
         z = largest_slice(self.truth) if z is None else z
         truth, prediction = displayed(self.truth, z), displayed(self.prediction, z)
         title = f"{self.rank}\n{self.case.id}\n{self._dices(prediction, truth)}"
-        sequence = SEQUENCES[self.case.modalities[0]]
-        return Overlay(title, displayed(self.volume.voxels, z), truth, prediction, self.regions, sequence)
+        return Overlay(title, displayed(self.volume.voxels, z), truth, prediction, self.regions, self.sequence)
 
     def _dices(self, prediction: np.ndarray, truth: np.ndarray) -> str:
         """Return the Dice of each region over all slices and in one, given with its masks."""
@@ -154,7 +154,9 @@ def ranked(
             case = next(case for case in cases if case.patient == patient)
             volume, *masks = read(case)
             truth, prediction = (mask if regions else mask[0] for mask in masks)
-            found.append(Ranked(rank, dice, case, first_sequence(volume), truth, prediction, regions))
+            one, seen = first_sequence(volume), volume.voxels.reshape(-1, *volume.voxels.shape[-3:]).any((1, 2, 3))
+            sequence = SEQUENCES[case.modalities[int(seen.argmax())]]
+            found.append(Ranked(rank, dice, case, one, truth, prediction, regions, sequence))
             bar.update()
     return found
 
@@ -179,7 +181,8 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     names, regions = "; ".join(row.title.replace("\n", ", ") for row in rows), rows[0].regions
     what = f"each region outlined in the reference and in the prediction ({', '.join(regions)})"
     what = what if regions else "the reference outlined, and where the prediction is right and wrong"
-    figure = new_figure(f"{rows[0].sequence}, {what}. {names}", note=signed(note))
+    sequences = list(dict.fromkeys(row.sequence for row in rows))
+    figure = new_figure(f"{' or '.join(sequences)}, {what}. {names}", note=signed(note))
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
         for axes in (plain, outlined, compared):
@@ -194,6 +197,9 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     last = "prediction" if regions else "prediction against reference"
     for axes, text in zip(panels[0], (rows[0].sequence, "reference", last), strict=True):
         axes.set_title(text, fontsize=10)
+    for row, line in zip(rows, panels, strict=True):
+        if len(sequences) > 1:
+            line[0].set_title(row.sequence, fontsize=10)
     shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
     ratio = cut_to_head(
         shown,
