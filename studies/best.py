@@ -39,19 +39,20 @@ class Arm:
     """A recipe of the screening, and what it begins with and learns from besides the patients."""
 
     recipe: Recipe
+    on_brats: int  # epochs on fold 0 of BraTS, for as many steps: there, an epoch has 158 instead of 128
     phantoms: bool = True  # begins with weights trained on phantoms
     mixed: bool = False  # learns from further phantoms, too
 
 
 ARMS = {
-    "base": Arm(BASE),
-    "quick": Arm(QUICK),
-    "size": Arm(BASE.but(image_size=128, epochs=16)),
-    "deep": Arm(BASE.but(network="deep", loss=deep.LOSS, epochs=18)),
-    "mixed": Arm(BASE.but(epochs=15), mixed=True),
-    "encoder": Arm(QUICK.but(network="lite0", epochs=10, learning_rate=1e-3), phantoms=False),
-    "twice": Arm(BASE.but(epochs=50)),
-    "base-seed-1": Arm(BASE.but(seed=1)),
+    "base": Arm(BASE, 20),
+    "quick": Arm(QUICK, 6),
+    "size": Arm(BASE.but(image_size=128, epochs=16), 13),
+    "deep": Arm(BASE.but(network="deep", loss=deep.LOSS, epochs=18), 15),
+    "mixed": Arm(BASE.but(epochs=15), 13, mixed=True),
+    "encoder": Arm(QUICK.but(network="lite0", epochs=10, learning_rate=1e-3), 8, phantoms=False),
+    "twice": Arm(BASE.but(epochs=50), 41),
+    "base-seed-1": Arm(BASE.but(seed=1), 20),
 }
 
 
@@ -67,7 +68,8 @@ def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     arm, split = ARMS[name], folds_of(data)[fold]
     if arm.mixed:
         split = Split((*split.train, *(f"Faint_{index:05d}" for index in range(FAINT))), split.val, split.test)
-    return BestCell(f"screen-{name}-{where}fold-{fold}", arm.recipe, split, "val", None, arm.phantoms)
+    recipe = arm.recipe.but(epochs=arm.on_brats) if where else arm.recipe
+    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split, "val", None, arm.phantoms)
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,11 @@ def compared(found: dict[str, list[Result]]) -> str:
     return markdown_table((*columns, "Dice per slice", "false, ml", "s to train"), rows)
 
 
-def stopped(found: dict[str, list[Result]]) -> list[str]:
-    """Return the arms that the protocol stops: all but `base` and the best three, once each has its first two folds."""
+def stopped(found: dict[str, list[Result]]) -> list[str] | None:
+    """Return the arms that the protocol stops: all but `base` and the best three; `None` before all have two folds."""
     arms = [name for name in ARMS if not name.startswith("base")]
     if any(len(found.get(name, ())) < 2 for name in arms):
-        return []
+        return None
     return sorted(arms, key=lambda name: -float(pd.concat(found[name][:2])[DICE].mean()))[GO_ON:]
 
 
@@ -133,24 +135,32 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="*", choices=range(FOLDS), default=list(range(FOLDS)))
     arguments = parser.parse_args()
     data, work = arguments.data, arguments.work
-    todo = [(cell(arm, fold, data), data) for fold in arguments.folds for arm in arguments.arms]
-    if arguments.brats:
-        todo += [(cell(arm, 0, arguments.brats, "brats-"), arguments.brats) for arm in arguments.arms]
-    for one, patients in todo:
+    todo = [(arm, fold, data, "") for fold in arguments.folds for arm in arguments.arms]
+    todo += [(arm, 0, arguments.brats, "brats-") for arm in arguments.arms] if arguments.brats else []
+    for arm, fold, patients, where in todo:
+        one, ended = cell(arm, fold, patients, where), stopped(results_of(data))
+        if (fold > 1 or where) and (ended is None or arm in ended):
+            print(f"{one.name:28} {'waits for folds 0 and 1 of all arms' if ended is None else 'stopped'}", flush=True)
+            continue
         if not arguments.status:
             one.measure(patients, work)
         print(f"{one.name:28} {one.progress(work)}", flush=True)
     write(data, arguments.brats)
 
 
+def results_of(data: Path) -> dict[str, list[Result]]:
+    """Return the results of each arm that has some, fold by fold."""
+    found = {name: [cell(name, fold, data).result() for fold in range(FOLDS)] for name in ARMS}
+    kept = {name: [result for result in own if result is not None] for name, own in found.items()}
+    return {name: own for name, own in kept.items() if own}
+
+
 def write(data: Path, brats: Path | None) -> None:
     """Renew the tables of the page from what is measured."""
-    lgg = {name: [cell(name, fold, data).result() for fold in range(FOLDS)] for name in ARMS}
-    found = {name: [result for result in results if result is not None] for name, results in lgg.items()}
-    found = {name: results for name, results in found.items() if results}
+    found = results_of(data)
     if "base" not in found:
         return
-    blocks = [compared(found), f"Stopped after two folds: {', '.join(stopped(found)) or 'none'}."]
+    blocks = [compared(found), f"Stopped after two folds: {', '.join(stopped(found) or ['none'])}."]
     if brats:
         others = {name: cell(name, 0, brats, "brats-").result() for name in ARMS}
         measured = {name: [result] for name, result in others.items() if result is not None}

@@ -118,10 +118,13 @@ class Cell:
         """Say how far it is."""
         if (found := self.result()) is not None:
             return f"done, mean Dice {found[DICE].mean():.3f}"
-        if not self.run(work).latest.exists():
+        begun = [one for one in self.run(work).members if one.latest.exists()]
+        if not begun:
             return "not begun"
-        done = load_checkpoint(self.run(work).latest)["progress"]
-        return f"epoch {done['epoch'] + 1} of {self.recipe.epochs}" if done["epoch"] < self.recipe.epochs else "trained"
+        done, epochs = load_checkpoint(begun[-1].latest)["progress"]["epoch"], self.recipe.epochs
+        which = f"member {len(begun)} of {self.recipe.members}, " if self.recipe.members > 1 else ""
+        ended = done == epochs and len(begun) == self.recipe.members
+        return "trained" if ended else f"{which}epoch {min(done + 1, epochs)} of {epochs}"
 
     def fit(self, data: Path, work: Path) -> Run:
         """Prepare, train and tune, or resume that; return the run."""
@@ -155,21 +158,22 @@ class Cell:
             return found
         run = self.fit(data, work)
         evaluate(run, split=self.part)
-        own, trained = self.patients(data, work), load_checkpoint(run.latest)
+        own, trained = self.patients(data, work), [load_checkpoint(one.latest) for one in run.members]
         decision = read_json(run.decision_file) if self.recipe.tune else {}
         about = {
             "part": self.part,
             "split": self.split.hash[:DIGITS],
-            "epoch": load_checkpoint(run.best)["epoch"],
-            "seconds": round(trained["progress"]["seconds"], 1),
+            "epoch": " ".join(str(load_checkpoint(one.best)["epoch"]) for one in run.members),
+            "seconds": round(sum(one["progress"]["seconds"] for one in trained), 1),
             "threads": torch.get_num_threads(),
             "seconds_to_predict": round(seconds_to_predict(run, own, self.split), 2),
             **{f"decision.{name}": value for name, value in decision.items()},
-            "start_from": (trained.get("start_from") or "")[:DIGITS],
+            "start_from": (trained[0].get("start_from") or "")[:DIGITS],
         }
         about |= {"decision.weights": decision["weights"][:DIGITS]} if decision else {}
         folder = run.evaluation / ("" if self.part == "test" else self.part)
-        return record_run(self.name, self.scores(folder, own), about, Recipe(**trained["recipe"]))
+        recipe = self.recipe.but(precision=trained[0]["recipe"]["precision"])
+        return record_run(self.name, self.scores(folder, own), about, recipe)
 
 
 def _texts(recipe: Recipe) -> dict[str, str]:
@@ -191,9 +195,9 @@ def seconds_to_predict(run: Run, data: Path, split: Split) -> float:
     predictor = Predictor.open(run)
     cases = find_cases(data, **run.reading).cases
     case = next(case for case in cases if case.patient == split.val[0])
-    voxels = read_case(case)[0].voxels
+    volume = read_case(case)[0]
     begun = time.process_time()
-    predictor.volume(voxels)
+    predictor.volume(volume.voxels, volume.spacing)
     return time.process_time() - begun
 
 

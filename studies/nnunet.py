@@ -1,4 +1,4 @@
-"""The second part of NETWORKS.md: nnU-Net itself, on our split, at 1, 3 and 10 times the minutes of `Recipe.strong`.
+"""The second part of NETWORKS.md: nnU-Net itself, on our split, at 1, 3 and 10 times 25 core minutes.
 
 `python -m studies.nnunet LGG --nnunet ENV [--times 1 3 10] [--status]` exports the patients, plans and prepares,
 trains, and scores its masks of the validation patients; what is done is not done again, and a training goes on
@@ -30,7 +30,9 @@ from unetlib.support.messages import say
 PAGE = Path(__file__).with_name("NETWORKS.md")
 OWN = Path(__file__).with_name("nnunet_trainer")
 NAME = "Dataset501_Lgg"
-EPOCHS = {1: 3, 3: 9, 10: 30}  # of 250 iterations, for each multiple of 25 minutes of a core
+MINUTES = 25  # of a core
+EPOCHS = {1: 3, 3: 9, 10: 30}  # of 250 iterations, for each multiple of these minutes
+PREPARED = "prepared-for-study"  # a file in the folder of what it has prepared, written last
 SIDE, BATCH, SMALLEST = 128, 8, 4  # of the slices in training; nnU-Net halves them down to 4 x 4
 LEVELS = ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage")  # of a network: one value for each
 
@@ -62,7 +64,7 @@ class NnUnet:
             "PYTHONPATH": OWN,
         }
         own = {name: str(folder.resolve()) for name, folder in folders.items()}
-        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "nnUNet_def_n_proc": "1"}
         place = self.env.resolve() / ("Scripts" if os.name == "nt" else "bin") / command
         subprocess.run([place, *words], env={**os.environ, **own, **threads, **variables}, check=True)
 
@@ -74,13 +76,15 @@ class NnUnet:
         """Export the patients, and let it plan and prepare them."""
         split = folds_of(data)[0]
         export_nnunet(data, self.raw, split=split)
-        if (self.preprocessed / "splits_final.json").exists():
+        if (self.preprocessed / PREPARED).exists():
             return
-        self.run("nnUNetv2_plan_and_preprocess", "-d", "501", "-c", "2d", "--no_pp", "--verify_dataset_integrity")
+        words = ["-d", "501", "-c", "2d", "--no_pp", "--verify_dataset_integrity", "-npfp", "1"]
+        self.run("nnUNetv2_plan_and_preprocess", *words)
         plan = self.preprocessed / "nnUNetPlans.json"
         write_json(plan, edited(read_json(plan)))
         self.run("nnUNetv2_preprocess", "-d", "501", "-c", "2d", "-np", "1")
         shutil.copy(self.raw / "splits_final.json", self.preprocessed)
+        (self.preprocessed / PREPARED).touch()  # the planner copies the splits, too, so they do not show it
 
     def train(self, times: int) -> Path:
         """Train, or go on after the last epoch; return the folder of its masks of the validation patients."""
@@ -142,13 +146,13 @@ def write() -> None:
     rows = []
     for times, epochs in EPOCHS.items():
         if (found := results.read(run_name(times))) is not None:
-            minutes = found["seconds"].iloc[0] / 60
+            minutes = float(found["seconds"].iloc[0]) / 60
             scores = (f"{found[name].mean():.3f}" for name in (DICE, "precision", "recall"))
             rows.append(
-                [f"{times} x", f"{minutes:.0f}", epochs, 250 * epochs, *scores, f"{found['hd95_mm'].mean():.1f}"]
+                [times * MINUTES, f"{minutes:.0f}", epochs, 250 * epochs, *scores, f"{found['hd95_mm'].mean():.1f}"]
             )
-    columns = ("strong's time", "core minutes", "epochs", "iterations", "Dice", "precision", "recall", "HD95, voxels")
-    table = markdown_table(columns, rows) if rows else "Measured so far: nothing."
+    columns = ("planned core minutes", "measured", "epochs", "iterations", "Dice", "precision", "recall")
+    table = markdown_table((*columns, "HD95, voxels"), rows) if rows else "Measured so far: nothing."
     record("nnunet", table, f"nnU-Net 2.8, 14 validation patients; {machine(('torch',))}", page=PAGE)
 
 

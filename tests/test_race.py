@@ -6,6 +6,10 @@ import torch
 from sklearn.metrics import f1_score
 
 from benchmarks import peers, race
+from tests.conftest import STRONG
+from unetlib import Run
+from unetlib.data.prepared import Prepared
+from unetlib.runs.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +55,34 @@ def test_the_score_is_the_mean_dice_of_the_patients(volumes):
     found = {id(image): np.roll(mask, 7, axis=0) for image, mask in volumes}
     expected = np.mean([f1_score(mask.ravel(), found[id(image)].ravel()) for image, mask in volumes])
     assert race.score(lambda image: found[id(image)].astype(float), volumes) == pytest.approx(expected)
+
+
+@pytest.fixture
+def ours(prepared, cohort, tmp_path, monkeypatch):
+    """A race of our recipe alone on small patients, with trainings of one and two epochs."""
+    monkeypatch.setattr(race, "EPOCHS", {5: 1, 10: 2})
+    monkeypatch.setattr(race.Recipe, "strong", STRONG.but(upright=False))
+    split = Prepared.open(prepared).split
+    val = race.volumes(cohort, split.val)
+    return lambda done=0: list(race.race_ours("scratch", cohort, split, tmp_path, val, done))
+
+
+def test_ours_is_scored_with_the_last_averaged_weights(ours, tmp_path):
+    points = ours()
+    assert len(points) == 2
+    run = Run(tmp_path / "scratch-10")
+    trained = race.last(run).members[0]
+    expected = load_checkpoint(run.latest)["average"]
+    for name, weight in trained.network.state_dict().items():
+        assert torch.equal(weight, expected[name.removeprefix("module.")])
+
+
+def test_a_training_that_was_stopped_is_measured_as_a_whole(ours, tmp_path, monkeypatch):
+    trained, train = [], race.train
+    monkeypatch.setattr(
+        race, "train", lambda *given, **more: trained.append(given[1].folder.exists()) or train(*given, **more)
+    )
+    (tmp_path / "scratch-10").mkdir()
+    (tmp_path / "scratch-10" / "split.json").write_text("{}")
+    assert len(ours(done=1)) == 1
+    assert trained == [False]

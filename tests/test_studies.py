@@ -339,6 +339,28 @@ def test_a_cell_is_measured_once_and_then_read(cell, tall_cohort, tmp_path, monk
     assert len(cell.measure(tall_cohort, work)) == 1  # whatever lies there is the result
 
 
+def test_a_cell_of_several_members_is_measured_and_tells_how_far_it_is(cell, tall_cohort, tmp_path):
+    one = Cell("members", cell.recipe.but(members=2), cell.split, "val")
+    train_one = replace(one, recipe=one.recipe.but(epochs=1))
+    found = train_one.measure(tall_cohort, tmp_path)
+    run = one.run(tmp_path)
+    epochs = [load_checkpoint(member.best)["epoch"] for member in run.members]
+    assert found.iloc[0]["epoch"] == " ".join(map(str, epochs))
+    spent = sum(load_checkpoint(member.latest)["progress"]["seconds"] for member in run.members)
+    assert float(found.iloc[0]["seconds"]) == pytest.approx(spent, abs=0.06)
+    assert one.result() is not None
+    results.TABLE.unlink()
+    assert one.progress(tmp_path) == "trained"
+    shutil.rmtree(run.member(1).folder)
+    assert one.progress(tmp_path) == "member 1 of 2, epoch 1 of 1"
+
+
+def test_a_cell_of_volumes_is_measured(cell, tall_cohort, tmp_path):
+    recipe = Recipe.volume.but(image_size=32, width=2, depth=2, epochs=1, tune=False, precision="fp32")
+    found = Cell("volumes", recipe, cell.split, "val").measure(tall_cohort, tmp_path)
+    assert (found["seconds_to_predict"].astype(float) > 0).all()
+
+
 def test_a_cell_that_predicts_otherwise_is_not_trained_again(cell, tall_cohort, tmp_path, monkeypatch):
     other = Cell("plain", cell.recipe.but(mirror=False, tune=False), cell.split, "val", cell)
     steps, step = [], cells.run_recipe

@@ -82,4 +82,28 @@ def test_after_two_folds_the_best_three_arms_go_on():
     found["base"] = [pd.DataFrame({DICE: [0.1]})] * 2  # it goes on, to compare with
     assert sorted(best.stopped(found)) == sorted([arms[0], arms[2], arms[4]])
     found[arms[0]] = found[arms[0]][:1]
-    assert best.stopped(found) == []
+    assert best.stopped(found) is None
+
+
+def test_arms_that_are_stopped_are_not_trained_on_further_folds(seventy, tmp_path, monkeypatch, capsys):  # noqa: F811
+    measured, ended = [], [None]
+    monkeypatch.setattr(best.BestCell, "measure", lambda cell, *_: measured.append(cell.name))
+    monkeypatch.setattr(best.BestCell, "progress", lambda *_: "done")
+    monkeypatch.setattr(best, "results_of", lambda _: {})
+    monkeypatch.setattr(best, "stopped", lambda _: ended[0])
+    words = ["best", str(seventy), "--work", str(tmp_path), "--arms", "base", "size", "--folds", "1", "2"]
+    monkeypatch.setattr("sys.argv", [*words, "--brats", str(seventy)])
+    best.main()
+    assert measured == ["screen-base-fold-1", "screen-size-fold-1"]
+    assert "waits for folds 0 and 1 of all arms" in capsys.readouterr().out
+    measured.clear()
+    ended[0] = ["size"]
+    best.main()
+    assert measured == ["screen-base-fold-1", "screen-size-fold-1", "screen-base-fold-2", "screen-base-brats-fold-0"]
+
+
+def test_on_brats_an_arm_has_as_many_steps():
+    """There, an epoch of 10 patients has 158 steps instead of the 128 of 42; 24 phantoms are 80 more."""
+    for name, arm in best.ARMS.items():
+        here, there = (128 + 80, 158 + 80) if arm.mixed else (128, 158)
+        assert arm.on_brats == round(arm.recipe.epochs * here / there), name

@@ -71,7 +71,32 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(patients, tmp_path, monkeypat
     assert prepare(patients, tmp_path / "prepared-slices", small, workers=1).split == networks.folds_of(patients)[0]
 
 
-def test_arms_are_compared_on_the_patients_that_both_have_tested():
+def test_before_its_time_is_measured_an_arm_has_no_epochs_and_the_page_can_be_written(patients, monkeypatch):
+    monkeypatch.setattr(networks, "SECONDS", dict.fromkeys(networks.ARMS, 0.0))
+    with pytest.raises(UnetlibError, match="the seconds of an epoch of dynunet are not measured yet: give --time"):
+        networks.epochs_in("dynunet", 15)
+    pages = []
+    monkeypatch.setattr(networks, "record", lambda *blocks, page: pages.append(blocks))
+    networks.write(patients)
+    assert pages[0][1] == "Measured so far: nothing."
+
+
+def test_the_means_are_also_given_without_the_patients_on_whom_rates_were_chosen(scored, patients, monkeypatch):
+    for rate in networks.RATES:
+        scored[networks.rate_cell("unet", rate, patients).name] = result(0.5)
+    for fold in range(networks.FOLDS):
+        one = networks.cell("unet", fold, patients)
+        scored[one.name] = result(*[0.1 if fold == 1 else 0.9] * 2).set_index(pd.Index(one.split.test))
+    pages = []
+    monkeypatch.setattr(networks, "record", lambda *blocks, page: pages.append(blocks))
+    networks.write(patients)
+    rows = [block.splitlines()[2].split("|") for block in pages[0] if block.startswith("| arm | patients")]
+    assert [(row[2].strip(), row[4].strip()) for row in rows] == [("12", "0.900"), ("10", "0.900")]
+    assert "0.767" in rows[0][3]
+    assert "0.900" in rows[1][3]
+
+
+def test_arms_are_compared_on_the_patients_that_both_have_tested(scored):
     table = networks.compared({"unet": result(0.5, 0.6, 0.7), "dynunet": result(0.6, 0.7)})
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [row[:2] for row in rows] == [["unet", "3"], ["dynunet", "2"]]

@@ -103,3 +103,14 @@ def test_a_training_goes_on_where_it_stopped(ran, data, checkpoints, expected):
         (found.results(10) / f"checkpoint_{name}.pth").touch()
     found.train(10)
     assert [word for word in calls[-1] if word.startswith("--")] == expected
+
+
+def test_a_preparation_that_was_stopped_is_begun_again(ran, data, monkeypatch):
+    """nnU-Net's planner copies the splits before it plans."""
+    found, calls = ran
+    found.preprocessed.mkdir(parents=True)
+    (found.preprocessed / "splits_final.json").write_text("[]")
+    found.prepare(data)
+    assert [call[0] for call in calls] == ["nnUNetv2_plan_and_preprocess", "nnUNetv2_preprocess"]
+    found.prepare(data)
+    assert len(calls) == 2
