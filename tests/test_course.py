@@ -7,7 +7,9 @@ import pytest
 
 from tests.conftest import SMALL, write_patient
 from unetlib.course import start as course
+from unetlib.data.patients import find_cases
 from unetlib.data.prepare import prepare
+from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split, make_split
 from unetlib.evaluation.table import read_patients
 from unetlib.phantom.cohort import make_cohort
@@ -157,3 +159,19 @@ def test_a_folder_without_usable_patients_is_a_sentence(tmp_path):
     next((tmp_path / "mine").glob("*/*_seg.nii.gz")).unlink()
     with pytest.raises(UnetlibError, match="unetlib check"):
         course.start(tmp_path / "mine", tmp_path / "work")
+
+
+def test_cases_that_cannot_be_read_are_passed_over(data):
+    cases = find_cases(data).cases
+    cases[1].seg.paths[0].write_bytes(b"damaged")
+    assert [case.id for case, *_ in course.readable(cases)] == [cases[0].id, cases[2].id]
+    case, volume, mask, labels = next(course.readable(cases))
+    assert (volume.voxels.shape, mask.any(), labels) == (mask.shape, True, {0, 4})
+
+
+def test_a_part_without_tumour_is_a_sentence(prepared):
+    data = Prepared.open(prepared)
+    assert course.with_tumour_in_each_part(data) is data
+    bare = replace(data, split=replace(data.split, test=("nobody",)))
+    with pytest.raises(UnetlibError, match="no patient of the part test has a slice with tumour"):
+        course.with_tumour_in_each_part(bare)

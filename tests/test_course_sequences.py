@@ -88,6 +88,8 @@ def test_chosen_sequences_are_the_channels_of_that_name_in_that_order(opened):
     _, data = open_sequences(opened, RECIPE)
     for words, channels in (("flair", [0]), ("t1ce", [1]), ("t1ce flair", [1, 0])):
         np.testing.assert_array_equal(choose_sequences(data, words).images, data.images[:, channels])
+    for words in ("t1ce", RECIPE.modalities):  # mapped from the disk, not copied
+        assert isinstance(choose_sequences(data, words).images, np.memmap)
 
 
 def test_a_network_sees_its_sequences_alone_for_the_same_number_of_slices_and_is_trained_once(opened, capsys):

@@ -131,6 +131,8 @@ def test_each_label_has_its_colour_and_its_name():
     assert [text.get_text() for text in coloured.get_legend().texts] == ["label 2", "label 4"]
     assert outlined.collections
     assert not plots.labels_figure(np.arange(100).reshape(10, 10), labels * 0).axes[2].collections
+    of_kaggle = plots.labels_figure(np.arange(100).reshape(10, 10), np.where(labels > 0, 255, 0)).axes[1]
+    assert [text.get_text() for text in of_kaggle.get_legend().texts] == ["label 255"]
 
 
 def test_pictures_keep_order_and_proportions():

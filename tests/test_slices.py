@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from tests.oracles import count_slices
 from unetlib.data.slices import (
+    foreground,
     Window,
     choose_slices,
     image_to_slices,
@@ -312,3 +313,26 @@ def test_every_slice_stands_between_its_neighbours(number, neighbours):
         for channel in range(2 * neighbours + 1):
             near = min(max(z + channel - neighbours, 0), number - 1)
             assert torch.equal(found[z, channel], slices[near, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_head_of_an_image_scaled_to_mean_0_is_all_but_its_air(seed):
+    """As skull-stripped images often are: the mean of the head is that of the whole image, but for rounding."""
+    rng, head = np.random.default_rng(seed), np.zeros((20, 22, 8), bool)
+    head[4:16, 5:18, 1:7] = True
+    voxels = np.where(head, rng.normal(3, 1, head.shape), 0).astype(np.float32)
+    voxels[head] = (voxels[head] - voxels[head].mean()) / voxels[head].std()
+    assert abs(voxels.mean()) < 1e-6
+    np.testing.assert_array_equal(foreground(voxels), head)
+    recipe = Recipe(image_size=16, depth=2, normalise="median-volume", crop=True, slices="all")
+    images = image_to_slices(voxels, recipe)
+    scaled = image_to_slices(np.where(head, voxels + 9, 0), recipe)
+    assert 0.1 < images[3].median() < 0.6, "the head is not black, nor white"
+    assert images.shape == scaled.shape
+
+
+def test_where_air_is_darkest_the_head_is_brighter_than_the_mean():
+    voxels = np.random.default_rng(0).normal(100, 20, (12, 12, 6))
+    voxels[:3] = 0
+    np.testing.assert_array_equal(foreground(voxels), voxels > voxels.mean())
+    assert not foreground(np.zeros((4, 4, 4))).any()

@@ -46,7 +46,9 @@ def _prepare(course: Course, recipe: Recipe) -> Prepared:
 def choose_sequences(data: Prepared, modalities: str) -> SliceDataset:
     """Return the slices with these sequences alone, in this order: images (N, C, S, S) of C words."""
     known, slices = data.about["recipe"]["modalities"].split(), data.dataset()
-    return replace(slices, images=slices.images[:, [known.index(name) for name in modalities.split()]])
+    places = [known.index(name) for name in modalities.split()]
+    beside = [*range(places[0], places[0] + len(places))] == places  # then nothing is copied from the disk
+    return replace(slices, images=slices.images[:, places[0] : places[-1] + 1] if beside else slices.images[:, places])
 
 
 def validation_cases(course: Course, data: Prepared) -> list[Case]:

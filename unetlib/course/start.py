@@ -1,7 +1,8 @@
 """The course: what every chapter starts with."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
-from unetlib.data.patients import Case, Cohort, find_cases
+from unetlib.data.patients import Case, Cohort, find_cases, read_case
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
-from unetlib.data.volumes import read_volume
+from unetlib.data.volumes import Volume, read_volume
 from unetlib.dataset import epoch_order
 from unetlib.engine.threads import use_idle_processors
 from unetlib.evaluation.table import read_patients
@@ -26,7 +27,7 @@ from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.runs.run import Run
 from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import quiet, show_messages
@@ -173,6 +174,24 @@ def _open(root: Path, folder: Path, length: Length) -> Course:
     return Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
 
 
+def readable(cases: Iterable[Case]) -> Iterator[tuple[Case, Volume, numpy.ndarray, frozenset[int]]]:
+    """Yield those cases that can be read, each with its image, mask and labels as `read_case` returns them."""
+    for case in cases:
+        with suppress(UnetlibError):  # `check` and `prepare` say why
+            found = read_case(case)
+            yield case, *found
+
+
+def with_tumour_in_each_part(data: Prepared) -> Prepared:
+    """Return prepared slices if each part of the split has some; raises `UnetlibError` otherwise."""
+    if empty := [part for part, own in data.dataset().parts.items() if not len(own)]:
+        raise UnetlibError(
+            f"{data.folder}: no patient of the part {first_of(empty)} has a slice with tumour, so there is nothing to "
+            "learn or to score. Give the course more patients."
+        )
+    return data
+
+
 @dataclass(frozen=True)
 class Step:
     """A step of chapter 5: a recipe that was trained and validated, and the Dice of each validation patient by name."""
@@ -216,7 +235,8 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step |
         what = f"{name}: {changed(before.recipe.as_dict(), recipe.as_dict()) or 'nothing changed'}"
         gain = f" ({step.dice - before.dice:+.3f})"
     print(what)
-    print(f"validation Dice {step.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {seconds:.0f} s of training")
+    work = f"{counted(recipe.epochs, 'epoch')} of {counted(shown, 'slice')}, {seconds:.0f} s of training"
+    print(f"validation Dice {step.dice:.3f}{gain}, {counted(len(rows), 'patient')}; {work}")
     return step
 
 

@@ -84,8 +84,21 @@ def first_of_sequences(voxels: np.ndarray) -> np.ndarray:
 
 
 def foreground(voxels: np.ndarray) -> np.ndarray:
-    """Return whether each voxel is brighter than the mean of its volume: head, not air."""
-    return voxels > voxels.mean()
+    """Return whether each voxel is brighter than the mean of its volume: head, not air.
+
+    In an image whose head was scaled to the mean 0, which is also the value of its air, the head is all but this value.
+    """
+    air = _air_at_mean(voxels)
+    return voxels > voxels.mean() if air is None else voxels != air
+
+
+def _air_at_mean(voxels: np.ndarray) -> float | None:
+    """Return the value of the air, by the outermost voxels, if it is the mean of an image; else `None`."""
+    outer = [np.moveaxis(voxels, axis, 0)[side].ravel() for axis in range(voxels.ndim) for side in (0, -1)]
+    air = float(np.median(np.concatenate(outer)))
+    if not voxels.min() < air:  # as usual, air is darkest
+        return None
+    return air if abs(float(voxels.mean()) - air) <= 1e-3 * float(voxels.std()) else None
 
 
 def image_to_slices(
@@ -112,7 +125,8 @@ def _normalised(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice) -> Te
         low, high = slices.min(), slices.max()
         if recipe.normalise == "median-volume":
             # Fat, vessels and spikes determine the maximum of a volume, but hardly change the median of the head.
-            bright = slices[slices > slices.mean()]
+            air = _air_at_mean(voxels)
+            bright = slices[slices > slices.mean() if air is None else slices != air]
             high = low + MEDIANS * (bright.median() - low) if len(bright) else high
         slices = slices[z]
     return slices.sub_(low).div_(torch.where(high > low, high - low, 1.0))

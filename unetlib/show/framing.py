@@ -26,7 +26,7 @@ def frames(panels: list[Panel]) -> list[np.ndarray]:
 def _head(panel: Panel) -> np.ndarray:
     """Return the box (2, 3) of what is brighter or darker than the background, and of the masks, with a margin."""
     voxels, (low, high) = panel.volume.voxels, panel.window
-    faces = [voxels.take(side, axis).ravel() for axis in range(3) for side in (0, -1)]
+    faces = [np.moveaxis(voxels, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)]
     background = float(np.median(np.concatenate(faces)))  # air, where there is any
     inside = np.abs(voxels - background) > SIGNAL * (high - low)
     boxes = [_box(inside, LEAST)]

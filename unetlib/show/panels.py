@@ -271,5 +271,5 @@ def encode(voxels: np.ndarray, step: float | None = None) -> tuple[np.ndarray, f
 
 def _slice(array: np.ndarray, plane: str, index: int) -> np.ndarray:
     """Return a slice of a volume in LPS order as displayed: nose or top of the head up, the patient's right left."""
-    flat = np.take(array, index, AXIS[plane]).T
+    flat = np.moveaxis(array, AXIS[plane], 0)[index].T  # `take` would copy the volume
     return flat if plane == "axial" else flat[::-1]

@@ -28,6 +28,12 @@ const WORDS = { truth: "reference" }; // of a choice, where it is not its own na
 const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp", "PageDown", "Home", "End"];
 
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+
+// A value as the steps of its volume allow it: of voxels in 65,535 steps, further digits would be those of rounding.
+const readable = (value, step) => {
+  if (Number.isInteger(value)) return value;
+  return Number(step < 1 ? value.toFixed(clip(Math.ceil(-Math.log10(step)), 0, 20)) : value.toPrecision(5));
+};
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const transform = (matrix, point) => matrix.slice(0, 3).map((row) =>
@@ -757,7 +763,7 @@ class Controls {
     const value = panel.slope * panel.voxels[here] + panel.intercept;
     const words = {
       name: viewer.many && panel.name,
-      value: `value ${Number.isInteger(value) ? value : Number(value.toPrecision(5))}`,
+      value: `value ${readable(value, panel.slope)}`,
       truth: panel.truth && `reference ${this.label(panel.truth[here])}`,
       prediction: panel.prediction && `prediction ${this.label(panel.prediction[here])}`,
       voxel: `voxel ${at.join(", ")}`,

@@ -161,17 +161,18 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
 def labels_figure(image: np.ndarray, labels: np.ndarray, note: str = "") -> Figure:
     """Return a slice plain, with each label of `labels` in its colour, and with the whole tumour outlined.
 
-    `image` and `labels`: (H, W), as displayed; labels 1 to 4, 0 is none.
+    `image` and `labels`: (H, W), as displayed; 0 is none, and labels other than 1 to 4 share a colour.
     """
-    found = sorted(set(np.unique(labels).tolist()) & LABELS.keys())
+    found = sorted(set(np.unique(labels).tolist()) - {0})
     alt = f"An axial slice plain, with the labels {', '.join(map(str, found)) or 'none'} in colours, and outlined"
     figure = new_figure(alt, note=note)
     panels = figure.subplots(1, 3)
     for axes, title in zip(panels, ("image", "labels", "whole tumour: label > 0"), strict=True):
         show_slice(axes, image, title)
     for label in found:
-        panels[1].imshow((labels == label)[..., None] * np.array(to_rgba(LABELS[label], 0.75)), interpolation="nearest")
-        panels[1].plot([], [], "s", color=LABELS[label], label=f"label {label}")
+        colour = LABELS.get(label, ORANGE)
+        panels[1].imshow((labels == label)[..., None] * np.array(to_rgba(colour, 0.75)), interpolation="nearest")
+        panels[1].plot([], [], "s", color=colour, label=f"label {label}")
     draw_outline(panels[2], labels > 0)
     if panels[1].lines:
         panels[1].legend(loc="lower right", fontsize=9, facecolor="#000000", labelcolor="white", handletextpad=0.2)
@@ -194,10 +195,10 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
 def histograms_figure(samples: Mapping[str, np.ndarray], xlabel: str, note: str = "") -> Figure:
     """Return the histogram of each named sample of intensities, all with area 1."""
     figure, axes = new_chart(f"Histograms of {xlabel}: {', '.join(samples)}", note=note)
-    top = np.percentile(np.concatenate([*samples.values()]), 99.8)
+    low, top = np.percentile(np.concatenate([*samples.values()]), (0.2, 99.8))
     for (name, values), colour in zip(samples.items(), cycle((GREY, ORANGE, BLUE, FALSE_NEGATIVE)), strict=False):
         look = {"density": True, "histtype": "stepfilled", "alpha": 0.6, "color": colour, "label": name}
-        axes.hist(values, bins=60, range=(0, top), **look)
+        axes.hist(values, bins=60, range=(min(low, 0), top), **look)
     axes.set(xlabel=xlabel, ylabel="share of voxels", yticks=[])
     axes.legend(frameon=False)
     return figure
