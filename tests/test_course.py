@@ -165,7 +165,7 @@ def test_cases_that_cannot_be_read_are_passed_over(data):
     cases = find_cases(data).cases
     cases[1].seg.paths[0].write_bytes(b"damaged")
     assert [case.id for case, *_ in course.readable(cases)] == [cases[0].id, cases[2].id]
-    case, volume, mask, labels = next(course.readable(cases))
+    _, volume, mask, labels = next(course.readable(cases))
     assert (volume.voxels.shape, mask.any(), labels) == (mask.shape, True, {0, 4})
 
 

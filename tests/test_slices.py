@@ -7,9 +7,9 @@ from scipy import ndimage
 
 from tests.oracles import count_slices
 from unetlib.data.slices import (
-    foreground,
     Window,
     choose_slices,
+    foreground,
     image_to_slices,
     mask_to_slices,
     slices_to_volume,
