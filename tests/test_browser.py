@@ -744,6 +744,22 @@ def test_origin_of_the_millimetres_is_told(head: View) -> None:
     expect(head.root.locator(".uv-notes")).to_contain_text("the origin is voxel 30, 40, 10")
 
 
+@pytest.mark.parametrize(("value", "told"), [(0.0, "0"), (123.4567, "123.5"), (900.0, "900")])
+def test_a_value_has_no_more_digits_than_the_steps_of_its_volume(
+    desk: Page, tmp_path: Path, value: float, told: str
+) -> None:
+    volume = np.linspace(-0.3, 900.2, 1000, dtype=np.float32).reshape(10, 10, 10)  # a step is 0.014
+    volume[5, 5, 5] = value
+    desk.goto(SliceViewer(volume, position=(5, 5, 5)).to_html(tmp_path / "page.html").as_uri())
+    expect(desk.locator(".uv-value")).to_have_text(f"value {told}")
+
+
+def test_a_volume_of_one_broken_number_shows_it(desk: Page, tmp_path: Path) -> None:
+    viewer = SliceViewer(np.full((3, 3, 3), 0.25, np.float32), position=(1, 1, 1))
+    desk.goto(viewer.to_html(tmp_path / "page.html").as_uri())
+    expect(desk.locator(".uv-value")).to_have_text("value 0.25")
+
+
 @pytest.mark.parametrize(
     ("x", "told"), [(-0.05, "-0.1"), (-0.04, "+0.0"), (0.0, "+0.0"), (-0.25, "-0.3"), (7.0, "+7.0")]
 )

@@ -3,6 +3,7 @@
 import base64
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -251,6 +252,12 @@ def live(chapters, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_is_live_in_a_browser_from_a_file_on_a_phone_too(browser, live, scheme):
+    with ThreadPoolExecutor(1) as thread:  # of its own: in this one, another test may have a browser open
+        thread.submit(look_at, browser, live, scheme).result()
+
+
+def look_at(browser, live, scheme):
+    """Open a page and use it, small and large."""
     asked, failed = [], []
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser, args=FLAGS) as chromium:
         page = chromium.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)

@@ -29,10 +29,10 @@ const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp",
 
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 
-// A value as the steps of its volume allow it: of voxels in 65,535 steps, further digits would be those of rounding.
+// A value with the digits that the steps of its volume allow: further ones would be those of rounding.
 const readable = (value, step) => {
   if (Number.isInteger(value)) return value;
-  return Number(step < 1 ? value.toFixed(clip(Math.ceil(-Math.log10(step)), 0, 20)) : value.toPrecision(5));
+  return Number(step < 1 ? value.toFixed(clip(Math.floor(-Math.log10(step)), 0, 20)) : value.toPrecision(5));
 };
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
