@@ -138,8 +138,9 @@ def main() -> None:
     todo = [(arm, fold, data, "") for fold in arguments.folds for arm in arguments.arms]
     todo += [(arm, 0, arguments.brats, "brats-") for arm in arguments.arms] if arguments.brats else []
     for arm, fold, patients, where in todo:
-        one, ended = cell(arm, fold, patients, where), stopped(results_of(data))
-        if (fold > 1 or where) and (ended is None or arm in ended):
+        one = cell(arm, fold, patients, where)
+        ended = stopped(results_of(data)) if fold > 1 or where else []
+        if ended is None or arm in ended:
             print(f"{one.name:28} {'waits for folds 0 and 1 of all arms' if ended is None else 'stopped'}", flush=True)
             continue
         if not arguments.status:

@@ -61,8 +61,9 @@ def train(args: argparse.Namespace) -> None:
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )
         folder = run.folder.with_name(f"{run.folder.name}-prepared")
-        build_network((before or Recipe.published).but(**given(args, TRAIN, PREDICT)))  # refused now, not after hours
-        unetlib.prepare(args.prepared, folder, before or Recipe.published)
+        chosen = before or Recipe.published
+        build_network(chosen.but(**given(args, TRAIN, PREDICT)))  # refused now, not after hours
+        unetlib.prepare(args.prepared, folder, chosen)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]
     if run.exists and run.recipe.dims != dims:

@@ -80,7 +80,12 @@ class Window:
 
 def first_of_sequences(voxels: np.ndarray) -> np.ndarray:
     """Return the first sequence of a volume (C, X, Y, Z) that is not empty, or a volume (X, Y, Z) itself."""
-    return voxels if voxels.ndim == 3 else next((one for one in voxels if one.any()), voxels[0])
+    return voxels if voxels.ndim == 3 else voxels[first_seen(voxels)]
+
+
+def first_seen(voxels: np.ndarray) -> int:
+    """Return the place of the first sequence of a volume (C, X, Y, Z) that is not empty, else 0; 0 for (X, Y, Z)."""
+    return 0 if voxels.ndim == 3 else next((place for place, one in enumerate(voxels) if one.any()), 0)
 
 
 def foreground(voxels: np.ndarray) -> np.ndarray:
@@ -92,10 +97,15 @@ def foreground(voxels: np.ndarray) -> np.ndarray:
     return voxels > voxels.mean() if air is None else voxels != air
 
 
+def outermost(voxels: np.ndarray) -> float:
+    """Return the median of the outermost voxels of an image of any dimensions: its air, where there is any."""
+    faces = [np.moveaxis(voxels, axis, 0)[side].ravel() for axis in range(voxels.ndim) for side in (0, -1)]
+    return float(np.median(np.concatenate(faces)))
+
+
 def _air_at_mean(voxels: np.ndarray) -> float | None:
     """Return the value of the air, by the outermost voxels, if it is the mean of an image; else `None`."""
-    outer = [np.moveaxis(voxels, axis, 0)[side].ravel() for axis in range(voxels.ndim) for side in (0, -1)]
-    air = float(np.median(np.concatenate(outer)))
+    air = outermost(voxels)
     if not voxels.min() < air:  # as usual, air is darkest
         return None
     return air if abs(float(voxels.mean()) - air) <= 1e-3 * float(voxels.std()) else None

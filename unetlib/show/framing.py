@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 
+from unetlib.data.slices import outermost
 from unetlib.show.panels import Panel
 
 SIGNAL = 0.15  # of the width of the window: smaller differences from the background are noise or ghosts
@@ -26,9 +27,7 @@ def frames(panels: list[Panel]) -> list[np.ndarray]:
 def _head(panel: Panel) -> np.ndarray:
     """Return the box (2, 3) of what is brighter or darker than the background, and of the masks, with a margin."""
     voxels, (low, high) = panel.volume.voxels, panel.window
-    faces = [np.moveaxis(voxels, axis, 0)[side].ravel() for axis in range(3) for side in (0, -1)]
-    background = float(np.median(np.concatenate(faces)))  # air, where there is any
-    inside = np.abs(voxels - background) > SIGNAL * (high - low)
+    inside = np.abs(voxels - outermost(voxels)) > SIGNAL * (high - low)
     boxes = [_box(inside, LEAST)]
     boxes += [_box(mask > 0, 0) for mask in (panel.truth, panel.prediction) if mask is not None and mask.any()]
     start, stop = np.min(boxes, axis=0)[0] - MARGIN, np.max(boxes, axis=0)[1] + MARGIN

@@ -12,6 +12,7 @@ from PIL import Image
 
 from unetlib import metrics
 from unetlib.data.patients import Case, read_regions
+from unetlib.data.slices import first_seen
 from unetlib.data.volumes import Volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.table import read_patients, read_volumes
@@ -154,9 +155,8 @@ def ranked(
             case = next(case for case in cases if case.patient == patient)
             volume, *masks = read(case)
             truth, prediction = (mask if regions else mask[0] for mask in masks)
-            one, seen = first_sequence(volume), volume.voxels.reshape(-1, *volume.voxels.shape[-3:]).any((1, 2, 3))
-            sequence = SEQUENCES[case.modalities[int(seen.argmax())]]
-            found.append(Ranked(rank, dice, case, one, truth, prediction, regions, sequence))
+            sequence = SEQUENCES[case.modalities[first_seen(volume.voxels)]]
+            found.append(Ranked(rank, dice, case, first_sequence(volume), truth, prediction, regions, sequence))
             bar.update()
     return found
 
