@@ -1,11 +1,13 @@
 """The study of BEST.md: which changes make the strong recipe better at equal time.
 
-`python -m studies.best DATA [--brats FOLDER] [--arms base quick ...] [--folds 0 1 ...] [--status]` trains what is
-missing of the screening, or resumes it, and scores validation patients alone. Several processes may do some arms or
-folds each. A result in `results.csv` is read, not computed again.
+`python -m studies.best DATA [--brats FOLDER] [--stages 1 2 3] [--arms base quick ...] [--folds 0 1 ...] [--status]`
+trains what is missing, or resumes it. Stages 1 and 2 score validation patients alone; stage 3 scores each test patient
+once. A stage waits for the one before. Several processes may do some arms or folds each. A result in `results.csv` is
+read, not computed again.
 """
 
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +16,24 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.common import machine, markdown_table, record
-from studies import deep, encoder
-from studies.cells import FOLDS, STRONG, Cell, make_fold, shuffled_patients, study_parser
+from studies import deep, encoder, protocol
+from studies.cells import FOLDS, STRONG, Cell, make_fold, require_committed, shuffled_patients, study_parser
+from studies.protocol import LOW, draw_failures, failures
+from studies.regions import mean_text
 from studies.results import DICE, Result, gain_text, seconds_of_training
-from unetlib import Recipe, find_cases
+from unetlib import Recipe, UnetlibError, find_cases
 from unetlib.data.split import Split
 from unetlib.phantom.varied import varied_patient
 from unetlib.support.command import run_command
 from unetlib.support.jobs import progress
+from unetlib.support.messages import say
 
 # Epochs of 10 minutes of one core, from ten steps and a validation: 24 s an epoch of `base`, 91 of `quick`, 38 of
 # `size`, 33 of `deep`, 59 of `encoder`.
 PAGE = Path(__file__).with_name("BEST.md")
-GO_ON = 3  # arms, besides `base`, after two folds
+BRATS = "brats-"  # in the names of cells on BraTS
+SCREENED, FINALISTS = 2, 2  # folds of the screening, arms that go on to stage 2
+MINUTES, MEMBERS = 25, 3  # of one core for a training of stages 2 and 3, networks for a fold in stage 3
 FAINT, FAINT_SEED = 24, 1  # phantoms of the arm `mixed`; the pre-training has those of seed 0
 BASE = STRONG.but(epochs=25, tune=False)
 QUICK = BASE.but(
@@ -40,6 +47,7 @@ class Arm:
 
     recipe: Recipe
     on_brats: int  # epochs on fold 0 of BraTS, for as many steps: there, an epoch has 158 instead of 128
+    minutes: int = 10
     phantoms: bool = True  # begins with weights trained on phantoms
     mixed: bool = False  # learns from further phantoms, too
 
@@ -51,7 +59,7 @@ ARMS = {
     "deep": Arm(BASE.but(network="deep", loss=deep.LOSS, epochs=18), 15),
     "mixed": Arm(BASE.but(epochs=15), 13, mixed=True),
     "encoder": Arm(QUICK.but(network="lite0", epochs=10, learning_rate=1e-3), 8, phantoms=False),
-    "twice": Arm(BASE.but(epochs=50), 41),
+    "twice": Arm(BASE.but(epochs=50), 41, minutes=20),
     "base-seed-1": Arm(BASE.but(seed=1), 20),
 }
 
@@ -65,11 +73,37 @@ def folds_of(data: Path) -> list[Split]:
 
 def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     """Return an arm on a fold; `where` names another cohort than TCGA-LGG."""
-    arm, split = ARMS[name], folds_of(data)[fold]
-    if arm.mixed:
-        split = Split((*split.train, *(f"Faint_{index:05d}" for index in range(FAINT))), split.val, split.test)
+    arm = ARMS[name]
     recipe = arm.recipe.but(epochs=arm.on_brats) if where else arm.recipe
-    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split, "val", None, arm.phantoms)
+    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split_of(arm, fold, data), "val", None, arm.phantoms)
+
+
+def split_of(arm: Arm, fold: int, data: Path) -> Split:
+    """Return the split of an arm on a fold, with the phantoms that it learns from."""
+    split = folds_of(data)[fold]
+    faint = [f"Faint_{index:05d}" for index in range(FAINT)] if arm.mixed else []
+    return Split((*split.train, *faint), split.val, split.test)
+
+
+def final_cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
+    """Return an arm of stage 2 on a fold; `published`, the recipe as it is, is compared on BraTS."""
+    if name == "published":
+        return BestCell(f"final-{name}-{where}fold-{fold}", Recipe.published, folds_of(data)[fold], "val")
+    arm = ARMS[name]
+    epochs = round((arm.on_brats if where else arm.recipe.epochs) * MINUTES / arm.minutes)
+    recipe, split = arm.recipe.but(epochs=epochs, seed=1), split_of(arm, fold, data)
+    return BestCell(f"final-{name}-{where}fold-{fold}", recipe, split, "val", None, arm.phantoms)
+
+
+def best_cell(name: str, fold: int, data: Path) -> "BestCell":
+    """Return the recipe of the arm that won, with its members, on the test patients of a fold.
+
+    Raises `UnetlibError` for an arm whose members would validate on phantoms.
+    """
+    if ARMS[name].mixed:
+        raise UnetlibError(f"{name} won: its members would validate on phantoms. See to it first.")
+    recipe = final_cell(name, fold, data).recipe.but(seed=0, members=MEMBERS, tune=True)
+    return BestCell(f"best-fold-{fold}", recipe, split_of(ARMS[name], fold, data), "test", None, ARMS[name].phantoms)
 
 
 @dataclass(frozen=True)
@@ -102,27 +136,78 @@ def make_faint(folder: Path) -> None:
             bar.update()
 
 
-def compared(found: dict[str, list[Result]]) -> str:
-    """Return the arms in Markdown, each against `base` on the patients that both have validated on."""
-    base, rows = pd.concat(found["base"]), []
+def compared(found: dict[str, list[Result]], basis: str = "base") -> str:
+    """Return the arms in Markdown, each against `basis` on the patients that both have validated on."""
+    base, rows = pd.concat(found[basis]), []
     for name, results in found.items():
         own = pd.concat(results)
         shared = own.index.intersection(base.index)
-        against = "" if name == "base" else gain_text(base.loc[shared], own.loc[shared])
+        against = "" if name == basis else gain_text(base.loc[shared], own.loc[shared])
         seconds = sum(map(seconds_of_training, results)) / len(results)
         row = [name, len(own), f"{own[DICE].mean():.3f}", f"{own[DICE].median():.3f}", against]
         scores = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
         rows.append([*row, *scores, f"{own['false_ml'].mean():.2f}", f"{seconds:.0f}"])
-    columns = ("arm", "patients", "Dice", "median", "against base, 95 % interval", "precision", "recall")
+    columns = ("arm", "patients", "Dice", "median", f"against {basis}, 95 % interval", "precision", "recall")
     return markdown_table((*columns, "Dice per slice", "false, ml", "s to train"), rows)
 
 
-def stopped(found: dict[str, list[Result]]) -> list[str] | None:
-    """Return the arms that the protocol stops: all but `base` and the best three; `None` before all have two folds."""
+def finalists(data: Path) -> list[str] | None:
+    """Return the two arms of the highest mean Dice in the screening; `None` before it is complete.
+
+    `base` is not among them: with more minutes it is `twice`.
+    """
     arms = [name for name in ARMS if not name.startswith("base")]
-    if any(len(found.get(name, ())) < 2 for name in arms):
+    found = {name: found_on(cell, name, data, range(SCREENED)) for name in arms}
+    if any(len(own) < SCREENED for own in found.values()):
         return None
-    return sorted(arms, key=lambda name: -float(pd.concat(found[name][:2])[DICE].mean()))[GO_ON:]
+    return sorted(arms, key=lambda name: -mean_dice(found[name]))[:FINALISTS]
+
+
+def winner(data: Path, brats: Path) -> str | None:
+    """Return the arm that becomes `best`; `None` before stage 2 is complete.
+
+    It has the highest mean Dice among those that do not lose to `base` or `published` on BraTS. Raises `UnetlibError`
+    when each of them loses there.
+    """
+    names = finalists(data)
+    if names is None:
+        return None
+    found = {name: found_on(final_cell, name, data, range(FOLDS)) for name in names}
+    screened = {name: found_on(cell, name, brats, [0], BRATS) for name in ("base", *names)}
+    final = {name: found_on(final_cell, name, brats, [0], BRATS) for name in ("published", *names)}
+    if any(len(own) < FOLDS for own in found.values()) or not all((*screened.values(), *final.values())):
+        return None
+    for name in sorted(names, key=lambda name: -mean_dice(found[name])):
+        pairs = ((screened[name], screened["base"]), (final[name], final["published"]))
+        if all(mean_dice(own) >= mean_dice(other) for own, other in pairs):
+            return name
+    raise UnetlibError(f"{' and '.join(names)} lose to base or published on BraTS, so none of them becomes best.")
+
+
+def found_on(make: Callable[..., "BestCell"], name: str, data: Path, folds: Iterable[int], *where: str) -> list[Result]:
+    """Return the results of an arm on those folds that have some."""
+    results = [make(name, fold, data, *where).result() for fold in folds]
+    return [result for result in results if result is not None]
+
+
+def mean_dice(results: list[Result]) -> float:
+    """Return the mean Dice of the patients of some results."""
+    return float(pd.concat(results)[DICE].mean())
+
+
+def cells_of(
+    stage: int, data: Path, brats: Path | None, arms: list[str], folds: list[int]
+) -> list[tuple["BestCell", Path]]:
+    """Return the cells of a stage, each with the folder of its patients; none before the stage before is complete."""
+    if stage == 1:
+        cells = [(cell(name, fold, data), data) for fold in folds if fold < SCREENED for name in arms]
+        return cells + ([(cell(name, 0, brats, BRATS), brats) for name in arms] if brats else [])
+    if stage == 2:
+        names = [name for name in finalists(data) or () if name in arms]
+        cells = [(final_cell(name, fold, data), data) for fold in folds for name in names]
+        return cells + [(final_cell(name, 0, brats, BRATS), brats) for name in ("published", *names) if brats and names]
+    name = winner(data, brats) if brats else None
+    return [(best_cell(name, fold, data), data) for fold in folds] if name else []
 
 
 def main() -> None:
@@ -131,42 +216,70 @@ def main() -> None:
     encoder.register()
     parser = study_parser("best", __doc__)
     parser.add_argument("--brats", type=Path, help="the folder of the patients of BraTS")
+    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--folds", type=int, nargs="*", choices=range(FOLDS), default=list(range(FOLDS)))
     arguments = parser.parse_args()
     data, work = arguments.data, arguments.work
-    todo = [(arm, fold, data, "") for fold in arguments.folds for arm in arguments.arms]
-    todo += [(arm, 0, arguments.brats, "brats-") for arm in arguments.arms] if arguments.brats else []
-    for arm, fold, patients, where in todo:
-        one = cell(arm, fold, patients, where)
-        ended = stopped(results_of(data)) if fold > 1 or where else []
-        if ended is None or arm in ended:
-            print(f"{one.name:28} {'waits for folds 0 and 1 of all arms' if ended is None else 'stopped'}", flush=True)
-            continue
-        if not arguments.status:
-            one.measure(patients, work)
-        print(f"{one.name:28} {one.progress(work)}", flush=True)
-    write(data, arguments.brats)
+    for stage in arguments.stages:
+        cells = cells_of(stage, data, arguments.brats, arguments.arms, arguments.folds)
+        if not cells:
+            say(f"stage {stage} waits for the stage before it, or for --brats")
+        for one, patients in cells:
+            if not arguments.status:
+                if stage == 3:
+                    require_committed()
+                one.measure(patients, work)
+            say(f"{one.name:28} {one.progress(work)}")
+    write(data, arguments.brats, work)
 
 
-def results_of(data: Path) -> dict[str, list[Result]]:
-    """Return the results of each arm that has some, fold by fold."""
-    found = {name: [cell(name, fold, data).result() for fold in range(FOLDS)] for name in ARMS}
-    kept = {name: [result for result in own if result is not None] for name, own in found.items()}
-    return {name: own for name, own in kept.items() if own}
-
-
-def write(data: Path, brats: Path | None) -> None:
+def write(data: Path, brats: Path | None, work: Path) -> None:
     """Renew the tables of the page from what is measured."""
-    found = results_of(data)
+    found = {name: own for name in ARMS if (own := found_on(cell, name, data, range(SCREENED)))}
     if "base" not in found:
         return
-    blocks = [compared(found), f"Stopped after two folds: {', '.join(stopped(found) or ['none'])}."]
+    names = finalists(data)
+    blocks = [compared(found)]
     if brats:
-        others = {name: cell(name, 0, brats, "brats-").result() for name in ARMS}
-        measured = {name: [result] for name, result in others.items() if result is not None}
-        blocks += ["On BraTS:", compared(measured)] if "base" in measured else []
-    record("screening", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
+        others = {name: own for name in ARMS if (own := found_on(cell, name, brats, [0], BRATS))}
+        blocks += ["On BraTS:", compared(others)] if "base" in others else []
+    blocks += [f"On to stage 2: {' and '.join(names)}."] if names else []
+    where = f"{data.name}; {machine(('torch',))}"
+    record("screening", *blocks, where, page=PAGE)
+    if blocks := final_tables(data, brats, names or []):
+        record("final choice", *blocks, where, page=PAGE)
+    name = winner(data, brats) if brats else None
+    tested = found_on(best_cell, name, data, range(FOLDS)) if name else []
+    if len(tested) == FOLDS:
+        record("test", *tables_of_test(tested, data), where, page=PAGE)
+        draw_failures(tested, "best", work)
+
+
+def final_tables(data: Path, brats: Path | None, names: list[str]) -> list[str]:
+    """Return what stage 2 has measured: its arms on TCGA-LGG and, with `published`, on BraTS; empty without results."""
+    blocks = []
+    for folder, arms, where in ((data, names, []), (brats, ["published", *names], [BRATS])):
+        folds = [0] if where else range(FOLDS)
+        found = {name: own for name in arms if folder and (own := found_on(final_cell, name, folder, folds, *where))}
+        if arms and arms[0] in found:
+            blocks += [*(["On BraTS:"] if where else []), compared(found, arms[0])]
+    return blocks
+
+
+def tables_of_test(tested: list[Result], data: Path) -> list[str]:
+    """Return the scores of all patients, and of some of them, who are named by what was chosen on them before."""
+    best, rows = pd.concat(tested), []
+    before = pd.concat(protocol.finished(data)["strong"])
+    fresh = protocol.untouched(data)
+    for name, some in (("all", [*best.index]), ("no part in earlier studies", fresh)):
+        dice = best.loc[some, DICE]
+        gains = gain_text(before.loc[some], best.loc[some])
+        rows.append([name, len(some), mean_text(dice), f"{dice.median():.3f}", int((dice < LOW).sum()), gains])
+    columns = ("patients", "number", "Dice", "median", f"below {LOW}", "against strong, another split")
+    seconds = sum(map(seconds_of_training, tested)) / len(tested)
+    table = markdown_table(columns, rows)
+    return [table, f"A fold trains for {seconds / 60:.0f} minutes of one core.", failures(best, "best")]
 
 
 if __name__ == "__main__":

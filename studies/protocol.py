@@ -106,16 +106,16 @@ def untouched(data: Path) -> list[str]:
     return [name for name in shuffled_patients(data)[LOOKED_AT:] if name not in chosen_on]
 
 
-def failures(strong: Result) -> str:
-    """Return a line on each patient below `LOW` under the strong recipe: what is wrong, and the tumour's size."""
-    low = strong[strong[DICE] < LOW].sort_values(DICE)
+def failures(result: Result, name: str) -> str:
+    """Return a line on each patient below `LOW` under the recipe `name`: what is wrong, and the tumour's size."""
+    low = result[result[DICE] < LOW].sort_values(DICE)
     if low.empty:
-        return f"Under strong, no patient is below {LOW}."
-    lines = [f"Patients below {LOW} under strong:", ""]
-    for name, row in low.iterrows():
+        return f"Under {name}, no patient is below {LOW}."
+    lines = [f"Patients below {LOW} under {name}:", ""]
+    for patient, row in low.iterrows():
         what = "missed" if row.recall < row.precision or not row.recall else "false alarms"
         lines.append(
-            f"- {name}: Dice {row[DICE]:.2f}, {what} (precision {row.precision:.2f}, recall {row.recall:.2f}); "
+            f"- {patient}: Dice {row[DICE]:.2f}, {what} (precision {row.precision:.2f}, recall {row.recall:.2f}); "
             f"{(row.tp + row.fn) / 1000:.0f} thousand voxels; "
             f"components below {float(row['decision.smallest_ml']):g} ml were dropped."
         )
@@ -123,17 +123,22 @@ def failures(strong: Result) -> str:
 
 
 def draw(done: dict[str, list[Result]], work: Path) -> None:
-    """Draw what the strong recipe changes for each patient and, below `work`, the slices of those who fail.
-
-    The slices show real patients: they stay on the machine of whoever has the data.
-    """
+    """Draw what the strong recipe changes for each patient, and those who fail."""
     before, after = (pd.concat(done[arm])[DICE].sort_index() for arm in ("published", "strong"))
     note = "Dice of all slices, each patient tested once"
     figure = paired_figure([*before.index], [*before], [*after], ("published", "strong"), note)
     save(figure, PAGE.with_name("protocol.png"))
+    draw_failures(done["strong"], "strong", work)
+
+
+def draw_failures(results: list[Result], name: str, work: Path) -> None:
+    """Draw, below `work`, the slices of the patients below `LOW`.
+
+    They show real patients: they stay on the machine of whoever has the data.
+    """
     rows = []
-    for fold, result in enumerate(done["strong"]):
-        low, run = int((result[DICE] < LOW).sum()), work / "runs" / f"strong-fold-{fold}"
+    for fold, result in enumerate(results):
+        low, run = int((result[DICE] < LOW).sum()), work / "runs" / f"{name}-fold-{fold}"
         rows += [one.overlay() for one in worst(run, low)] if low and run.exists() else []
     if rows:
         save(overlay_figure(rows, DISCLAIMER), work / "failures.png")
@@ -159,7 +164,7 @@ def main() -> None:
     if arguments.status or arguments.train_only or not {"published", "strong"} <= done.keys():
         return
     draw(done, work)
-    blocks = [*tables(done, untouched(data)), failures(pd.concat(done["strong"]))]
+    blocks = [*tables(done, untouched(data)), failures(pd.concat(done["strong"]), "strong")]
     record("protocol", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
 
 

@@ -232,7 +232,7 @@ def test_a_patient_who_fails_is_named_with_what_went_wrong(table):
     low = {"dice": 0.1, "precision": 0.9, "recall": 0.05, "tp": 1000, "fn": 3000}
     rows = {"fine": dict.fromkeys(SCORES, 0.9), "failing": dict.fromkeys(SCORES, 0.9) | low}
     results.append("run", rows, {**ABOUT, "decision.smallest_ml": 0.3})
-    assert protocol.failures(results.read("run")).splitlines()[2:] == [
+    assert protocol.failures(results.read("run"), "strong").splitlines()[2:] == [
         "- failing: Dice 0.10, missed (precision 0.90, recall 0.05); 4 thousand voxels; "
         "components below 0.3 ml were dropped."
     ]
@@ -276,7 +276,7 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
     assert [arm for arm in protocol.ARMS if arm not in done] == ["strong-scratch"]
     for block in protocol.tables(done, protocol.untouched(seventy_of_lgg)):
         assert block in page
-    assert protocol.failures(pd.concat(done["strong"])) in page
+    assert protocol.failures(pd.concat(done["strong"]), "strong") in page
     measured = {(number, cell.phantoms): cell.result() for number, cell in zero_shot.curve(seventy_of_lgg)}
     assert zero_shot.curve_table(measured) in page
     zeros = {name: results.read(f"zero-shot-{name.replace(' ', '-')}") for name in ("looked at", "others")}

@@ -14,7 +14,7 @@ from studies import best, deep, encoder
 from studies.cells import STRONG
 from studies.results import DICE
 from tests.test_studies import seventy  # noqa: F401
-from unetlib import build_network
+from unetlib import UnetlibError, build_network
 from unetlib.losses import LOSSES, get_loss
 
 
@@ -75,31 +75,97 @@ def test_the_deep_network_is_judged_on_each_level_in_training_and_on_the_largest
     assert get_loss("deep")(logits, masks).item() == pytest.approx(total(logits, masks).item())
 
 
-def test_after_two_folds_the_best_three_arms_go_on():
-    arms = [name for name in best.ARMS if not name.startswith("base")]
-    dices = dict(zip(arms, (0.7, 0.9, 0.6, 0.8, 0.5, 0.85), strict=True))
-    found = {name: [pd.DataFrame({DICE: [dice, dice]})] * 2 for name, dice in dices.items()}
-    found["base"] = [pd.DataFrame({DICE: [0.1]})] * 2  # it goes on, to compare with
-    assert sorted(best.stopped(found)) == sorted([arms[0], arms[2], arms[4]])
-    found[arms[0]] = found[arms[0]][:1]
-    assert best.stopped(found) is None
+@pytest.fixture
+def measured(monkeypatch):
+    """Return what is measured: the Dice of cells by name, which a test fills."""
+    dices = dict[str, float]()
 
+    def result(cell):
+        return pd.DataFrame({DICE: [dices[cell.name]]}) if cell.name in dices else None
 
-def test_arms_that_are_stopped_are_not_trained_on_further_folds(seventy, tmp_path, monkeypatch, capsys):  # noqa: F811
-    measured, ended = [], [None]
-    monkeypatch.setattr(best.BestCell, "measure", lambda cell, *_: measured.append(cell.name))
+    monkeypatch.setattr(best.BestCell, "result", result)
+    monkeypatch.setattr(best.BestCell, "measure", lambda cell, *_: dices.setdefault(cell.name, 0.5))
     monkeypatch.setattr(best.BestCell, "progress", lambda *_: "done")
-    monkeypatch.setattr(best, "results_of", lambda _: {})
-    monkeypatch.setattr(best, "stopped", lambda _: ended[0])
-    words = ["best", str(seventy), "--work", str(tmp_path), "--arms", "base", "size", "--folds", "1", "2"]
-    monkeypatch.setattr("sys.argv", [*words, "--brats", str(seventy)])
+    monkeypatch.setattr(best, "write", lambda *_: None)
+    monkeypatch.setattr(best, "require_committed", lambda: None)
+    return dices
+
+
+def screen(dices, **arms):
+    for name, dice in arms.items():
+        dices |= {f"screen-{name}-fold-{fold}": dice for fold in range(2)}
+
+
+SCREENED = {"base": 0.95, "quick": 0.7, "size": 0.9, "deep": 0.6, "mixed": 0.8, "encoder": 0.5}
+
+
+def test_the_best_two_arms_go_on_when_all_are_screened(seventy, measured):  # noqa: F811
+    screen(measured, **SCREENED)
+    assert best.finalists(seventy) is None
+    screen(measured, twice=0.85)
+    assert best.finalists(seventy) == ["size", "twice"]
+    del measured["screen-deep-fold-1"]
+    assert best.finalists(seventy) is None
+
+
+@pytest.mark.parametrize(
+    ("brats", "expected"),
+    [
+        ({}, "twice"),
+        ({"screen-twice": 0.4}, "size"),  # base is better there
+        ({"final-twice": 0.4}, "size"),  # published is better there
+    ],
+)
+def test_the_better_arm_of_the_second_stage_wins_unless_it_loses_on_brats(seventy, measured, brats, expected):  # noqa: F811
+    screen(measured, **SCREENED, twice=0.85)
+    measured |= {
+        f"final-{name}-fold-{fold}": dice for name, dice in (("size", 0.8), ("twice", 0.9)) for fold in range(5)
+    }
+    assert best.winner(seventy, seventy) is None, "BraTS is not measured"
+    there = {f"screen-{name}": 0.5 for name in ("base", "size", "twice")}
+    there |= {f"final-{name}": 0.5 for name in ("published", "size", "twice")} | brats
+    measured |= {f"{name}-brats-fold-0": dice for name, dice in there.items()}
+    assert best.winner(seventy, seventy) == expected
+    measured |= {f"screen-{name}-brats-fold-0": 0.1 for name in ("size", "twice")}
+    with pytest.raises(UnetlibError, match="lose to base or published"):
+        best.winner(seventy, seventy)
+    del measured["final-size-fold-4"]
+    assert best.winner(seventy, seventy) is None
+
+
+def test_each_stage_waits_for_the_one_before(seventy, measured, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("sys.argv", ["best", str(seventy), "--work", str(tmp_path), "--brats", str(seventy)])
+    screen(measured, **SCREENED)
     best.main()
-    assert measured == ["screen-base-fold-1", "screen-size-fold-1"]
-    assert "waits for folds 0 and 1 of all arms" in capsys.readouterr().out
+    arms = list(best.ARMS)
+    assert {name for name in measured if name.startswith("screen")} == {
+        *(f"screen-{name}-fold-{fold}" for name in arms for fold in range(2)),
+        *(f"screen-{name}-brats-fold-0" for name in arms),
+    }
+    final = [name for name in measured if name.startswith("final")]
+    assert len(final) == 2 * 5 + 3, "two arms on five folds and, with published, on BraTS"
+    assert [name for name in measured if name.startswith("best")] == [f"best-fold-{fold}" for fold in range(5)]
     measured.clear()
-    ended[0] = ["size"]
+    monkeypatch.setattr("sys.argv", ["best", str(seventy), "--work", str(tmp_path), "--stages", "2", "3"])
     best.main()
-    assert measured == ["screen-base-fold-1", "screen-size-fold-1", "screen-base-fold-2", "screen-base-brats-fold-0"]
+    assert not measured
+    assert "stage 2 waits" in capsys.readouterr().out
+
+
+def test_the_second_stage_has_25_minutes_and_another_seed_the_third_its_members(seventy):  # noqa: F811
+    for name, arm in best.ARMS.items():
+        screened, final = best.cell(name, 1, seventy), best.final_cell(name, 1, seventy)
+        assert final.recipe.epochs * arm.minutes == pytest.approx(25 * screened.recipe.epochs, rel=0.03)
+        assert final.recipe.but(epochs=screened.recipe.epochs, seed=screened.recipe.seed) == screened.recipe
+        assert final.split == screened.split
+        assert final.part == screened.part == "val"
+        if arm.mixed:
+            with pytest.raises(UnetlibError, match="validate on phantoms"):
+                best.best_cell(name, 1, seventy)
+            continue
+        tested = best.best_cell(name, 1, seventy)
+        assert tested.part == "test"
+        assert tested.recipe == final.recipe.but(seed=0, members=3, tune=True)
 
 
 def test_on_brats_an_arm_has_as_many_steps():
