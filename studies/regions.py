@@ -34,6 +34,11 @@ PAGE = Path(__file__).with_name("REGIONS.md")
 FOLDS = 6
 REGIONS = {"whole": "", "core": "core.", "enhancing": "enhancing."}  # and how their columns begin
 FLAIR = STRONG.but(regions=FOUR["regions"], labels="brats2021")
+SHOWN = (  # columns, their names in the table, and digits
+    ("dice", "Dice", 3),
+    ("lesion_dice", "lesion-wise Dice", 3),
+    ("lesion_hd95_mm", "lesion-wise HD95, mm (less is better)", 1),
+)
 ARMS = {"flair": FLAIR, "four": FLAIR.but(modalities=FOUR["modalities"]), "published": Recipe.published}
 AGAIN = {"flair-seed-1": FLAIR.but(seed=1), "four-seed-1": ARMS["four"].but(seed=1)}  # fold 0 alone: the noise
 
@@ -65,24 +70,22 @@ def cell(arm: str, fold: int, data: Path) -> RegionsCell:
     return RegionsCell(f"regions-{arm}-fold-{fold}", recipe, folds_of(data)[fold], "test", None, arm != "published")
 
 
-def mean_text(values: pd.Series) -> str:
+def mean_text(values: pd.Series, digits: int = 3, sign: str = "") -> str:
     """Return a mean over patients with its interval as text."""
     known = values.astype(float).dropna().to_numpy()
-    interval = bootstrap_interval(known)
-    return f"{known.mean():.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+    interval, form = bootstrap_interval(known), f"{sign}.{digits}f"
+    return f"{known.mean():{form}}" + (f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else "")
 
 
 def compared(found: dict[str, Result]) -> str:
     """Return, for each region, the scores of both arms and their paired difference, in Markdown."""
     rows = []
-    for score, digits in (("dice", 3), ("lesion_dice", 3), ("lesion_hd95_mm", 1)):
+    for score, label, digits in SHOWN:
         for region, begin in REGIONS.items():
             flair, four = (found[arm][begin + score].astype(float) for arm in ("flair", "four"))
             gains = (four - flair).dropna()
-            interval = bootstrap_interval(gains.to_numpy())
-            gain = f"{gains.mean():+.{digits}f}"
-            gain += f" ({interval[0]:+.{digits}f} to {interval[1]:+.{digits}f})" if interval else ""
-            rows.append([score, region, mean_text(flair), mean_text(four), gain, len(gains)])
+            means = mean_text(flair, digits), mean_text(four, digits), mean_text(gains, digits, "+")
+            rows.append([label, region, *means, len(gains)])
     names = ("score", "region", "FLAIR", "four sequences", "four - FLAIR, paired", "patients")
     return markdown_table(names, rows)
 

@@ -66,10 +66,10 @@ def test_the_table_gives_the_paired_difference_of_each_region():
     four = flair.copy()
     four["enhancing.dice"] = [0.7, 0.8, 0.9]
     table = regions.compared({"flair": flair, "four": four[::-1]})
-    row = next(line for line in table.splitlines() if line.startswith("| dice | enhancing"))
+    row = next(line for line in table.splitlines() if line.startswith("| Dice | enhancing"))
     assert "0.500" in row
     assert "+0.300 (+0.200 to +0.400)" in row
-    assert "+0.000" in next(line for line in table.splitlines() if line.startswith("| dice | whole"))
+    assert "+0.000" in next(line for line in table.splitlines() if line.startswith("| Dice | whole"))
 
 
 def test_the_printed_table_names_every_region(patients, tmp_path):
