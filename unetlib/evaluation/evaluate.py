@@ -19,13 +19,12 @@ from unetlib.data.regions import region_names
 from unetlib.data.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS
 from unetlib.evaluation.scores import ScoreFolder, Scores, compare
-from unetlib.evaluation.summary import SUMMARY_FILE
+from unetlib.evaluation.summary import SUMMARY_FILE, read_earlier
 from unetlib.evaluation.unseen import choose
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, locked, read_json, refuse_link, takes_paths, write_json
-from unetlib.support.jobs import progress
+from unetlib.support.files import digest, locked, refuse_link, takes_paths, write_json
 from unetlib.support.messages import say, warn
 
 
@@ -68,8 +67,7 @@ def evaluate(
         if done := scored.done():
             say(f"{folder} is done already, for these weights and patients: reused.")
             return done
-        paths = {case.id: scored.part(case) for case in cases}
-        left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, paths, strict=data is None)
+        left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, scored, strict=data is None)
         for name, reason in left_out.items():
             warn(f"left out {name}: {reason}")
         cases = [case for case in cases if case.id not in left_out]
@@ -86,27 +84,25 @@ def evaluate(
         return scored.write(cases, about)
 
 
-def _score_missing(predictor: Predictor, cases: list[Case], paths: dict[str, Path], strict: bool) -> dict[str, str]:
+def _score_missing(predictor: Predictor, cases: list[Case], scored: ScoreFolder, strict: bool) -> dict[str, str]:
     """Score every case that has no scores yet; return the cases that cannot be read, with the reason.
 
     With `strict` such a case is an error, since leaving out a test patient would change the scores.
     """
-    todo, left_out = [case for case in cases if not paths[case.id].exists()], {}
-    with progress(len(cases), "evaluate", "case", len(cases) - len(todo)) as bar:
-        for case in todo:
-            try:
-                volume, truth = read_regions(case, predictor.recipe)
-                require_spacing(case.id, volume.spacing, predictor.dims)
-                given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case.id, volume.spacing)
-                scores = score_prediction(predictor, volume.voxels, truth, volume.spacing, *given)
-            except UnetlibError as error:
-                reason = str(error).removeprefix(f"{case.id}: ")
-                if strict:
-                    raise UnetlibError(f"{case.id}: {reason}") from error
-                left_out[case.id] = reason
-            else:
-                write_json(paths[case.id], scores)
-            bar.update()
+    left_out = {}
+    for case in scored.missing(cases, "evaluate"):
+        try:
+            volume, truth = read_regions(case, predictor.recipe)
+            require_spacing(case.id, volume.spacing, predictor.dims)
+            given = {"case": case.id, "patient": case.patient}, has_nominal_spacing(case.id, volume.spacing)
+            scores = score_prediction(predictor, volume.voxels, truth, volume.spacing, *given)
+        except UnetlibError as error:
+            reason = str(error).removeprefix(f"{case.id}: ")
+            if strict:
+                raise UnetlibError(f"{case.id}: {reason}") from error
+            left_out[case.id] = reason
+        else:
+            write_json(scored.part(case), scores)
     return left_out
 
 
@@ -119,11 +115,8 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
     if data is None:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
-    try:
-        other = read_json(folder / SUMMARY_FILE).get("data", "")
-    except UnetlibError:  # not there yet, or damaged: it is made anew
-        return folder
-    if Path(other).resolve() != data.resolve():
+    known = read_earlier(folder / SUMMARY_FILE)
+    if known is not None and Path(known.get("data", "")).resolve() != data.resolve():
         raise UnetlibError(f"{folder} holds the result of another folder of that name. Rename it first.")
     return folder
 

@@ -18,11 +18,10 @@ from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.regions import Regions, region_names, with_scheme
 from unetlib.data.volumes import Source, Volume, assumption, read_volume, whole_labels
 from unetlib.evaluation.scores import ScoreFolder, compare
-from unetlib.evaluation.summary import SUMMARY_FILE
+from unetlib.evaluation.summary import SUMMARY_FILE, read_earlier
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import locked, read_json, refuse_link, require_empty, write_json
-from unetlib.support.jobs import progress
+from unetlib.support.files import locked, refuse_link, require_empty, write_json
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
@@ -161,20 +160,18 @@ def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
 
 def _score_missing(masks: Masks, scored: ScoreFolder) -> list[str]:
     """Score every mask that has no scores yet; return the reasons of those that cannot be."""
-    todo, failed = [case for case in masks.cases if not scored.part(case).exists()], []
-    with progress(len(masks.cases), "score", "case", len(masks.cases) - len(todo)) as bar:
-        for case in todo:
-            try:
-                image, truth, prediction = masks.read(case)
-            except Exception as error:  # one bad file must not stop the others
-                failed.append(str(error) if isinstance(error, UnetlibError) else f"{case.id}: {unforeseen(error)}")
-            else:
-                names = {"case": case.id, "patient": case.patient}
-                nominal = has_nominal_spacing(case.id, image.spacing)
-                regions = region_names(masks.recipe)
-                found = compare(prediction, truth, image.spacing, names, nominal=nominal, regions=regions)
-                write_json(scored.part(case), found)
-            bar.update()
+    failed = []
+    for case in scored.missing(masks.cases, "score"):
+        try:
+            image, truth, prediction = masks.read(case)
+        except Exception as error:  # one bad file must not stop the others
+            failed.append(str(error) if isinstance(error, UnetlibError) else f"{case.id}: {unforeseen(error)}")
+        else:
+            names = {"case": case.id, "patient": case.patient}
+            nominal = has_nominal_spacing(case.id, image.spacing)
+            regions = region_names(masks.recipe)
+            found = compare(prediction, truth, image.spacing, names, nominal=nominal, regions=regions)
+            write_json(scored.part(case), found)
     return failed
 
 
@@ -184,11 +181,8 @@ def _require_scores(folder: Path, masks: Masks) -> None:
     path = folder / SUMMARY_FILE
     if not (Parts.open(folder).left or path.is_file()):
         require_empty(folder, "a folder of scores")
-    try:
-        other = read_json(path).get("masks", "a run")
-    except UnetlibError:  # not there yet, or damaged: it is made anew
-        return
-    if other != str(masks.root.resolve()):
+    known = read_earlier(path)
+    if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
         raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
 
 

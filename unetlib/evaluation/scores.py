@@ -1,6 +1,6 @@
 """From a prediction and a reference to scores: of one case, and the files of a folder of scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from unetlib.evaluation.summary import (
 )
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import digest, read_json, sha256, write_csv, write_json
+from unetlib.support.jobs import watched
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 from unetlib.support.version import __version__
@@ -114,6 +115,11 @@ class ScoreFolder:
     def part(self, case: Case) -> Path:
         """Return the path of the unfinished scores of a case."""
         return self.parts.path(case.id, *self.made_from[case.id], FORMAT)
+
+    def missing(self, cases: Sequence[Case], what: str) -> Iterator[Case]:
+        """Yield the cases that have no scores yet, under a progress bar."""
+        todo = [case for case in cases if not self.part(case).exists()]
+        return watched(todo, what, "case", len(cases) - len(todo))
 
     def done(self) -> Row | None:
         """Return the summary if the scores are finished and undamaged, and of the same key; `None` otherwise."""

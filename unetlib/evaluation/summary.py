@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval, dice
+from unetlib.support.errors import UnetlibError
+from unetlib.support.files import read_json
 
 SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = "summary.json", "slices.csv", "patients.csv"
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
@@ -17,6 +21,13 @@ MEANS = ("surface_dice", "lesion_dice", *(f"lesion_hd95_{unit}" for unit in ("mm
 MEANS += tuple(f"{which}_{unit}" for which in ("truth", "prediction") for unit in ("ml", "voxels"))
 SUMS = ("lesions", "lesions_missed", "lesion_false_alarms")  # of a patient's cases
 Row = dict[str, Any]
+
+
+def read_earlier(path: Path) -> Row | None:
+    """Return what an earlier call wrote to a JSON file; `None` if it is not there, or damaged: it is made anew."""
+    with suppress(UnetlibError):
+        return read_json(path)
+    return None
 
 
 def columns(rows: Iterable[Row], first: Iterable[str] = PATIENT_COLUMNS) -> list[str]:

@@ -10,10 +10,11 @@ from unetlib.data.naming import TABLE, divided, key, patient_of
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases
 from unetlib.data.sequences import stack
 from unetlib.data.split import PARTS, Split
+from unetlib.evaluation.summary import read_earlier
 from unetlib.runs.provenance import find_own, learned, own_cases, part_by_sign, reasons, signs
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import digest, read_json, sha256, write_json
+from unetlib.support.files import digest, sha256, write_json
 from unetlib.support.jobs import run_jobs
 
 
@@ -174,10 +175,7 @@ def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, Any]]
 
 def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
     """Return the hash of each of a case's images, none if one cannot be read; `path` stores them for next time."""
-    try:
-        before = read_json(path)
-    except UnetlibError:
-        before = {}
+    before = read_earlier(path) or {}
     stamps = {
         case.id: digest([case.id, case.modalities, cohort.assume, case.stamp(cohort.root)]) for case in cohort.cases
     }

@@ -24,7 +24,7 @@ from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
 from unetlib.support.errors import counted
 from unetlib.support.files import locked, read_json, takes_paths, write_json
-from unetlib.support.jobs import progress
+from unetlib.support.jobs import watched
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
@@ -58,15 +58,13 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
         todo = [(member, case) for member, case in asked if not paths[case.id].exists()]
         threshold = Decision(recipe.threshold)
         predictors = {member: Predictor.open(member, device, threshold, threads) for member in run.members}
-        with progress(len(cases), "tune", "case", len(cases) - len(todo)) as bar:
-            for member, case in todo:
-                volume, truth = read_regions(case, recipe)
-                found = predictors[member].volume(volume.voxels, volume.spacing)
-                tables = [
-                    dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
-                ]
-                write_json(paths[case.id], {"dice": tables if len(names) > 1 else tables[0]})
-                bar.update()
+        for member, case in watched(todo, "tune", "case", len(cases) - len(todo)):
+            volume, truth = read_regions(case, recipe)
+            found = predictors[member].volume(volume.voxels, volume.spacing)
+            tables = [
+                dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
+            ]
+            write_json(paths[case.id], {"dice": tables if len(names) > 1 else tables[0]})
         by_patient: dict[str, list[Any]] = {}
         for case in cases:  # a patient with two time points counts once
             by_patient.setdefault(case.patient, []).append(read_json(paths[case.id])["dice"])

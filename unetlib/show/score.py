@@ -8,9 +8,8 @@ from unetlib.evaluation.masks import Masks, score_masks
 from unetlib.evaluation.table import read_patients, read_volumes
 from unetlib.show.plots.common import named_regions, save
 from unetlib.show.plots.drawing import is_synthetic
-from unetlib.show.plots.overlays import of_first, overlay_figure, ranked, three_of
+from unetlib.show.plots.overlays import note_on_ranks, of_first, overlay_figure, ranked, three_of
 from unetlib.show.plots.volumes import volumes_figure
-from unetlib.support.errors import counted
 from unetlib.support.files import takes_paths
 from unetlib.support.messages import say
 
@@ -40,10 +39,9 @@ def score(
     folder = out or beside.with_name(f"{stem(beside.name) or beside.name}-scores")
     summary = score_masks(given, folder)
     shown = ranked(three_of(of_first(read_patients(folder), names)), given.cases, given.read, names)
-    source = "synthetic images; " if any(is_synthetic(one.volume) for one in shown) else ""
-    order = f"{counted(summary['patients'], 'patient')} ranked by the Dice over all slices"
-    note = f"{source}{order}; each in its slice with most tumour"
+    source = "synthetic images" if any(is_synthetic(one.volume) for one in shown) else ""
+    note = note_on_ranks(summary, "patient", source)
     save(overlay_figure([one.overlay() for one in shown], note), folder / "overlays.png")
-    save(volumes_figure(*read_volumes(folder), note=source.removesuffix("; ")), folder / "volumes.png")
+    save(volumes_figure(*read_volumes(folder), note=source), folder / "volumes.png")
     say(f"{folder} holds the tables and pictures.")
     return summary

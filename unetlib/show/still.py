@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from unetlib.show.embedded import embed
 from unetlib.show.panels import AXIS, LETTERS, Panel
 from unetlib.show.plots.common import DISCLAIMER, to_png
+from unetlib.show.plots.drawing import draw_outline
 
 if TYPE_CHECKING:
     from unetlib.show.viewer import SliceViewer
@@ -88,9 +89,8 @@ def _draw(axes: Axes, viewer: "SliceViewer", panel: Panel, box: np.ndarray, plan
     sides = np.delete(panel.volume.spacing, AXIS[plane])
     axes.imshow(colours, aspect=sides[1] / sides[0])
     for layer in outlined if viewer.opacity else ():
-        if (inside := classes & layer.mask == layer.value).any():
-            dashes = LINES[layer.of] if viewer.regions else "-"
-            axes.contour(inside, levels=[0.5], colors=layer.colour, linewidths=1, linestyles=dashes)
+        dashes = LINES[layer.of] if viewer.regions else "-"
+        draw_outline(axes, classes & layer.mask == layer.value, layer.colour, 1, dashes)
     (left, low), (right, high) = np.delete(box, AXIS[plane], axis=1)
     top, bottom = (low, high) if plane == "axial" else (len(image) - 1 - high, len(image) - 1 - low)
     axes.set(xlim=(left, right), ylim=(bottom, top))

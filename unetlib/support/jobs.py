@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -45,6 +45,14 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
         )
     interval = 0.1 if sys.stderr.isatty() else 15.0
     return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True)
+
+
+def watched(items: Collection[Item], what: str, unit: str, done: int = 0) -> Iterator[Item]:
+    """Yield items under a progress bar, which counts `done` others that are already finished."""
+    with progress(done + len(items), what, unit, done) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def _in_notebook() -> bool:

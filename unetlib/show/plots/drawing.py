@@ -56,10 +56,10 @@ def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra:
     figure.set_figheight(rows * min(ratio * figure.get_figwidth() / columns, 4) + extra)
 
 
-def draw_outline(axes: Axes, mask: np.ndarray, colour: str = OUTLINE) -> None:
+def draw_outline(axes: Axes, mask: np.ndarray, colour: str = OUTLINE, width: float = 1.2, dashes: str = "-") -> None:
     """Draw the border of a boolean mask (H, W); nothing where it is empty."""
     if mask.any():
-        axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.2)
+        axes.contour(mask, levels=[0.5], colors=colour, linewidths=width, linestyles=dashes)
 
 
 def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:
@@ -69,8 +69,7 @@ def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:
     """
     widths = 1.2 + 0.8 * np.arange(len(masks))[::-1]
     for mask, colour, width in zip(masks, REGIONS, widths, strict=False):
-        if mask.any():
-            axes.contour(mask, levels=[0.5], colors=colour, linewidths=width, linestyles="--" if dashed else "-")
+        draw_outline(axes, mask, colour, width, "--" if dashed else "-")
 
 
 def label_regions(axes: Axes, names: Sequence[str]) -> None:

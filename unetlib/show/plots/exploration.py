@@ -18,7 +18,7 @@ from unetlib.show.plots.colours import BLUE, FALSE_NEGATIVE, GREY, LABELS, ORANG
 from unetlib.show.plots.common import DISCLAIMER, new_chart, new_figure
 from unetlib.show.plots.drawing import cut_to_head, draw_outline, fit_height, is_synthetic, largest_slice, show_slice
 from unetlib.support.errors import UnetlibError
-from unetlib.support.jobs import progress
+from unetlib.support.jobs import watched
 
 BINS = 48  # of a head's width and length in a portrait: about 3 mm each
 SAMPLE = 5000  # intensities kept of a patient
@@ -66,12 +66,7 @@ def portray(cases: Sequence[Case]) -> list[Portrait]:
 
     Raises `UnetlibError` as `read_case` does.
     """
-    portraits = []
-    with progress(len(cases), "read", "case") as bar:
-        for case in cases:
-            portraits.append(_portray(case.id, *read_case(case)[:2]))
-            bar.update()
-    return portraits
+    return [_portray(case.id, *read_case(case)[:2]) for case in watched(cases, "read", "case")]
 
 
 def _portray(id: str, image: Volume, mask: np.ndarray) -> Portrait:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -41,7 +42,7 @@ from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.errors import counted
 from unetlib.support.files import atomic, read_csv, takes_paths
-from unetlib.support.jobs import progress
+from unetlib.support.jobs import watched
 from unetlib.support.messages import quiet
 
 
@@ -150,14 +151,12 @@ def ranked(
     there are several.
     """
     found = []
-    with progress(len(ranks), "overlays", "patient") as bar:
-        for patient, (rank, dice) in ranks.items():
-            case = next(case for case in cases if case.patient == patient)
-            volume, *masks = read(case)
-            truth, prediction = (mask if regions else mask[0] for mask in masks)
-            sequence = SEQUENCES[case.modalities[first_seen(volume.voxels)]]
-            found.append(Ranked(rank, dice, case, first_sequence(volume), truth, prediction, regions, sequence))
-            bar.update()
+    for patient, (rank, dice) in watched(ranks.items(), "overlays", "patient"):
+        case = next(case for case in cases if case.patient == patient)
+        volume, *masks = read(case)
+        truth, prediction = (mask if regions else mask[0] for mask in masks)
+        sequence = SEQUENCES[case.modalities[first_seen(volume.voxels)]]
+        found.append(Ranked(rank, dice, case, first_sequence(volume), truth, prediction, regions, sequence))
     return found
 
 
@@ -173,6 +172,12 @@ def of_first(rows: list[dict[str, str]], regions: Sequence[str]) -> list[dict[st
     return [row for row in rows if row["region"] == regions[0]] if regions else rows
 
 
+def note_on_ranks(summary: Mapping[str, Any], unit: str, source: str) -> str:
+    """Return the note below ranked patients: the source of the images, if it is not "", and how they are ranked."""
+    order = f"{counted(summary['patients'], unit)} ranked by the Dice over all slices"
+    return "; ".join(filter(None, (source, order, "each in its slice with most tumour")))
+
+
 def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     """Return one row a patient: the slice, the reference outlined, and where prediction and reference differ.
 
@@ -185,8 +190,9 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
     figure = new_figure(f"{' or '.join(sequences)}, {what}. {names}", note=signed(note))
     panels = figure.subplots(len(rows), 3, squeeze=False)
     for row, (plain, outlined, compared) in zip(rows, panels, strict=True):
-        for axes in (plain, outlined, compared):
-            show_slice(axes, row.image)
+        show_slice(plain, row.image, row.sequence if row is rows[0] or len(sequences) > 1 else "")
+        show_slice(outlined, row.image)
+        show_slice(compared, row.image)
         plain.set_ylabel(row.title, fontsize=10, rotation=0, ha="right", va="center", labelpad=8)
         if regions:
             draw_regions(outlined, row.truth)
@@ -194,18 +200,12 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
         else:
             draw_outline(outlined, row.truth)
             draw_errors(compared, row.truth, row.prediction)
-    last = "prediction" if regions else "prediction against reference"
-    for axes, text in zip(panels[0], (rows[0].sequence, "reference", last), strict=True):
-        axes.set_title(text, fontsize=10)
-    for row, line in zip(rows, panels, strict=True):
-        if len(sequences) > 1:
-            line[0].set_title(row.sequence, fontsize=10)
+    panels[0, 1].set_title("reference", fontsize=10)
+    panels[0, 2].set_title("prediction" if regions else "prediction against reference", fontsize=10)
     shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
-    ratio = cut_to_head(
-        shown,
-        [mask for row in rows for masks in (row.truth, row.prediction) for mask in masks.reshape(-1, *row.image.shape)],
-    )
-    fit_height(figure, ratio, 4, len(rows), 1)  # the fourth column: the titles
+    stacks = [masks for row in rows for masks in (row.truth, row.prediction)]
+    marks = [mask for masks in stacks for mask in masks.reshape(-1, *masks.shape[-2:])]
+    fit_height(figure, cut_to_head(shown, marks), 4, len(rows), 1)  # the fourth column: the titles
     if regions:
         label_regions(panels[0, 2], regions)
     else:
@@ -267,20 +267,18 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     """
     run = Run.of(run)
     summary, three = evaluate(run, device=device), best_median_worst(run, device)
-    folder, patients = out or run.figures, summary["patients"]
+    folder = out or run.figures
     net, recipe, _ = run.load()
     source = "synthetic images" if any(is_synthetic(one.volume) for one in three) else ""
-    number = counted(patients, "test patient")
-    order = f"{number} ranked by the Dice over all slices; each in its slice with most tumour"
-    note = f"{source}; {order}" if source else order
+    ranks = note_on_ranks(summary, "test patient", source)
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = {
         "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
-        "overlays.png": overlay_figure([one.overlay() for one in three], note),
+        "overlays.png": overlay_figure([one.overlay() for one in three], ranks),
         "metrics.png": metrics_figure(summary, source, named_regions(recipe)),
         "volumes.png": volumes_figure(*read_volumes(run.evaluation), note=source),
+        "architecture.png": architecture_figure(net, recipe.image_size),
     }
-    figures["architecture.png"] = architecture_figure(net, recipe.image_size)
     for name, figure in figures.items():
         save(figure, folder / name)
     middle = three[len(three) // 2]
