@@ -43,12 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--varied", action="store_true", help="as varied as hospital scans: heads, thick slices, random contrasts"
     )
-    sub.add_argument(
-        "--modalities",
-        nargs="+",
-        metavar="M",
-        help="sequences to write, of flair, t1, t1ce and t2 (default: all; with --varied flair and label 2 alone)",
-    )
+    text = "sequences to write, of flair, t1, t1ce and t2 (default: all; with --varied flair and label 2 alone)"
+    sub.add_argument("--modalities", nargs="+", action=flags.Words, metavar="M", help=text)
     flags.workers(sub)
 
     sub = command(commands.prepare, "turn volumes into slices, or cubes for 3-D networks, on disk, split by patient")

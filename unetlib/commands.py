@@ -26,8 +26,7 @@ def check(args: argparse.Namespace) -> None:
 
 def phantom(args: argparse.Namespace) -> None:
     """Write a synthetic cohort."""
-    chosen = " ".join(args.modalities) if args.modalities else None
-    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, chosen)
+    unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, args.modalities)
     say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
 
 

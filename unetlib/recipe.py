@@ -1,7 +1,7 @@
 """Every choice that changes a result, in one frozen dataclass with the published values as defaults."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from unetlib.recipe_rules import contradiction
 from unetlib.support.errors import UnetlibError, brief
@@ -119,7 +119,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            if expected := unlike(getattr(self, spec.name), spec, TYPES[spec.name]):
+            if expected := unlike(getattr(self, spec.name), spec):
                 raise UnetlibError(
                     f"recipe: {spec.name} is {brief(getattr(self, spec.name))}; {expected} was expected "
                     f"({spec.metadata['help']})."
@@ -147,11 +147,6 @@ class Recipe:
         return asdict(self)
 
 
-TYPES = {
-    name: (int, float) if kind is float else (kind,)
-    for name, kind in get_type_hints(Recipe).items()
-    if name not in ("published", "strong", "volume")
-}
 Recipe.published = Recipe()
 Recipe.strong = Recipe(
     slices="all",

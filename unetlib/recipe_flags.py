@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from unetlib.presets import PRESETS
-from unetlib.recipe import TYPES, Recipe
+from unetlib.recipe import Recipe
 from unetlib.support import flags
 from unetlib.support.fields import flag
 
@@ -25,17 +25,15 @@ def add_field_flags(group: Any, names: Iterable[str]) -> None:
         if spec.name not in names:
             continue
         text = f"{spec.metadata['help']} (default: {spec.default})".replace("%", "%%")
-        if TYPES[spec.name] == (bool,):
-            group.add_argument(flag(spec.name), dest=spec.name, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        if spec.metadata["words"]:
-            group.add_argument(
-                flag(spec.name), dest=spec.name, nargs="+", action=flags.Words, metavar="NAME", help=text
-            )
-            continue
-        choices, kind = spec.metadata["choices"], TYPES[spec.name][-1]
-        metavar = None if choices else kind.__name__.upper()
-        group.add_argument(flag(spec.name), dest=spec.name, type=kind, choices=choices, metavar=metavar, help=text)
+        kind: Any = spec.type
+        choices = spec.metadata["choices"]
+        if kind is bool:
+            how: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        elif spec.metadata["words"]:
+            how = {"nargs": "+", "action": flags.Words, "metavar": "NAME"}
+        else:
+            how = {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
+        group.add_argument(flag(spec.name), dest=spec.name, help=text, **how)
 
 
 def given(args: argparse.Namespace, *stages: str) -> dict[str, Any]:

@@ -25,11 +25,12 @@ def choice(
     return field(default=default, metadata=about)
 
 
-def unlike(value: Any, spec: Field, kinds: tuple[type, ...]) -> str:
-    """Return what was expected instead of a field's value, one of these `kinds`; empty if the value is valid."""
+def unlike(value: Any, spec: Field) -> str:
+    """Return what was expected instead of a field's value; empty if the value is valid."""
+    kind: Any = spec.type
     choices, limits = spec.metadata["choices"], spec.metadata["limits"]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds != (bool,)):
-        return kinds[-1].__name__
+    if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        return str(kind.__name__)
     if choices and value not in choices:
         return f"one of {', '.join(map(str, choices))}"
     if (pattern := spec.metadata["words"]) and not _are_words(str(value), pattern):
