@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetlib.course.start import Course, prepare_or_embedded
+from unetlib.course.start import Course, prepare_or_embedded, train_beside
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import SliceDataset
@@ -19,12 +19,10 @@ from unetlib.engine.fabric import FabricEngine
 from unetlib.engine.threads import one_thread
 from unetlib.loop import Loop
 from unetlib.networks import build_network
-from unetlib.recipe import PREPARE, Recipe
+from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
-from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import digest, read_json, write_json
-from unetlib.support.messages import quiet
 
 STEPS = 5  # timed, after one that is not
 
@@ -35,12 +33,7 @@ def open_samples(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
     Where the data of the course cannot be prepared so, as volumes whose true size in millimetres is lost, a sentence
     says why, and the embedded cohort takes their place.
     """
-
-    def make(one: Course) -> Prepared:
-        with quiet():
-            return prepare(one.data, one.work / "networks" / f"prepared-{digest(recipe.stage(PREPARE))[:8]}", recipe)
-
-    return prepare_or_embedded(course, make)
+    return prepare_or_embedded(course, lambda one: prepare(one.data, one.prepared_by(recipe, "networks"), recipe))
 
 
 def rivals(recipe: Recipe) -> dict[str, Recipe]:
@@ -68,9 +61,7 @@ def learn(course: Course, data: Prepared, recipe: Recipe) -> Run:
     seconds = _measured(data.folder.parent / "seconds.json", samples, recipe)
     steps = -(-len(samples.indices("train")) // recipe.batch_size)
     recipe = recipe.but(epochs=max(1, round(course.length.network_seconds / (seconds * steps))))
-    run = Run(data.folder.parent / f"run-{digest([recipe.as_dict(), data.folder.name])[:8]}")
-    with quiet():  # what chapter 3 has shown
-        taken = train(samples, run, recipe, threads=1).seconds
+    run, taken = train_beside(data, samples, recipe, threads=1)
     print(
         f"{recipe.network} of depth {recipe.depth}, seed {recipe.seed}: {1000 * seconds:.0f} ms a step, "
         f"{counted(recipe.epochs, 'epoch')} of {counted(steps, 'step')}; {taken:.0f} s of training"

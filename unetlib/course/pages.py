@@ -101,9 +101,8 @@ class Pages:
             places |= {"Solutions": self.solution(path)} if self.solution(path) in self.solutions else {}
         elif path in self.solutions:
             places["The chapter"] = self.root / path.name
-        return [
-            (_relative(to, path), name) for name, to in places.items() if to != path
-        ]  # `_link` turns them into pages
+        # `_link` turns them into pages
+        return [(_relative(to, path), name) for name, to in places.items() if to != path]
 
     def _link(self, link: re.Match[str], path: Path) -> str:
         """Return a link as it is in a page: to another page, or as text where it leads to a file of the repository."""

@@ -5,19 +5,16 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from unetlib.course.start import Course, prepare_or_embedded
+from unetlib.course.start import Course, prepare_or_embedded, train_beside
 from unetlib.data.patients import MODALITIES, Case, find_cases
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import SliceDataset
 from unetlib.metrics import count, dice
 from unetlib.prediction.predictor import Predictor
-from unetlib.recipe import PREPARE, REGIONS, Recipe
+from unetlib.recipe import REGIONS, Recipe
 from unetlib.runs.run import Run
-from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import digest
-from unetlib.support.messages import quiet
 
 PARTS = "oedema", "core, not enhancing", "enhancing"  # of a tumour, without overlap
 
@@ -39,8 +36,7 @@ def _prepare(course: Course, recipe: Recipe) -> Prepared:
             f"The patients in {course.data.name} have {' and '.join(found)} only, not several sequences."
         )
     recipe = recipe.but(modalities=" ".join(found), regions=" ".join(REGIONS))
-    with quiet():
-        return prepare(course.data, course.work / "sequences" / f"prepared-{digest(recipe.stage(PREPARE))[:8]}", recipe)
+    return prepare(course.data, course.prepared_by(recipe, "sequences"), recipe)
 
 
 def choose_sequences(data: Prepared, modalities: str) -> SliceDataset:
@@ -71,9 +67,7 @@ def learn(course: Course, data: Prepared, recipe: Recipe, modalities: str, drop:
     slices, about = choose_sequences(data, modalities), data.about["recipe"]
     epochs = max(1, round(course.length.sequence_slices / max(1, len(slices.indices("train")))))
     recipe = Recipe(**recipe.as_dict() | about | {"modalities": modalities, "drop_modalities": drop, "epochs": epochs})
-    run = Run(data.folder.parent / f"run-{digest([recipe.as_dict(), data.folder.name])[:8]}")
-    with quiet():  # what chapter 3 has shown
-        seconds = train(slices, run, recipe).seconds
+    run, seconds = train_beside(data, slices, recipe)
     print(f"{modalities}{f', each hidden in {drop:.0%} of slices' if drop else ''}: {seconds:.0f} s of training")
     return run
 

@@ -19,13 +19,14 @@ from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
 from unetlib.data.volumes import Volume, read_volume
-from unetlib.dataset import epoch_order
+from unetlib.dataset import SliceDataset, epoch_order
 from unetlib.engine.threads import use_idle_processors
 from unetlib.evaluation.table import read_patients
 from unetlib.phantom.cohort import make_cohort
 from unetlib.pipeline import run_recipe
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.runs.run import Run
+from unetlib.runs.training import train
 from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
@@ -107,6 +108,10 @@ class Course:
         """Folder of the prepared slices."""
         return self.work / "prepared"
 
+    def prepared_by(self, recipe: Recipe, name: str) -> Path:
+        """Return the folder of the slices, or volumes, that a recipe prepares in the folder `name` of the results."""
+        return self.work / name / f"prepared-{digest(recipe.stage(PREPARE))[:8]}"
+
     @property
     def run(self) -> Run:
         """The training run of chapter 3."""
@@ -151,20 +156,32 @@ def embedded(work: Path, length: Length) -> Course:
 
 
 def prepare_or_embedded(course: Course, make: Callable[[Course], Prepared]) -> tuple[Course, Prepared]:
-    """Return a course and what `make` prepares of it.
+    """Return a course and what `make` prepares of it, without messages.
 
     Where it cannot be made, a sentence says why, and the course of the embedded cohort is returned with what is
     prepared of that.
     """
     try:
-        return course, make(course)
+        with quiet():
+            return course, make(course)
     except UnetlibError as error:
         other = embedded(course.work.parent, course.length)
         if course.data == other.data:
             raise
         print(f"{error}\nSo this chapter goes on with the embedded synthetic cohort.")
     introduce(other)
-    return other, make(other)
+    with quiet():
+        return other, make(other)
+
+
+def train_beside(data: Prepared, samples: SliceDataset, recipe: Recipe, **how: Any) -> tuple[Run, float]:
+    """Train on samples of prepared data, without messages; return the run, beside the data, and its seconds.
+
+    `how`: further arguments of `train`. An earlier run is reused.
+    """
+    run = Run(data.folder.parent / f"run-{digest([recipe.as_dict(), data.folder.name])[:8]}")
+    with quiet():  # what chapter 3 has shown
+        return run, train(samples, run, recipe, **how).seconds
 
 
 def _open(root: Path, folder: Path, length: Length) -> Course:
@@ -219,15 +236,14 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step |
     is that of `course.prepared`, where there is one. An earlier call with the same recipe is reused or resumed. Dice is
     volumetric: all slices of a patient, on the native grid.
     """
-    folder = course.work / "stairs"
-    prepared = folder / f"prepared-{digest(recipe.stage(PREPARE))[:8]}"
+    prepared = course.prepared_by(recipe, "stairs")
     if (course.prepared / "split.json").exists() and not (prepared / "split.json").exists():
         Split.load(course.prepared / "split.json").save(prepared / "split.json")
     with quiet():  # what chapters 3 and 4 have shown
         data = prepare(course.data, prepared, recipe)
         shown = len(epoch_order(data.dataset(), recipe.balance, recipe.seed, epoch=0))
         recipe = recipe.but(epochs=max(1, round(slices / max(1, shown))))
-        run = Run(folder / f"run-{digest(recipe.as_dict())[:8]}")
+        run = Run(prepared.parent / f"run-{digest(recipe.as_dict())[:8]}")
         seconds = run_recipe(recipe, prepared, run, part="val").state.seconds
     rows = read_patients(run.evaluation / "val")
     step, what, gain = Step(name, recipe, data, run, {row["patient"]: float(row["dice"]) for row in rows}), name, ""
