@@ -32,7 +32,7 @@ def change(images: Tensor, masks: Tensor, recipe: Recipe, epoch: int, step: int)
     images = change_intensity(images, *seed) if recipe.intensity else images
     images, masks = images.reshape(shapes[0]), masks.reshape(shapes[1])
     if there is not None:  # noise would make a sequence of one that is missing
-        images = images * there[(..., *(images.dim() - 2) * [None])]
+        images = _only(images, there)
     if recipe.drop_modalities:
         images = drop_sequences(images, *seed, len(recipe.modalities.split()), recipe.drop_modalities)
     return images, masks
@@ -49,9 +49,12 @@ def drop_sequences(images: Tensor, seed: int, epoch: int, step: int, sequences: 
     kept, drawn = rng.random((len(images), sequences)) >= probability, rng.integers(0, sequences, len(images))
     which = np.argsort(~there, axis=1, kind="stable")[every, drawn % np.maximum(there.sum(1), 1)]
     kept[every, which] |= ~(kept & there).any(1)
-    return images * _tensor(kept).tile(images.shape[1] // sequences)[(..., *(images.dim() - 2) * [None])].to(
-        images.device
-    )
+    return _only(images, _tensor(kept).tile(images.shape[1] // sequences).to(images.device))
+
+
+def _only(images: Tensor, channels: Tensor) -> Tensor:
+    """Return images (N, C, ...) with 0 in all channels but these, (N, C)."""
+    return images * channels[(..., *(images.dim() - 2) * [None])]
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:
