@@ -55,15 +55,11 @@ def compare(
     for region in range(len(truth)):
         label = {"region": regions[region] if len(regions) == len(truth) else region} if len(truth) > 1 else {}
         volumes.append({**names, **label, **volume_figures(prediction[region], truth[region], spacing, nominal)})
-        rows += [
-            {**names, **label, "z": z, "tumour": int(truth[region, :, :, z].any())}
-            | {
-                f"{grid}_{name}": int(getattr(own, name)[z, region])
-                for grid, own in counts.items()
-                for name in metrics.COUNTS
-            }
-            for z in range(truth.shape[3])
-        ]
+        for z in range(truth.shape[3]):
+            row: Row = {**names, **label, "z": z, "tumour": int(truth[region, :, :, z].any())}
+            for grid, own in counts.items():
+                row |= {f"{grid}_{name}": int(getattr(own, name)[z, region]) for name in metrics.COUNTS}
+            rows.append(row)
     return {"slices": rows, "volumes": volumes}
 
 

@@ -42,11 +42,8 @@ def _selections(rows: list[Row]) -> Iterator[tuple[Row, list[Row], Counts]]:
             for slices in SLICES:
                 chosen = [row for row in rows if row.get("region") == region and (slices == "all" or row["tumour"])]
                 label = {"grid": grid, "slices": slices} | ({} if region is None else {"region": region})
-                yield (
-                    label,
-                    chosen,
-                    Counts(*(np.array([row[f"{grid}_{n}"] for row in chosen], np.int64) for n in COUNTS)),
-                )
+                counts = (np.array([row[f"{grid}_{name}"] for row in chosen], np.int64) for name in COUNTS)
+                yield label, chosen, Counts(*counts)
 
 
 def results(rows: list[Row]) -> list[Row]:

@@ -26,7 +26,7 @@ def results_table(summary: dict[str, Any]) -> str:
 
 
 def _table(summary: dict[str, Any]) -> str:
-    scored = f"{summary['split']}" if "split" in summary else f"masks of {summary['masks']}"
+    scored = summary["split"] if "split" in summary else f"masks of {summary['masks']}"
     head = (
         f"{scored}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
@@ -39,8 +39,8 @@ def _table(summary: dict[str, Any]) -> str:
     lines.append("")
     width = {name: max(8, len(name) + 2) for name in METRICS}
     columns = "".join(f"{name:>{width[name]}}" for name in METRICS)
-    several = max((len(str(entry["region"])) + 2 for entry in summary["figures"] if "region" in entry), default=0)
-    several = max(several, 8) if several else 0
+    regions = [str(entry["region"]) for entry in summary["figures"] if "region" in entry]
+    several = max(8, *(len(name) + 2 for name in regions)) if regions else 0
     head = f"{'region':{several}}" if several else ""
     lines.append(f"{head}{'grid':7}{'slices':7}{'aggregation':12}{columns}  95 % interval of dice")
     for entry in summary["figures"]:

@@ -160,8 +160,7 @@ def write_decision(
 
     `mean_dice`: of the validation patients; of several regions, by name.
     """
-    about = {"weights": run.weights, "validation_dice": mean_dice, "validation_patients": patients}
-    about["mirror"] = mirror
+    about = {"weights": run.weights, "validation_dice": mean_dice, "validation_patients": patients, "mirror": mirror}
     write_json(run.decision_file, decision.as_dict() | about)
 
 
