@@ -5,6 +5,7 @@ import pytest
 
 from unetlib.data.volumes import array_to_volume
 from unetlib.show.framing import MARGIN, frames
+from unetlib.show.layers import Layers
 from unetlib.show.panels import read_panels
 
 SHAPE = (40, 50, 30)
@@ -18,7 +19,7 @@ def boxes(*arrays, affines=(), truth=None, prediction=None):
         str(n): array_to_volume(array, affine, str(n))
         for n, (array, affine) in enumerate(zip(arrays, affines, strict=True))
     }
-    panels, _ = read_panels(volumes, truth, prediction, None)
+    panels, _ = read_panels(volumes, truth, prediction, None, Layers({}))
     return frames(panels)
 
 

@@ -130,9 +130,6 @@ class Layers:
         return np.packbits([mask > 0 for mask in masks], axis=0, bitorder="little")[0]
 
 
-UNNAMED = Layers({})
-
-
 def _labels(name: str, given: Any) -> tuple[int, ...]:
     if given is None:
         return tuple(range(1, 256))

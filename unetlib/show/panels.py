@@ -13,7 +13,7 @@ from scipy import ndimage
 from unetlib.data.nifti import stem
 from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_to_volume, read_volume, whole_labels
 from unetlib.metrics import millilitres
-from unetlib.show.layers import UNNAMED, Layer, Layers
+from unetlib.show.layers import Layer, Layers
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
 from unetlib.support.errors import UnetlibError, first_of
 
@@ -68,7 +68,7 @@ class Panel:
 
 
 def read_panels(
-    volume: Images, truth: Masks, prediction: Masks, affine: Any, regions: Layers = UNNAMED
+    volume: Images, truth: Masks, prediction: Masks, affine: Any, regions: Layers
 ) -> tuple[list[Panel], list[str]]:
     """Return the volumes with their masks, and notes that the reader needs.
 

@@ -5,7 +5,6 @@ the widget, of which nothing is left without its kernel. `viewer.css` hides the 
 """
 
 import base64
-import zlib
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from unetlib.show.viewer import SliceViewer
 
 SMALL = 45_000  # bytes
-HEADER = 33  # bytes of a PNG before its second chunk
-MARK = b"tEXtComment\0unetlib: still of a viewer"  # `viewer.css` knows a still by it
+MARK = "unetlib: still of a viewer"  # `viewer.css` knows a still by it, as base64 at the place of a PNG's second chunk
 MASKS = {"truth": "reference", "prediction": "prediction"}
 LINES = {"truth": "-", "prediction": "--", "errors": "-"}  # of masks with named regions
 HINT = "A still image. Run the cell again for the viewer itself."
@@ -53,12 +51,10 @@ def draw_still(viewer: "SliceViewer") -> bytes:
         notes = " · ".join([*viewer.notes, DISCLAIMER.capitalize()])
         figure.text(0.5, 0.015, notes, ha="center", fontsize=7, parse_math=False)
         for dpi in (80, 68, 56, 40):
-            image = to_png(figure, dpi)
+            image = to_png(figure, dpi, MARK)
             if len(image) < SMALL:
                 break
-    # The mark of a still is the second chunk, so that its base64 always lies at one place.
-    chunk = (len(MARK) - 4).to_bytes(4, "big") + MARK + zlib.crc32(MARK).to_bytes(4, "big")
-    return image[:HEADER] + chunk + image[HEADER:]
+    return image
 
 
 def _legend(viewer: "SliceViewer") -> list[Line2D]:

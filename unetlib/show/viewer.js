@@ -418,7 +418,9 @@ class Viewer {
 
   get axis() { return PLANES[this.state.plane][2]; }
 
+  // A place in the first volume as one in a panel, in voxels, and back.
   place(panel, at) { return panel === this.first ? at : transform(panel.link, at); }
+  back(panel, at) { return panel === this.first ? at : transform(panel.back, at); }
 
   voxel(panel, at = this.state.position) {
     return this.place(panel, at).map((value, axis) => clip(Math.round(value), 0, panel.shape[axis] - 1));
@@ -565,7 +567,7 @@ class Viewer {
   step(axis, by) { this.goto(axis, this.state.position[axis] + by); }
 
   // Go to a voxel of a panel.
-  visit(panel, at) { this.act({ position: panel === this.first ? at : transform(panel.back, at).map(Math.round) }); }
+  visit(panel, at) { this.act({ position: this.back(panel, at).map(Math.round) }); }
 
   reset() {
     this.view = this.home();
@@ -603,14 +605,14 @@ class Viewer {
 
   zoomAt(picture, factor, point) {
     const { panel } = picture, fixed = picture.placeAt(point, this.place(panel, this.view.centre));
-    this.zoomBy(factor, panel === this.first ? fixed : transform(panel.back, fixed));
+    this.zoomBy(factor, this.back(panel, fixed));
   }
 
   // Move a view by (dx, dy) CSS pixels of an image.
   pan(picture, view, dx, dy) {
     if (view.zoom <= 1) return;
     const { panel } = picture, moved = picture.moved(this.place(panel, view.centre), dx, dy);
-    this.look({ ...view, centre: this.bounded(panel === this.first ? moved : transform(panel.back, moved)) });
+    this.look({ ...view, centre: this.bounded(this.back(panel, moved)) });
   }
 
   bounded(centre) { return centre.map((value, axis) => clip(value, 0, this.first.shape[axis] - 1)); }

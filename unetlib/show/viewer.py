@@ -161,7 +161,7 @@ class SliceViewer(anywidget.AnyWidget):
             panels.append(
                 {
                     "name": panel.name,
-                    "shape": panel.volume.voxels.shape,
+                    "shape": voxels.shape,
                     "spacing": panel.volume.spacing,
                     "affine": panel.volume.affine.tolist(),
                     "link": panel.link.tolist(),
@@ -177,17 +177,18 @@ class SliceViewer(anywidget.AnyWidget):
                 }
             )
             buffers.append(stored.tobytes("F"))
-        layers = {show: [layer._asdict() for layer in own] for show, own in self.regions.by_choice.items()}
+        rounded = ["Intensities are rounded to keep the page small"] if levels else []
         about = {
             "kind": "data",
             "panels": panels,
-            "layers": layers,
+            "layers": {show: [one._asdict() for one in layers] for show, layers in self.regions.by_choice.items()},
             "letters": LETTERS,
             "regions": [*self.regions.labels],
+            "choices": self._choices,
+            "start": self._start,
+            "notes": [*self.notes, *rounded, DISCLAIMER.capitalize()],
         }
-        about |= {"choices": self._choices, "start": self._start}
-        rounded = ["Intensities are rounded to keep the page small"] if levels else []
-        return {**about, "notes": [*self.notes, *rounded, DISCLAIMER.capitalize()]}, buffers
+        return about, buffers
 
     def window_of(self, panel: Panel) -> tuple[float, float]:
         """Return the window of a volume: where `window` lies between the first one's defaults, so does it."""

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from unetlib.data.regions import region_names
 from unetlib.recipe import Recipe
@@ -66,12 +67,12 @@ def in_notebook(figure: Figure) -> tuple[bytes, dict[str, Any]]:
     return to_png(figure, dpi=round(2 * SHOWN / WIDTH)), {"width": SHOWN, "alt": figure.get_label() or "a figure"}
 
 
-def to_png(figure: Figure, dpi: int = 100) -> bytes:
+def to_png(figure: Figure, dpi: int = 100, comment: str = "") -> bytes:
     """Return a figure as PNG of at most 256 colours: a third of the size, and no difference to the eye.
 
     What is white by default becomes transparent, and what is black by default a grey that can be read on any page,
     light or dark. The colours of a legend are kept exactly; greys, other colours and half-transparent pixels are
-    quantised apart: MRI has so many greys that the few pixels of a legend would drift.
+    quantised apart: MRI has so many greys that the few pixels of a legend would drift. A `comment` is in the file.
     """
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         if to_hex(patch.get_facecolor()) == "#ffffff":
@@ -97,9 +98,12 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
             image[group] = np.asarray(own)[0] + len(palette)
             colours = np.array(own.getpalette("RGBA"), np.uint8).reshape(-1, 4)
             palette = np.concatenate([palette, colours[:number]])
-    result = Image.fromarray(image)
+    result, about = Image.fromarray(image), PngInfo()
     result.putpalette(palette[:, :3].tobytes())
-    result.save(small, "png", optimize=True, **({} if opaque.all() else {"transparency": palette[:, 3].tobytes()}))
+    if comment:
+        about.add_text("Comment", comment)
+    alpha = {} if opaque.all() else {"transparency": palette[:, 3].tobytes()}
+    result.save(small, "png", optimize=True, pnginfo=about, **alpha)
     return small.getvalue()
 
 
