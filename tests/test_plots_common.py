@@ -53,7 +53,7 @@ DRAWN = {
     "outlier_figure": lambda _: plots.outlier_figure(IMAGE / 400, IMAGE / 1600),
     "overlay_figure": lambda _: plots.overlay_figure([plots.Overlay("best\nDice 0.80", IMAGE, MASK, MASK)]),
     "paired_figure": lambda _: plots.paired_figure(["a", "b"], [0.2, 0.4], [0.5, 0.3]),
-    "patients_figure": lambda _: plots.patients_figure([0.2, 0.4], None),
+    "patients_figure": lambda _: plots.patients_figure({"": [0.2, 0.4]}, {}),
     "pictures_figure": lambda _: plots.pictures_figure({"above\nbelow": IMAGE}),
     "positions_figure": lambda given: plots.positions_figure(given[0]),
     "probability_figure": lambda _: plots.probability_figure(IMAGE, MASK, MASK * 0.7),

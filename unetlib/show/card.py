@@ -108,6 +108,7 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     regions = [_region(number, name, summary, patients, rows) for number, name in enumerate(names or [""])]
     own, published = recipe.as_dict(), Recipe.published.as_dict()
     changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
+    decision: Any = read_decision(run, recipe)
     record, ours = run.about(), sha256(shipped_for(recipe).best) if recipe.phantoms else None
     layouts = sorted({case.layout for case in cohort.cases})
     return SimpleNamespace(
@@ -119,7 +120,7 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
         channels=channels_of(best, run.best, recipe)[0],
         record=record,
         from_other=record.get("start_from") not in (None, ours),
-        decision=read_decision(run, recipe),
+        decisions=[(region.name, decision.of(region.name)) for region in regions],
         earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
         divided=divided_note(cohort, provenance.get("cases", {})),
         note=("synthetic images; " if synthetic else "") + plots.DISCLAIMER,
@@ -200,11 +201,6 @@ def _score(region: SimpleNamespace, grid: str, slices: str, aggregation: str) ->
     return next((entry for entry in region.figures if wanted.items() <= entry.items()), None)
 
 
-def _decisions(facts: SimpleNamespace) -> list[tuple[str, Any]]:
-    """Return the decision for each region, given with its name."""
-    return [(region.name, facts.decision.of(region.name)) for region in facts.regions]
-
-
 def _errors(rows: Iterable[Mapping[str, Any]], patient: str) -> dict[str, Any]:
     rows = [row for row in rows if row["patient"] == patient]
     tp, fp, fn = (sum(row[f"native_{name}"] for row in rows) for name in ("tp", "fp", "fn"))
@@ -236,7 +232,7 @@ def _images(facts: SimpleNamespace, failures: list[plots.Ranked]) -> dict[str, b
 def _page(run: Run, facts: SimpleNamespace, failures: list[plots.Ranked]) -> str:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)  # noqa: S701 - no HTML
     environment.filters |= {"text": _text, "counted": counted, "first_of": first_of, "made_by": made_by}
-    environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors, "decisions": _decisions}
+    environment.filters |= {"previous": previous, "score": _score, "errors_of": _errors}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     kind = {"volumes": facts.recipe.dims == 3, "sample": SAMPLE_NAMES[facts.recipe.dims]}
     return template.render(run=run, facts=facts, failures=failures, **kind)

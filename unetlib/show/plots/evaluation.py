@@ -83,34 +83,27 @@ def _draw_dices(axes: Axes, region: str, entries: Sequence[Mapping[str, Any]], r
     return f"{region}: {', '.join(named)}" if region else ", ".join(named)
 
 
-Interval = Sequence[float] | None
-
-
 def patients_figure(
-    dices: Sequence[float] | Mapping[str, Sequence[float]],
-    interval: Interval | Mapping[str, Interval] = None,
-    note: str = "",
+    dices: Mapping[str, Sequence[float]], intervals: Mapping[str, Sequence[float] | None], note: str = ""
 ) -> Figure:
     """Return the Dice of every patient in ascending order, their mean, and the interval of the mean if there is one.
 
-    Of several regions, both map the name of each to its own; each has a column.
+    Both stand under the name of each of several regions, which has a column of its own, or under "".
     """
-    regions = dices if isinstance(dices, Mapping) else {"": dices}
-    intervals = interval if isinstance(interval, Mapping) else {"": interval}
     alts = [
         f"Dice of {counted(len(own), 'test patient')}{f' for {name}' if name else ''} in ascending order, from "
         f"{min(own):.2f} to {max(own):.2f}; the mean is {np.mean(own):.3f}"
-        for name, own in regions.items()
+        for name, own in dices.items()
     ]
-    figure, panels = new_chart(". ".join(alts), 3.4, signed(note), 1, len(regions), sharey=True, squeeze=False)
-    for axes, (name, own) in zip(panels[0], regions.items(), strict=True):
+    figure, panels = new_chart(". ".join(alts), 3.4, signed(note), 1, len(dices), sharey=True, squeeze=False)
+    for axes, (name, own) in zip(panels[0], dices.items(), strict=True):
         _draw_patients(axes, name, own, intervals.get(name))
     panels[0, 0].set_ylabel("Dice")
     legend_above(figure, panels[0, 0])
     return figure
 
 
-def _draw_patients(axes: Axes, region: str, dices: Sequence[float], interval: Interval) -> None:
+def _draw_patients(axes: Axes, region: str, dices: Sequence[float], interval: Sequence[float] | None) -> None:
     size, mean = 8 if len(dices) <= 50 else 3, float(np.mean(dices))
     axes.plot(range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=size, label="patient")
     axes.axhline(mean, color=ORANGE, lw=1.5, label="mean" if region else f"mean {mean:.3f}")

@@ -133,7 +133,7 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
     `centre` is moved inwards where the square would leave the slice.
     """
     row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
-    patch = image[row - half : row + half + 1, column - half : column + half + 1]
+    square = np.s_[row - half : row + half + 1, column - half : column + half + 1]
     alt = "An axial slice, a small square marked on it, and the square magnified: a number in each voxel"
     figure = new_figure(alt, note=note)
     whole, zoom = figure.subplots(1, 2)
@@ -141,11 +141,11 @@ def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, not
     corner = (column - half - 0.5, row - half - 0.5)
     whole.add_patch(Rectangle(corner, 2 * half + 1, 2 * half + 1, fill=False, edgecolor=OUTLINE, linewidth=1.5))
     mark = np.zeros(image.shape, bool)
-    mark[row - half : row + half + 1, column - half : column + half + 1] = True
+    mark[square] = True
     fit_height(figure, cut_to_head([(whole, image)], [mark]), 2)
     low, high = whole.images[0].get_clim()
-    zoom.imshow(patch, cmap="gray", vmin=low, vmax=high)
-    for (i, j), value in np.ndenumerate(patch):
+    zoom.imshow(image[square], cmap="gray", vmin=low, vmax=high)
+    for (i, j), value in np.ndenumerate(image[square]):
         colour = "#000000" if value > (low + high) / 2 else "white"
         zoom.text(j, i, f"{value:.4g}", ha="center", va="center", color=colour, fontsize=11)
     zoom.set(xticks=[], yticks=[])

@@ -16,14 +16,13 @@ MARKERS = "osD^vP"
 
 def costs_figure(costs: Sequence[Cost], note: str = "") -> Figure:
     """Return the time of a training step on one slice against the parameters of each network that was measured."""
-    known = [cost for cost in costs if cost.parameters and cost.milliseconds]
-    millions = [(one.parameters or 0) / 1e6 for one in known]
-    pairs = zip(known, millions, strict=True)
-    told = ", ".join(f"{one.network} {number:.1f} million, {one.milliseconds:.0f} ms" for one, number in pairs)
+    measured = ((one.network, one.parameters, one.milliseconds) for one in costs)
+    points = [(name, number / 1e6, milliseconds) for name, number, milliseconds in measured if number and milliseconds]
+    told = ", ".join(f"{name} {millions:.1f} million, {milliseconds:.0f} ms" for name, millions, milliseconds in points)
     figure, axes = new_chart(f"Time of a step on one slice against parameters: {told}", 3.2, note)
-    for place, (one, number) in enumerate(zip(known, millions, strict=True)):
+    for place, (name, millions, milliseconds) in enumerate(points):
         look = {"marker": MARKERS[place % len(MARKERS)], "color": CURVES[place % len(CURVES)]}
-        axes.plot(number, one.milliseconds, ls="", ms=10, label=one.network, **look)
+        axes.plot(millions, milliseconds, ls="", ms=10, label=name, **look)
     axes.set(xscale="log", xlabel="parameters, million", ylabel="core-ms a slice")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
