@@ -12,7 +12,7 @@ from unetlib.data.cases import require_spacing
 from unetlib.data.nifti import read_description
 from unetlib.data.patients import unforeseen
 from unetlib.data.regions import Regions, region_names
-from unetlib.data.volumes import Volume, assumption
+from unetlib.data.volumes import Volume, assumption, read_shape
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.scans import Reader, Scan
 from unetlib.prediction.segment import Segmentation, segment
@@ -152,7 +152,8 @@ class _Job:
         cls, reader: Reader, scan: Scan, scans: list[Scan], out: Path, kinds: list[str], weights: str, overwrite: bool
     ) -> "_Job":
         """Return the job of one of `scans`; raises `UnetlibError` if it cannot be done."""
-        reader.check(scan)
+        for source in scan.sources.values():
+            read_shape(source)  # raises for what cannot be used, as far as its header tells
         name = fold(scan.name)  # on Windows and macOS A_mask and a_mask are one file
         if others := [str(other) for other in scans if other is not scan and fold(other.name) == name]:
             raise UnetlibError(

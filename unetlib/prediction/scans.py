@@ -9,7 +9,7 @@ from unetlib.data.nifti import files_of, require_name, stem
 from unetlib.data.patients import MODALITY_WORDS, find_images
 from unetlib.data.sequences import stack
 from unetlib.data.tiff import is_tiff
-from unetlib.data.volumes import Source, Volume, read_assumed, read_shape, read_volume
+from unetlib.data.volumes import Source, Volume, read_assumed, read_volume
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.support.files import digest, fold, sha256
 from unetlib.support.messages import say
@@ -110,11 +110,6 @@ class Reader:
             return Scan(stem(first.name), {self.modalities[0]: self._source(first)})
         sources = {name: self._source(files[name]) for name in self.modalities if name in files}
         return Scan(_id_of(files) or _bare(next(iter(sources.values())).paths[0]), sources)
-
-    def check(self, scan: Scan) -> None:
-        """Raise `UnetlibError` when an image of a scan cannot be used, as far as its header tells."""
-        for source in scan.sources.values():
-            read_shape(source)
 
     def fingerprint(self, scan: Scan) -> tuple[str, int, str]:
         """Return a hash of a scan's images in 12 digits, the channel of a 4-D file (or 0), and what was assumed."""

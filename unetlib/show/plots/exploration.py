@@ -21,6 +21,7 @@ from unetlib.support.errors import UnetlibError
 from unetlib.support.jobs import watched
 
 BINS = 48  # of a head's width and length in a portrait: about 3 mm each
+SQUARE = 7  # pixels, the side of what is shown as numbers
 SAMPLE = 5000  # intensities kept of a patient
 HEAD_ASPECT = 1.2  # length to width
 
@@ -127,19 +128,19 @@ def case_figure(cases: Sequence[Case], modalities: Sequence[str] = MODALITIES) -
     return figure
 
 
-def voxels_figure(image: np.ndarray, centre: tuple[int, int], half: int = 3, note: str = "") -> Figure:
-    """Return a slice (H, W) and, beside it, the square of 2 `half` + 1 pixels around `centre` (row, column) as numbers.
+def voxels_figure(image: np.ndarray, centre: tuple[int, int], note: str = "") -> Figure:
+    """Return a slice (H, W) and, beside it, a square of 7 x 7 pixels around `centre` (row, column) as numbers.
 
     `centre` is moved inwards where the square would leave the slice.
     """
-    row, column = np.clip(centre, half, np.array(image.shape) - half - 1)
-    square = np.s_[row - half : row + half + 1, column - half : column + half + 1]
+    row, column = np.clip(np.subtract(centre, SQUARE // 2), 0, np.array(image.shape) - SQUARE)
+    square = np.s_[row : row + SQUARE, column : column + SQUARE]
     alt = "An axial slice, a small square marked on it, and the square magnified: a number in each voxel"
     figure = new_figure(alt, note=note)
     whole, zoom = figure.subplots(1, 2)
     show_slice(whole, image, f"one slice: {image.shape[1]} x {image.shape[0]} voxels, cut to the head")
-    corner = (column - half - 0.5, row - half - 0.5)
-    whole.add_patch(Rectangle(corner, 2 * half + 1, 2 * half + 1, fill=False, edgecolor=OUTLINE, linewidth=1.5))
+    corner = (column - 0.5, row - 0.5)
+    whole.add_patch(Rectangle(corner, SQUARE, SQUARE, fill=False, edgecolor=OUTLINE, linewidth=1.5))
     mark = np.zeros(image.shape, bool)
     mark[square] = True
     fit_height(figure, cut_to_head([(whole, image)], [mark]), 2)

@@ -77,10 +77,10 @@ def window_figure(image: np.ndarray, window: Window, pictures: Mapping[str, np.n
     return figure
 
 
-def rates_figure(rates: Mapping[str, Sequence[float]], note: str = "") -> Figure:
+def rates_figure(rates: Mapping[str, Sequence[float]]) -> Figure:
     """Return the learning rate of every step of a training, a curve a schedule: `rates` maps its name to the rates."""
     alt = f"The learning rate at every step of a training, a curve a schedule: {', '.join(rates)}"
-    figure, axes = new_chart(alt, note=note)
+    figure, axes = new_chart(alt)
     draw_curves(axes, rates)
     top = max(max(values) for values in rates.values())
     axes.set(xlabel="step", ylabel="learning rate", ylim=(0, 1.08 * top), xlim=(0, None))
