@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import some
 from unetlib.support import jobs
 from unetlib.support.errors import UnetlibError
-from unetlib.support.jobs import cpu_count, progress, run_jobs
+from unetlib.support.jobs import cpu_count, progress, run_jobs, watched
 from unetlib.support.messages import say
 
 ROOT = Path(__file__).parents[1]
@@ -263,6 +263,11 @@ def test_the_bar_of_a_resumed_job_starts_where_it_was(capsys):
     with progress(10, "train", "step", done=4):
         pass
     assert "train:  40%" in capsys.readouterr().err
+
+
+def test_items_are_watched_beside_those_that_are_finished(capsys):
+    assert list(watched("ab", "score", "case", done=2)) == ["a", "b"]
+    assert "4/4" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_say_prints_a_line(capsys):

@@ -235,11 +235,10 @@ def scroll_animation(
     window = np.percentile(image[x, y], (0.5, 99.5))  # one for all frames, lest they flicker
     pictures = []
     for z in slices[np.linspace(0, len(slices) - 1, min(frames, len(slices))).round().astype(int)]:
-        plane, *masks = (displayed(volume[..., x, y, :], z) for volume in (image, truth, prediction))
-        row = Overlay(f"slice {z:3d}", plane, masks[0], masks[1], regions)
-        figure = overlay_figure([row], note)
-        figure.set_size_inches(6.6 * row.image.shape[1] / row.image.shape[0] + 1, 3.1)
-        height, width = row.image.shape
+        plane, true, found = (displayed(volume[..., x, y, :], z) for volume in (image, truth, prediction))
+        figure = overlay_figure([Overlay(f"slice {z:3d}", plane, true, found, regions)], note)
+        height, width = plane.shape
+        figure.set_size_inches(6.6 * width / height + 1, 3.1)
         for axes in figure.axes:
             axes.images[0].set_clim(*window)
             axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))  # alike in all frames

@@ -128,8 +128,7 @@ def _levels_figure(net: nn.Module, size: int) -> Figure:
         face = matplotlib.colormaps["Blues"](0.15 + 0.09 * min(place, 8))
         axes.add_patch(Rectangle((place - width / 2, -height / 2), width, height, facecolor=face, edgecolor=GREY))
         axes.text(place, height / 2 + 0.05, str(channels), ha="center", va="bottom", fontsize=8)
-        size_text = " x ".join(map(str, sides))
-        axes.text(place, -1.15, f"{name}\n{size_text}", ha="center", va="top", fontsize=9)
+        axes.text(place, -1.15, f"{name}\n{' x '.join(map(str, sides))}", ha="center", va="top", fontsize=9)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure
 
