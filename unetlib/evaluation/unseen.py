@@ -37,11 +37,12 @@ def choose(
             _refuse_known(runs, chosen)
         return cohort, chosen, [*notes, *unknown]
     found = [choose_others(data, run, part, folder, assume) for run in runs]
-    cohort, notes = found[0][0], list(dict.fromkeys(note for one in found for note in one[2]))
-    shared = set.intersection(*({case.id for case in one[1]} for one in found))
-    chosen = [case for case in found[0][1] if case.id in shared]
+    (cohort, cases, _), *_ = found
+    shared = set.intersection(*({case.id for case in own} for _, own, _ in found))
+    chosen = [case for case in cases if case.id in shared]
     if not chosen:
         raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
+    notes = [*dict.fromkeys(note for _, _, own in found for note in own)]  # each once
     return cohort, chosen, [*notes, *unknown]
 
 
@@ -120,12 +121,10 @@ def choose_others(
             else f"{root} holds no patient who can be scored.{reasons(cohort)}"
         )
     note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on."
-    first = {hashes[case.id].get("image", case.id): case for case in reversed(chosen)}
-    copies = {
-        case.id: copy_of(other.id)
-        for case in chosen
-        if (other := first[hashes[case.id].get("image", case.id)]) is not case
-    }
+    first, copies = dict[str, Case](), dict[str, str]()
+    for case in chosen:
+        if (other := first.setdefault(hashes[case.id].get("image", case.id), case)) is not case:
+            copies[case.id] = copy_of(other.id)
     cohort = replace(cohort, left_out={**cohort.left_out, **copies})
     return cohort, [case for case in chosen if case.id not in copies], [note] if seen else []
 

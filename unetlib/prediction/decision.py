@@ -132,12 +132,12 @@ def choose(tables: list[list[list[float]]], keep_largest: bool = True) -> Decisi
     Ties go to the threshold nearest to 0.5, then to the smallest component.
     """
     mean = np.mean(tables, axis=0)
-    ranked = sorted(
+    _, _, smallest, threshold = min(
         (-round(float(mean[i, j]), 9), abs(threshold - 0.5), smallest, threshold)
         for i, threshold in enumerate(THRESHOLDS)
         for j, smallest in enumerate(SIZES_ML)
     )
-    return Decision(ranked[0][3], ranked[0][2], keep_largest)
+    return Decision(threshold, smallest, keep_largest)
 
 
 def _components(found: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
