@@ -12,10 +12,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from unetlib.data.cases import Case, hash_images, is_unchanged, read_regions, without_copies
+from unetlib.data.cases import Case, hash_images, read_regions, without_copies
 from unetlib.data.patients import SHARE, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import SCHEMES, Regions, region_names, with_scheme
+from unetlib.data.reuse import differing
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import Volume
 from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
@@ -119,19 +120,12 @@ def _prepared_cohort(prepared: Prepared, recipe: Recipe, assume: str | None) -> 
         )
     cohort = find_cases(prepared.data, recipe.modalities, prepared.assume or assume, recipe.missing)
     known, before = prepared.about["cases"], prepared.about["left_out"]
-    found = {case.id: case for case in cohort.cases}
-    news = (known.keys() - found.keys()) | (found.keys() - known.keys() - before.keys())
-    news |= {
-        name
-        for name in known.keys() & found.keys()
-        if not is_unchanged(found[name], cohort.root, known[name]["stamp"], known[name])
-    }
-    if news:
+    if news := differing(cohort, known) - before.keys():
         raise UnetlibError(
             f"{cohort.root} has changed since it was prepared: {first_of(sorted(news), 5)} was added, removed or "
             f"changed. Prepare it again, then export it."
         )
-    cases = tuple(replace(found[name], patient=known[name]["patient"]) for name in sorted(known))
+    cases = tuple(replace(case, patient=known[case.id]["patient"]) for case in cohort.cases if case.id in known)
     return replace(cohort, cases=cases, left_out={**before, **cohort.left_out})
 
 

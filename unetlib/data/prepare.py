@@ -134,7 +134,7 @@ def _prepare(
         files.require_empty(folder, "a prepared folder")
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
-        refuse_changes(prepared, cohort, {job.case.id: job.stamp for job in jobs}, recipe)
+        refuse_changes(prepared, cohort, recipe)
         warn_of_divided(prepared, cohort)
         _report({name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}, strict)
         Parts(folder).remove()  # left by a kill before the last line below

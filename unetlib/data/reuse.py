@@ -1,7 +1,9 @@
 """What can be reused from an earlier preparation: a finished folder with the same data and recipe, and its split."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from unetlib.data.cases import is_unchanged
 from unetlib.data.naming import TABLE, divided, key
@@ -26,11 +28,16 @@ def warn_of_divided(prepared: Prepared, cohort: Cohort) -> None:
         )
 
 
-def refuse_changes(prepared: Prepared, cohort: Cohort, now: dict[str, list[list[str | int]]], recipe: Recipe) -> None:
-    """Raise `UnetlibError` when a finished folder was made with another recipe or from other data.
+def differing(cohort: Cohort, known: Mapping[str, dict[str, Any]]) -> set[str]:
+    """Return the ids of cases that were added, removed or changed since the stamps and hashes of `known` were taken."""
+    now = {case.id: case for case in cohort.cases}
+    both = known.keys() & now.keys()
+    changed = {id for id in both if not is_unchanged(now[id], cohort.root, known[id]["stamp"], known[id])}
+    return (known.keys() ^ now.keys()) | changed
 
-    `now` holds the current stamp of each case.
-    """
+
+def refuse_changes(prepared: Prepared, cohort: Cohort, recipe: Recipe) -> None:
+    """Raise `UnetlibError` when a finished folder was made with another recipe or from other data."""
     folder, about = prepared.folder, prepared.about
     again = f"Choose another folder, or replace it with: unetlib prepare DATA {folder} --rebuild"
     if differences := changed(about["recipe"], recipe.stage(PREPARE)):
@@ -46,19 +53,12 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, now: dict[str, list[list[
             f"{folder} was split by other patients: {TABLE} has changed for {counted(len(renamed), 'case')} "
             f"({first_of(renamed, 5)}). {again}"
         )
-    known, unusable = about["cases"], about["unusable"]
-    differing = (known.keys() | unusable.keys()) ^ now.keys()
-    for case in cohort.cases:
-        if (about_case := known.get(case.id)) is None:  # it could not be used, so only its files can be compared
-            about_case = {"sha256": about.get("unusable_sha256", {}).get(case.id)}
-            same = is_unchanged(case, cohort.root, unusable.get(case.id, []), about_case)
-        else:
-            same = is_unchanged(case, cohort.root, about_case["stamp"], about_case)
-        differing |= set() if same else {case.id}
-    if differing:
+    hashes = about.get("unusable_sha256", {})  # of a case that could not be used, only the files can be compared
+    unusable = {id: {"stamp": stamp, "sha256": hashes.get(id)} for id, stamp in about["unusable"].items()}
+    if news := differing(cohort, unusable | about["cases"]):
         raise UnetlibError(
-            f"{folder} was prepared from other data: {counted(len(differing), 'case')} added, removed or changed "
-            f"({first_of(sorted(differing), 5)}). {again}"
+            f"{folder} was prepared from other data: {counted(len(news), 'case')} added, removed or changed "
+            f"({first_of(sorted(news), 5)}). {again}"
         )
 
 
