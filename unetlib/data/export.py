@@ -15,7 +15,7 @@ import numpy as np
 from unetlib.data.cases import Case, hash_images, read_regions, without_copies
 from unetlib.data.patients import SHARE, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
-from unetlib.data.regions import SCHEMES, Regions, region_names, with_scheme
+from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names, with_scheme
 from unetlib.data.reuse import differing
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import Volume
@@ -179,7 +179,8 @@ def _export(
     for name, reason in (left_out | copies).items():
         warn(f"left out {name}: {reason}")
     jobs = [job for job in jobs if job.case.id not in copies]
-    _require_regions(cohort.root, recipe, [written[job.case.id]["regions"] for job in jobs])
+    if absent := absent_regions(recipe, [written[job.case.id]["regions"] for job in jobs]):
+        raise UnetlibError(f"{cohort.root}: no case has a voxel of {first_of(absent)}: there is nothing to learn.")
     own = {patients[job.case.id] for job in jobs}
     split = split or make_split(own, recipe.split_seed, recipe.train_fraction)
     if apart := own ^ split.patients():
@@ -228,10 +229,3 @@ def _move(path: Path, goal: Path) -> None:
     goal.parent.mkdir(exist_ok=True)
     if path.exists():
         os.replace(path, goal)
-
-
-def _require_regions(root: Path, recipe: Recipe, present: list[list[bool]]) -> None:
-    """Raise `UnetlibError` for a region that no case has."""
-    names = region_names(recipe)
-    if absent := [name for place, name in enumerate(names) if not any(case[place] for case in present)]:
-        raise UnetlibError(f"{root}: no case has a voxel of {first_of(absent)}: there is nothing to learn.")

@@ -19,7 +19,7 @@ from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
 from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
-from unetlib.data.regions import region_names, with_scheme
+from unetlib.data.regions import absent_regions, region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
 from unetlib.data.split import Split
 from unetlib.recipe import PREPARE, Recipe
@@ -190,14 +190,14 @@ def _merge(
     """Merge all parts into two arrays and one table, beside the split; return a description of each case."""
     cases: dict[str, dict[str, Any]] = {}
     rows: list[list[Any]] = []
-    present, pixels_seen = np.zeros(len(recipe.regions.split()), bool), set[int]()
+    present, pixels_seen = list[np.ndarray](), set[int]()
     outside: dict[str, float] = {}
     for job in jobs:
         part = read_part(job)
         pixels = (part["masks"] > 0).sum((*range(1, part["masks"].ndim),))
         if part["outside"]:
             outside[job.case.id] = float(part["outside"] / part["tumour_voxels"].sum())
-        present |= part["regions"]
+        present.append(part["regions"])
         pixels_seen.update(np.unique(part["masks"]).tolist())
         for z, voxels, inside in zip(part["z"], part["tumour_voxels"], pixels, strict=True):
             rows.append([len(rows), job.case.id, patients[job.case.id], int(z), int(voxels), int(inside)])
@@ -209,7 +209,7 @@ def _merge(
             **({"resampled": part["resampled"].tolist()} if len(part["resampled"]) else {}),
             "stamp": job.stamp,
         }
-    _require_regions(recipe, present, pixels_seen, len(jobs))
+    _require_regions(recipe, present, pixels_seen)
     if moved := [name for name, case in cases.items() if "resampled" in case]:
         say(
             f"Resampled to the grid of {recipe.modalities.split()[0]}: sequences of {counted(len(moved), 'case')} "
@@ -236,14 +236,13 @@ def _merge(
     return cases
 
 
-def _require_regions(recipe: Recipe, present: np.ndarray, pixels: set[int], cases: int) -> None:
+def _require_regions(recipe: Recipe, present: list[np.ndarray], pixels: set[int]) -> None:
     """Raise `UnetlibError` for a region without a voxel; warn of two that are equal in all `pixels` of the masks."""
-    names = region_names(recipe)
-    absent = [name for name, there in zip(names, present, strict=True) if not there]
+    names, absent = region_names(recipe), absent_regions(recipe, present)
     if "whole" in absent:
         raise UnetlibError(
-            f"no tumour anywhere in {counted(cases, 'case')}: every mask is empty, so there is nothing to learn. "
-            "Check that the masks belong to the images."
+            f"no tumour anywhere in {counted(len(present), 'case')}: every mask is empty, so there is nothing to learn."
+            " Check that the masks belong to the images."
         )
     if absent:
         raise UnetlibError(

@@ -24,6 +24,11 @@ def region_names(recipe: Recipe) -> list[str]:
     return [word.partition("=")[0] for word in recipe.regions.split()]
 
 
+def absent_regions(recipe: Recipe, present: Iterable[Iterable[bool]]) -> list[str]:
+    """Return the regions that no case has; `present`: for each case, whether it has each region of the recipe."""
+    return [name for name, *there in zip(region_names(recipe), *present, strict=True) if not any(there)]
+
+
 @dataclass(frozen=True)
 class Regions:
     """The regions of a recipe, in its order: names, and the labels of each in a scheme (`None`: all above 0)."""
