@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetlib.data.slices import Window, first_of_sequences, foreground
+from unetlib.data.slices import Window, first_of_sequences, foreground, resize
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, brief
 
@@ -73,9 +73,7 @@ class Cube:
 
 def _resize(columns: Tensor, number: int) -> Tensor:
     """(N, n) to (N, number)."""
-    size = len(columns), number
-    resized = F.interpolate(columns[None, None], size=size, mode="bilinear", antialias=True, align_corners=False)
-    return resized[0, 0].clamp(0, 1)
+    return resize(columns[None, None], (len(columns), number))[0, 0]
 
 
 def _require_spacing(spacing: tuple[float, float, float] | None) -> tuple[float, float, float]:

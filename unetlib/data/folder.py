@@ -74,7 +74,7 @@ class Draft:
         """Return the slice numbers of a kind in order: [0] for a file that is not a slice."""
         return sorted(number for kind_, number in self.files if kind_ == kind)
 
-    def problem(self, modalities: tuple[str, ...], fill: bool, masked: bool = True) -> str:
+    def problem(self, modalities: tuple[str, ...], fill: bool, masked: bool) -> str:
         """Return why this case cannot be used, in a sentence; empty when it can.
 
         It needs all `modalities`, or with `fill` one of them; and if `masked`, a mask.

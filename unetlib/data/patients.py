@@ -95,12 +95,7 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
     assume, wanted, fill = assumption(assume), tuple(modalities.split()), missing == "zero"
     if unknown := set(wanted) - set(MODALITIES) or (set() if wanted else {modalities}):
         raise UnetlibError(f"{min(unknown)!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
-    folder = Folder.read(open_data(data))
-    _suggest(folder, wanted[0])
-    if not folder.drafts:
-        raise UnetlibError(_nothing_found(folder))
-    drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
-    left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill))}
+    folder, drafts, left_out = _read(open_data(data), wanted, fill, masked=True)
     if not fill and wanted != ("flair",):  # without FLAIR, the names of each case's files say more
         require_sequences(folder.root, wanted, (draft.case() for draft in drafts))
     table, about_table = _table(folder)
@@ -124,14 +119,20 @@ def find_images(folder: Path, modalities: str, assume: str | None = None, fill: 
 
     Raises `UnetlibError` when there is no case.
     """
-    found, wanted = Folder.read(folder, masked=False), tuple(modalities.split())
-    _suggest(found, wanted[0])
-    if not found.drafts:
-        raise UnetlibError(_nothing_found(found))
-    drafts = sorted(found.drafts.values(), key=lambda draft: draft.id)
-    left_out = {draft.id: problem for draft in drafts if (problem := draft.problem(wanted, fill, masked=False))}
+    found, drafts, left_out = _read(folder, tuple(modalities.split()), fill, masked=False)
     cases = (replace(draft.case(assume), seg=None) for draft in drafts if draft.id not in left_out)
     return Cohort(found.root, tuple(cases), left_out, (*found.notes, *_ignored(found)), assume)
+
+
+def _read(root: Path, wanted: tuple[str, ...], fill: bool, masked: bool) -> tuple[Folder, list[Draft], dict[str, str]]:
+    """Return what a folder holds, its cases sorted by id, and those that cannot be used, with the reason."""
+    folder = Folder.read(root, masked)
+    _suggest(folder, wanted[0])
+    if not folder.drafts:
+        raise UnetlibError(_nothing_found(folder))
+    drafts = sorted(folder.drafts.values(), key=lambda draft: draft.id)
+    problems = {draft.id: draft.problem(wanted, fill, masked) for draft in drafts}
+    return folder, drafts, {id: problem for id, problem in problems.items() if problem}
 
 
 def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:

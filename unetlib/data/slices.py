@@ -122,7 +122,7 @@ def image_to_slices(
     window = window or Window.of(voxels, recipe)
     sequences = voxels if voxels.ndim == 4 else voxels[None]
     seen = torch.stack([_see(_normalised(one, recipe, z), window) for one in sequences], dim=1)
-    return _resize(seen, recipe.image_size)
+    return resize(seen, recipe.image_size)
 
 
 def _normalised(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice) -> Tensor:
@@ -161,7 +161,7 @@ def mask_shares(mask: np.ndarray, recipe: Recipe, z: np.ndarray | slice = ALL, w
         )
     regions = mask if mask.ndim == 4 else mask[None]
     seen = [_see(_planes(one, z), window or Window.whole(one.shape)) for one in regions]
-    return _resize(torch.stack(seen, dim=1), recipe.image_size)
+    return resize(torch.stack(seen, dim=1), recipe.image_size)
 
 
 def packed(masks: np.ndarray) -> np.ndarray:
@@ -178,7 +178,7 @@ def slices_to_volume(slices: Tensor, shape: tuple[int, ...], window: Window | No
     """
     x, y, _ = shape
     window = window or Window.whole(shape)
-    square = _resize(slices.float(), (window.height, window.side))
+    square = resize(slices.float(), (window.height, window.side))
     back = F.pad(square, [-margin for margin in window.margins(y, x)])
     return back.permute(1, 3, 2, 0).contiguous().numpy()
 
@@ -197,8 +197,8 @@ def _see(slices: Tensor, window: Window) -> Tensor:
     return F.pad(slices, margins) if any(margins) else slices  # `F.pad` would copy them
 
 
-def _resize(slices: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """(N, C, H, W) to (N, C, *size)."""
+def resize(slices: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Return images (N, C, H, W) in 0..1 as (N, C, *`size`), by bilinear interpolation with a low-pass filter."""
     resized = F.interpolate(slices, size=size, mode="bilinear", antialias=True, align_corners=False)
     return resized.clamp(0, 1)
 
