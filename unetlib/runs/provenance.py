@@ -16,6 +16,7 @@ from unetlib.data.naming import world_name
 from unetlib.data.patients import Case, Cohort, find_cases
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import PARTS
+from unetlib.dataset import Trainable
 from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
@@ -30,12 +31,12 @@ OF_OTHERS = ("monai", "einops")  # the extra `networks`
 
 def write_provenance(
     run: Run,
-    data: Prepared | None,
+    data: Prepared | Trainable,
     recipe: Recipe,
     device: torch.device,
-    start_from: Run | None = None,
-    threads: int | None = None,
-    network: dict[str, Any] | None = None,
+    start_from: Run | None,
+    threads: int | None,
+    network: dict[str, Any],
 ) -> None:
     """Write `provenance.json` of a run: what it is trained on, how its `network` was made, and a list of sessions.
 
@@ -46,11 +47,11 @@ def write_provenance(
     the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its number of
     prepared slices. `left_out` names the cases that could not be used. `earlier` holds the cases that the run
     `start_from` and those before it have learned from. `prepared_by` is the version of the library that prepared the
-    data. `data` is `None` for the user's own data set.
+    data. The user's own data set has none of these but `earlier`.
     """
-    about, before = _described(data) if data else {}, run.provenance
+    about, before = _described(data) if isinstance(data, Prepared) else {}, run.provenance
     about["recipe"] = recipe.as_dict()
-    about["network"] = {"name": recipe.network, **(network or {})}
+    about["network"] = {"name": recipe.network, **network}
     about["earlier"] = learned(start_from) if start_from else before.get("earlier", {})
     sessions, now = before.get("sessions", []), _session(recipe, device) | ({"threads": threads} if threads else {})
     write_json(run.provenance_file, {**about, "sessions": sessions if sessions[-1:] == [now] else [*sessions, now]})
@@ -59,14 +60,13 @@ def write_provenance(
 def _described(data: Prepared) -> dict[str, Any]:
     """Return the provenance of prepared slices."""
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
+    described = (*HASHES, "images", "slices", "named_by")  # 0.3 knows only two
     cases = {
         name: {
             "patient": case["patient"],
             "part": part_of[case["patient"]],
             "files": case["stamp"],
-            **{
-                name: case[name] for name in (*HASHES, "images", "slices", "named_by") if name in case
-            },  # 0.3 knows only two
+            **{kind: case[kind] for kind in described if kind in case},
         }
         for name, case in data.about["cases"].items()
     }

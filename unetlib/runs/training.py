@@ -80,7 +80,10 @@ def train(
     options = _Options(device, checkpoint_every, max_steps, on_epoch, other, threads, tuple(hooks))
     with locked(run.folder) if first_process() else nullcontext(), torch.random.fork_rng(devices=[]):
         _refuse_other_kind(run, recipe)
-        return (_train_members if recipe.members > 1 else _train_one)(data, run, recipe, options)
+        if recipe.members > 1:
+            return _train_members(data, run, recipe, options)
+        with closing(_Steps(max_steps)) as allowed:
+            return _train(data, run, recipe, options, allowed)
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,6 @@ class _Steps:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
-
-
-def _train_one(data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options) -> State:
-    with closing(_Steps(options.max_steps)) as steps:
-        return _train(data, run, recipe, options, steps)
 
 
 def _train(
@@ -235,8 +233,9 @@ def open_loop(
     watched = _threads(run, loop, threads, content)
     about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
-        first_run, made = start_from if content is None else None, how_made(network)
-        _describe(run, data, recipe, engine, about, first_run, watched.number, made)
+        write_recipe(run, data, recipe, contents, first)
+        origin = start_from if content is None else None
+        write_provenance(run, data, recipe, engine.device, origin, watched.number, how_made(network))
         if loop.state.history:  # after a kill between the checkpoint and this file
             write_history(run, loop.state.history)
     averaging = [AveragedWeights()] if recipe.average else []
@@ -268,19 +267,3 @@ def _threads(run: Run, loop: Loop, asked: int | None, content: dict[str, Any] | 
         return Threads(kept)
     fabric = loop.engine.fabric  # type: ignore[attr-defined]
     return Threads.settle(str(run), fabric, asked, kept, lambda number: note_threads(run, number))
-
-
-def _describe(
-    run: Run,
-    data: Prepared | Trainable,
-    recipe: Recipe,
-    engine: FabricEngine,
-    about: dict[str, Any],
-    start_from: Run | None,
-    threads: int | None,
-    network: dict[str, Any],
-) -> None:
-    """Write the recipe, the split and the provenance of a run."""
-    write_recipe(run, data, recipe, about["prepared"], about["start_from"])
-    prepared = data if isinstance(data, Prepared) else None
-    write_provenance(run, prepared, recipe, engine.device, start_from, threads, network)

@@ -22,14 +22,9 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
 
 def balanced(indices: np.ndarray, tumour: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     """Return the `indices` (N,) with `tumour` (N,) and as many others, or all others if there are fewer."""
-    number = balanced_number(tumour) - int(tumour.sum())
+    number = min(int(tumour.sum()), int((~tumour).sum()))
     others = generator(BALANCE, seed, epoch).choice(indices[~tumour], number, replace=False)
     return np.concatenate([indices[tumour], others])
-
-
-def balanced_number(tumour: np.ndarray) -> int:
-    """Return how many slices `balanced` returns for `tumour` (N,)."""
-    return min(2 * int(tumour.sum()), len(tumour))
 
 
 def shuffled(indices: np.ndarray, seed: int, epoch: int) -> np.ndarray:
