@@ -16,7 +16,7 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import SliceDataset
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
-from unetlib.engine.threads import one_thread
+from unetlib.engine.threads import fixed_threads
 from unetlib.loop import Loop
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
@@ -103,7 +103,7 @@ def step_seconds(samples: SliceDataset, recipe: Recipe) -> float:
     network = build_network(recipe, channels, samples.regions).to(engine.device)
     loop = Loop(engine.fabric.setup_module(network), samples, recipe, engine=engine)
     clock, times = time.process_time if engine.device.type == "cpu" else time.perf_counter, list[float]()
-    with one_thread(), torch.random.fork_rng(devices=[]):
+    with fixed_threads(1), torch.random.fork_rng(devices=[]):
         for _ in range(1 + STEPS):
             begin = clock()
             loop.step(loop.order()[: recipe.batch_size])

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetlib.engine.memory import SPARE, available_bytes, gigabytes, step_bytes
-from unetlib.engine.threads import one_thread
+from unetlib.engine.threads import fixed_threads
 from unetlib.losses import get_loss
 from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS, parameter_count
@@ -105,7 +105,7 @@ def _seconds(network: nn.Module, recipe: Recipe, batch: int, repeats: int) -> fl
     images, masks = torch.rand(shape, generator=generator), (torch.rand(shape, generator=generator) > 0.9).float()
     optimizer, loss = torch.optim.Adam(network.train().parameters()), get_loss(recipe.loss, recipe.deep_supervision)
     times = []
-    with one_thread():
+    with fixed_threads(1):
         for _ in range(1 + repeats):
             start = time.process_time()
             optimizer.zero_grad()

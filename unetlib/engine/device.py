@@ -13,7 +13,7 @@ from unetlib.support.errors import UnetlibError
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str) -> torch.device:
     """Return the device of that name: `auto` (CUDA, else MPS, else CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
 
     Raises `UnetlibError` when there is no such device on this machine.
@@ -44,7 +44,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def start_engine(device: str = "auto", precision: str = "auto", processes: int = 1, unused: bool = False) -> Fabric:
+def start_engine(device: str, precision: str, processes: int = 1, unused: bool = False) -> Fabric:
     """Return the engine on that device, in `fp32`, `bf16` or the precision that `auto` resolves to.
 
     In bf16 the weights stay in fp32; convolutions compute in bfloat16 (automatic mixed precision). `processes`: how

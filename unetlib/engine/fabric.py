@@ -14,7 +14,7 @@ class FabricEngine(Engine):
     Any number of processes gives the result of one, apart from rounding. `unused`: a step may leave out some weights.
     """
 
-    def __init__(self, device: str = "auto", precision: str = "auto", unused: bool = False) -> None:
+    def __init__(self, device: str, precision: str, unused: bool = False) -> None:
         self.fabric = start_engine(device, precision, process_count(), unused)
         self.device = self.fabric.device
 

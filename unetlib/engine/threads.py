@@ -85,22 +85,18 @@ def prediction_threads(fabric: Fabric, asked: int | None = None) -> Iterator[Non
 
     OMP_NUM_THREADS and `torch.set_num_threads(1)` count as `asked`.
     """
-    before, most = torch.get_num_threads(), _limit()
     number = _checked(asked) or _given()
     if fabric.device.type == "cpu" and number is None:
-        number = min(most, _idle_lately())
-    torch.set_num_threads(number or before)
-    try:
+        number = min(_limit(), _idle_lately())
+    with fixed_threads(number or torch.get_num_threads()):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on a CPU with one thread, to measure; then restore the number."""
+def fixed_threads(number: int) -> Iterator[None]:
+    """Compute on a CPU with this number of threads; then restore the one before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
