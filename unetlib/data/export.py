@@ -18,7 +18,6 @@ from unetlib.data.prepared import Prepared
 from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names, with_scheme
 from unetlib.data.reuse import differing
 from unetlib.data.split import Split, make_split
-from unetlib.data.volumes import Volume
 from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, first_of
@@ -86,13 +85,9 @@ def export_nnunet(
         )
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
     recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
-    made_from = [
-        {name: getattr(recipe, name) for name in OF_PATIENTS},
-        cohort.assume,
-        cohort.table,
-        split and split.hash,
-    ]
-    key = files.digest([*made_from, {case.id: case.stamp(cohort.root) for case in cohort.cases}])
+    choices = {name: getattr(recipe, name) for name in OF_PATIENTS}
+    stamps = {case.id: case.stamp(cohort.root) for case in cohort.cases}
+    key = files.digest([choices, cohort.assume, cohort.table, split and split.hash, stamps])
     about = {
         "channel_names": {str(place): SEQUENCES[name] for place, name in enumerate(recipe.modalities.split())},
         **_labels(recipe),
@@ -213,15 +208,10 @@ def _write(job: _Job) -> str | None:
     sequences = image.voxels if image.voxels.ndim == 4 else image.voxels[None]
     arrays = [*(one.astype(np.float32) for one in sequences), np.minimum(np.asarray(labels, np.uint8), 3)]
     for array, name in zip(arrays, job.names, strict=True):
-        _save(image, array, job.part.parent / name)
+        with files.atomic(job.part.parent / name) as temporary:
+            nib.save(nib.Nifti1Image(image.to_stored(array), image.stored_affine), temporary)
     files.write_json(job.part, {"images": hash_images(image), "regions": masks.any((1, 2, 3)).tolist()})
     return None
-
-
-def _save(volume: Volume, array: np.ndarray, path: Path) -> None:
-    """Write an array (X, Y, Z) in LPS order on the stored grid of a volume."""
-    with files.atomic(path) as temporary:
-        nib.save(nib.Nifti1Image(volume.to_stored(array), volume.stored_affine), temporary)
 
 
 def _move(path: Path, goal: Path) -> None:

@@ -165,17 +165,9 @@ def _require_types(about: dict[str, Any]) -> tuple[int, Recipe]:
     hashes = {kind: optional(TEXT) for kind in HASHES} | {"sha256": TEXT, "images": optional(LIST)}
     for name, case in about["cases"].items():
         require(case, f"{where}, {brief(name)}", "", patient=TEXT, slices=COUNT, stamp=LIST, **hashes)
-    about["recipe"] = _with_defaults(about["recipe"], PREPARE)
+    published = Recipe.published.stage(PREPARE)
+    if unknown := about["recipe"].keys() - published.keys():
+        raise ValueError(f"a recipe with the field {min(unknown)}")
+    about["recipe"] = {**published, **about["recipe"]}  # older versions did not know all fields
     recipe = Recipe.published.but(depth=1, **about["recipe"])
     return sum(case["slices"] for case in about["cases"].values()), recipe
-
-
-def _with_defaults(fields: dict[str, Any], stage: str) -> dict[str, Any]:
-    """Return a stage's fields as an older version wrote them, with published values for those that it did not know.
-
-    Raises `ValueError` for fields that do not belong to the stage.
-    """
-    known = Recipe.published.stage(stage)
-    if unknown := fields.keys() - known.keys():
-        raise ValueError(f"a recipe with the field {min(unknown)}")
-    return {**known, **fields}
