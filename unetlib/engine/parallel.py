@@ -27,10 +27,8 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context: object, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        distributed.all_reduce(total)
-        return total
+    def backward(context: object, gradient: Tensor) -> Any:
+        return _Sum.apply(gradient)
 
 
 class _SharedNorm(torch.autograd.Function):
@@ -82,11 +80,8 @@ class SharedBatchNorm(_BatchNorm):
         """Return mean, variance (biased) and number of the values of every channel, over all processes, in float64."""
         sums = x.new_zeros(3, x.shape[1], dtype=torch.float64)
         if len(x):
-            weights = (
-                self.weight.detach(),
-                self.bias.detach(),
-            )  # otherwise the statistics of bf16 input would be in bf16
-            _, mean, scale = torch.native_batch_norm(x, *weights, None, None, True, 0.0, self.eps)
+            weight, bias = self.weight.detach(), self.bias.detach()  # else statistics of bf16 input would be in bf16
+            _, mean, scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
             mean, square = mean.double(), scale.double() ** -2 - self.eps + mean.double().square()
             sums = torch.stack([mean, square, torch.ones_like(mean)]) * (x.numel() // x.shape[1])
         distributed.all_reduce(sums)

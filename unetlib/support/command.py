@@ -72,16 +72,16 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
         asked.append(True)
         raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     is_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+    before = {number: signal.getsignal(number) for number in SIGNALS if is_main}
     try:
         try:
-            for number in SIGNALS if is_main else ():
+            for number in before:
                 signal.signal(number, stop)
             status = work()
         finally:
-            for number in SIGNALS if is_main else ():
-                signal.signal(number, before[number])
+            for number, handler in before.items():
+                signal.signal(number, handler)
     except BaseException as error:
         if asked or isinstance(error, KeyboardInterrupt):  # some libraries turn a stop into another error
             # Python's codecs, when interrupted, change its message

@@ -8,13 +8,12 @@ from typing import Any
 
 from unetlib.support.errors import brief
 
-LIMITS: dict[str, Callable[[Any, Any], bool]] = {
-    "least": operator.ge,
-    "above": operator.gt,
-    "below": operator.lt,
-    "most": operator.le,
+LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "below": (operator.lt, "below"),
+    "most": (operator.le, "at most"),
 }
-WORDS = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
 
 
 def choice(
@@ -35,8 +34,8 @@ def unlike(value: Any, spec: Field) -> str:
         return f"one of {', '.join(map(str, choices))}"
     if (pattern := spec.metadata["words"]) and not _are_words(str(value), pattern):
         return f"a text of 1 to 8 different words in small letters, such as {spec.default!r},"
-    if not all(LIMITS[name](value, limit) for name, limit in limits.items()):
-        return "a number " + " and ".join(f"{WORDS[name]} {limit:,}" for name, limit in limits.items())
+    if not all(LIMITS[name][0](value, limit) for name, limit in limits.items()):
+        return "a number " + " and ".join(f"{LIMITS[name][1]} {limit:,}" for name, limit in limits.items())
     return ""
 
 

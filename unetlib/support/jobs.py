@@ -39,12 +39,10 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
     """
     if not first_process():
         return tqdm(disable=True)
+    about: dict[str, Any] = {"total": total, "initial": done, "desc": what, "unit": unit}
     if _in_notebook():
-        return _NotebookBar(
-            total=total, initial=done, desc=what, unit=unit, mininterval=0.2, ncols=90, file=StringIO(), ascii=False
-        )
-    interval = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(total=total, initial=done, desc=what, unit=unit, mininterval=interval, dynamic_ncols=True)
+        return _NotebookBar(**about, mininterval=0.2, ncols=90, file=StringIO(), ascii=False)
+    return tqdm(**about, mininterval=0.1 if sys.stderr.isatty() else 15.0, dynamic_ncols=True)
 
 
 def watched(items: Collection[Item], what: str, unit: str, done: int = 0) -> Iterator[Item]:
