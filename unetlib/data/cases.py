@@ -223,10 +223,9 @@ def without_copies(cases: Iterable[tuple[Case, list[str]]]) -> tuple[dict[str, s
 
     for case, scans in cases:
         patients[case.id] = case.patient
-        others = [first[scan] for scan in scans if scan in first]
-        first.update(dict.fromkeys(scans, case) | {scan: first[scan] for scan in scans if scan in first})
-        for other in others[:1]:
+        if other := next((first[scan] for scan in scans if scan in first), None):
             copies[case.id] = copy_of(other.id)
             if name(case.patient) != name(other.patient):
                 same[name(case.patient)] = name(other.patient)
+        first |= {scan: case for scan in scans if scan not in first}
     return {id: name(patient) for id, patient in patients.items()}, copies

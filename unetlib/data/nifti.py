@@ -92,7 +92,7 @@ def _read(stream: Stream, voxels: Stream, path: Path) -> Any:
     if kind is None:
         raise UnetlibError(f"{path} cannot be read as NIfTI: it is {what_it_is(head, 'NIfTI')}")
     raw = kind.header_class(head[: kind.header_class.sizeof_hdr], check=False)
-    for is_wrong, what, advice in _faults(raw, raw.is_single, stream is voxels):
+    for is_wrong, what, advice in _faults(raw, stream is voxels):
         if is_wrong:
             raise UnetlibError(f"{path} cannot be read as NIfTI: {what}. {advice}")
     try:
@@ -110,14 +110,15 @@ def _begins_like(header: Any, head: bytes) -> bool:
     return bool(magic == (header.single_magic if header.is_single else header.pair_magic))
 
 
-def _faults(raw: Any, single: bool, alone: bool) -> list[tuple[bool, str, str]]:
+def _faults(raw: Any, alone: bool) -> list[tuple[bool, str, str]]:
     """Return the faults that nibabel would not see or name: whether a header has each, what it is, and advice."""
     codes, sizes, qfac = [int(raw["sform_code"]), int(raw["qform_code"])], raw["pixdim"][1:4], float(raw["pixdim"][0])
     try:
         unit = str(raw.get_xyzt_units()[0])
     except KeyError:
         unit = f"{int(raw['xyzt_units'])}, which no unit has"
-    start, first = float(raw["vox_offset"]), raw.single_vox_offset if single else 0
+    single, start = raw.is_single, float(raw["vox_offset"])
+    first = raw.single_vox_offset if single else 0
     set_code = f"If its affine is right, set the code to 1 (nibabel: image.set_sform(affine, 1)). Otherwise: {EXPORT}"
     set_unit = "Save it with voxel size and affine in millimetres (nibabel: image.header.set_xyzt_units('mm'))."
     set_start = f"{'A single file' if single else 'A pair'} has them at byte {first} or later: correct vox_offset, or "
