@@ -165,7 +165,7 @@ def has_nominal_spacing(id: str, spacing: tuple[float, float, float]) -> bool:
     return spacing == (1.0, 1.0, 1.0) and bool(BY_NAME[KAGGLE].names.fullmatch(f"{id}_1.tif"))
 
 
-def require_spacing(id: str, spacing: tuple[float, float, float], dims: int = 3) -> None:
+def require_spacing(id: str, spacing: tuple[float, float, float], dims: int) -> None:
     """Raise `UnetlibError` for a case whose voxels have no true size if a 3-D network is to see it."""
     if dims == 3 and has_nominal_spacing(id, spacing):
         raise UnetlibError(f"{id}: {NOMINAL}. Use a network for slices instead (dims 2).")

@@ -93,7 +93,7 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
     modalities, or the table cannot be used.
     """
     assume, wanted, fill = assumption(assume), tuple(modalities.split()), missing == "zero"
-    if unknown := set(wanted) - set(MODALITIES) or (set() if wanted else {modalities}):
+    if unknown := set(wanted or [modalities]) - set(MODALITIES):
         raise UnetlibError(f"{min(unknown)!r} is not a modality. Choose one of {', '.join(MODALITIES)}.")
     folder, drafts, left_out = _read(open_data(data), wanted, fill, masked=True)
     if not fill and wanted != ("flair",):  # without FLAIR, the names of each case's files say more

@@ -78,8 +78,7 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
         except UnetlibError:
             return fresh
     split = Split.load(path)
-    planned = split.patients()
-    if planned != patients:
+    if (planned := split.patients()) != patients:
         raise UnetlibError(
             f"{path} does not fit the data: {len(planned - patients)} of its patients are missing and "
             f"{len(patients - planned)} patients are not in it. Delete it to draw a new split."

@@ -141,11 +141,8 @@ class Run:
         """Return the content of `recipe.json`; raises `UnetlibError` when it is missing, damaged or invalid."""
         path = self.recipe_file
         if not path.is_file():
-            how = (
-                "Copy it from the original run."
-                if self.best.exists()
-                else f"Train first: unetlib train PREPARED {self}"
-            )
+            train = f"Train first: unetlib train PREPARED {self}"
+            how = "Copy it from the original run." if self.best.exists() else train
             raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {how}")
         about, assume = read_json(path), optional(one_of(None, *ASSUMABLE))
         require(about, path, "Restore it.", recipe=RECORD, prepared=RECORD, data=TEXT, assume=assume)

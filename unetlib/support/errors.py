@@ -44,9 +44,9 @@ def unlike(value: Any, annotation: Any) -> str:
     if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
         return ""
     allowed = tuple(_NUMBERS.get(kind, kind) for kind in kinds if kind is str or type(value) is not str)
-    return (
-        "" if isinstance(value, allowed) else " or ".join(sorted(kind.__name__.removesuffix("Type") for kind in kinds))
-    )
+    if isinstance(value, allowed):
+        return ""
+    return " or ".join(sorted(kind.__name__.removesuffix("Type") for kind in kinds))
 
 
 def printable(text: str) -> str:
