@@ -164,10 +164,9 @@ def _export(
     """Write what is missing; return `about` with the number of training cases."""
     parts = Parts.open(folder)
     jobs = [_Job(case, recipe, parts.path(case.id, about["made_from"])) for case in cohort.cases]
-    left_out = dict(cohort.left_out)
     todo = [job for job in jobs if not job.part.exists()]
-    for job, reason in run_jobs(_write, todo, "export", "case", workers, SHARE):
-        left_out |= {} if reason is None else {job.case.id: reason}
+    done = run_jobs(_write, todo, "export", "case", workers, SHARE)
+    left_out = cohort.left_out | {job.case.id: reason for job, reason in done if reason is not None}
     jobs = [job for job in jobs if job.case.id not in left_out]
     written = {job.case.id: files.read_json(job.part) for job in jobs}
     patients, copies = without_copies([(job.case, written[job.case.id]["images"]) for job in jobs])

@@ -206,8 +206,7 @@ def resize(slices: Tensor, size: int | tuple[int, int]) -> Tensor:
 def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarray:
     """Return the z indices of the slices to keep, for a volume (X, Y, Z) and its boolean mask of any region.
 
-    `tumour`: at least one voxel of the mask. `brain`: at least 2 % of the voxels brighter than the
-    mean of the volume. `all`: every slice.
+    `tumour`: at least one voxel of the mask. `brain`: at least 2 % foreground (see `foreground`). `all`: every slice.
     """
     if policy == "tumour":
         keep = mask.any((0, 1))
