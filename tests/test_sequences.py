@@ -1,6 +1,7 @@
 """Several sequences and regions: found, read on one grid, prepared, hashed and trained on."""
 
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from unetlib.data.patients import find_cases
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import Regions
+from unetlib.data.sequences import resampled
 from unetlib.data.slices import image_to_slices, mask_to_slices, packed
 from unetlib.dataset import SliceDataset, unpacked
 from unetlib.evaluation.evaluate import evaluate
@@ -157,6 +159,16 @@ def test_a_sequence_on_another_grid_is_brought_to_the_first(cohort, tmp_path, ca
     np.testing.assert_array_equal(found.voxels[0], expected.voxels[0])
     assert prepare(folder, tmp_path / "p", FOUR, workers=1).about["cases"]["BraTS2021_00001"]["resampled"] == ["t1"]
     assert "Resampled to the grid of flair: sequences of 1 case (BraTS2021_00001)" in capsys.readouterr().out
+
+
+def test_the_head_that_two_sequences_share_is_all_of_it_where_its_mean_is_that_of_the_air(cohort):
+    """As many voxels of the head are darker than the air: here its left half, which the other image shows."""
+    flair = read_case(find_cases(cohort, "flair").cases[0])[0]
+    voxels = np.zeros(flair.voxels.shape, np.float32)
+    inner = voxels[4:-4, 4:-4, 1:-1]
+    inner[:] = np.linspace(-1, 1, len(inner))[:, None, None]
+    wide, part = replace(flair, voxels=voxels), replace(flair, voxels=voxels[: 6 * len(voxels) // 10])
+    np.testing.assert_array_equal(resampled(part, wide, "t1")[: len(part.voxels)], part.voxels)
 
 
 def test_sequences_that_lie_apart_are_refused(cohort, tmp_path):

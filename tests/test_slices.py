@@ -329,6 +329,7 @@ def test_the_head_of_an_image_scaled_to_mean_0_is_all_but_its_air(seed):
     scaled = image_to_slices(np.where(head, voxels + 9, 0), recipe)
     assert 0.1 < images[3].median() < 0.6, "the head is not black, nor white"
     assert images.shape == scaled.shape
+    torch.testing.assert_close(image_to_slices(voxels.astype(np.float64), recipe), images, rtol=0, atol=1e-6)
 
 
 def test_where_air_is_darkest_the_head_is_brighter_than_the_mean():

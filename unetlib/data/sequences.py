@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 
+from unetlib.data.slices import foreground
 from unetlib.data.volumes import TOLERANCE, Volume
 from unetlib.support.errors import UnetlibError
 
@@ -53,7 +54,7 @@ def resampled(volume: Volume, grid: Volume, name: str) -> np.ndarray:
             f"its {name} image and another one cannot be brought together: only one of them says where "
             "it lies. Export both in one format."
         )
-    head = np.argwhere(grid.voxels > grid.voxels.mean())
+    head = np.argwhere(foreground(grid.voxels))
     seen = apply_affine(np.linalg.inv(volume.affine) @ grid.affine, head)
     inside = ((seen > -1) & (seen < volume.voxels.shape)).all(1).mean() if len(head) else 0.0
     if inside < MIN_OVERLAP:

@@ -136,7 +136,8 @@ def _normalised(voxels: np.ndarray, recipe: Recipe, z: np.ndarray | slice) -> Te
         if recipe.normalise == "median-volume":
             # Fat, vessels and spikes determine the maximum of a volume, but hardly change the median of the head.
             air = _air_at_mean(voxels)
-            bright = slices[slices > slices.mean() if air is None else slices != air]
+            head = None if air is None else torch.from_numpy((voxels != air).transpose(2, 1, 0))
+            bright = slices[slices > slices.mean() if head is None else head]
             high = low + MEDIANS * (bright.median() - low) if len(bright) else high
         slices = slices[z]
     return slices.sub_(low).div_(torch.where(high > low, high - low, 1.0))
