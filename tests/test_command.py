@@ -1,5 +1,6 @@
 """The beginning and the end of a command: stopped at its first imports, its reader gone, its outputs closed."""
 
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import torch
 from tests.conftest import some
 from unetlib.support.command import GOES_ON, run_command
 from unetlib.support.errors import UnetlibError
+from unetlib.support.messages import LOG, say
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and pipes")
@@ -119,6 +121,13 @@ def test_an_error_with_a_sentence_ends_with_it(error, told):
     with pytest.raises(SystemExit) as end:
         run_command(work)
     assert str(end.value.code).startswith(told)
+
+
+def test_its_messages_are_printed(monkeypatch, capsys):
+    monkeypatch.setattr(LOG, "handlers", [])
+    monkeypatch.setattr(LOG, "level", logging.WARNING)
+    run_command(lambda: say("done"))
+    assert capsys.readouterr().out == "done\n"
 
 
 def test_any_other_error_is_not_hidden():

@@ -12,7 +12,6 @@ from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError
 from unetlib.support.fields import flag
-from unetlib.support.messages import show_messages
 from unetlib.support.version import __version__
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
@@ -179,5 +178,4 @@ def _run(arguments: list[str] | None) -> None:
     args = _parse(arguments)
     if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not commands.train:
         raise UnetlibError(f"`unetlib {args.function.__name__}` runs in one process. Start it without torchrun.")
-    show_messages()
     args.function(args)

@@ -63,8 +63,8 @@ def _outliving_its_reader(stream: Any) -> Any:
 def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
     """Call `work`; raise `SystemExit` when it fails (1), is stopped (130) or returns a status other than 0.
 
-    Bad input ends with the message of its `UnetlibError`, a stop by SIGINT or SIGTERM with its own message or
-    `stopped`.
+    Messages are printed. Bad input ends with the message of its `UnetlibError`, a stop by SIGINT or SIGTERM with its
+    own message or `stopped`.
     """
     asked = []
 
@@ -78,6 +78,9 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
         try:
             for number in before:
                 signal.signal(number, stop)
+            from unetlib.support.messages import show_messages  # here, since it imports more
+
+            show_messages()
             status = work()
         finally:
             for number, handler in before.items():
