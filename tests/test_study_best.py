@@ -86,6 +86,8 @@ def measured(monkeypatch):
     monkeypatch.setattr(best.BestCell, "result", result)
     monkeypatch.setattr(best.BestCell, "measure", lambda cell, *_: dices.setdefault(cell.name, 0.5))
     monkeypatch.setattr(best.BestCell, "progress", lambda *_: "done")
+    for function in (best.deep.register, best.encoder.register):
+        monkeypatch.setattr(f"{function.__module__}.register", lambda: None)  # it would hold for all tests
     monkeypatch.setattr(best, "write", lambda *_: None)
     monkeypatch.setattr(best, "require_committed", lambda: None)
     return dices

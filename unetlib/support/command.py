@@ -14,6 +14,7 @@ from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import Any
 
 from unetlib.support.errors import UnetlibError, printable
+from unetlib.support.messages import show_messages
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send
 GOES_ON = "Stopped. The same command goes on where it was."
@@ -78,8 +79,6 @@ def run_command(work: Callable[[], int | None], stopped: str = GOES_ON) -> None:
         try:
             for number in before:
                 signal.signal(number, stop)
-            from unetlib.support.messages import show_messages  # here, since it imports more
-
             show_messages()
             status = work()
         finally:

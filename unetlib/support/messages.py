@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
-
 from unetlib.support.errors import printable
 
 LOG = logging.getLogger("unetlib")
@@ -31,6 +29,8 @@ def first_process() -> bool:
 
 class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here, so that a command starts without it
+
         tqdm.write(printable(record.getMessage()))  # without breaking a progress bar
 
 
