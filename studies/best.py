@@ -25,7 +25,7 @@ from unetlib import Recipe, UnetlibError, find_cases
 from unetlib.data.split import Split
 from unetlib.phantom.varied import varied_patient
 from unetlib.support.command import run_command
-from unetlib.support.jobs import progress
+from unetlib.support.jobs import watched
 from unetlib.support.messages import say
 
 # Epochs of 10 minutes of one core, from ten steps and a validation: 24 s an epoch of `base`, 91 of `quick`, 38 of
@@ -125,15 +125,13 @@ class BestCell(Cell):
 def make_faint(folder: Path) -> None:
     """Write the phantoms of the arm `mixed`: tumours from hardly brighter than grey matter to moderately bright."""
     missing = [index for index in range(FAINT) if not (folder / f"Faint_{index:05d}").exists()]
-    with progress(FAINT, "faint phantoms", "patient", FAINT - len(missing)) as bar:
-        for index in missing:
-            name = f"Faint_{index:05d}"
-            phantom = varied_patient(np.random.default_rng([FAINT_SEED, index, 1]), bright=(1.05, 1.6))
-            (folder / ".tmp" / name).mkdir(parents=True, exist_ok=True)
-            for kind, voxels in (("flair", phantom.images["flair"]), ("seg", phantom.seg)):
-                nib.save(nib.Nifti1Image(voxels, phantom.affine), folder / ".tmp" / name / f"{name}_{kind}.nii.gz")
-            (folder / ".tmp" / name).rename(folder / name)
-            bar.update()
+    for index in watched(missing, "faint phantoms", "patient", FAINT - len(missing)):
+        name = f"Faint_{index:05d}"
+        phantom = varied_patient(np.random.default_rng([FAINT_SEED, index, 1]), bright=(1.05, 1.6))
+        (folder / ".tmp" / name).mkdir(parents=True, exist_ok=True)
+        for kind, voxels in (("flair", phantom.images["flair"]), ("seg", phantom.seg)):
+            nib.save(nib.Nifti1Image(voxels, phantom.affine), folder / ".tmp" / name / f"{name}_{kind}.nii.gz")
+        (folder / ".tmp" / name).rename(folder / name)
 
 
 def compared(found: dict[str, list[Result]], basis: str = "base") -> str:
