@@ -17,13 +17,25 @@ import pandas as pd
 
 from benchmarks.common import machine, markdown_table, record
 from studies import deep, encoder, protocol
-from studies.cells import FOLDS, STRONG, Cell, make_fold, require_committed, shuffled_patients, study_parser
+from studies.cells import (
+    FOLDS,
+    NETWORK,
+    STRONG,
+    Cell,
+    make_fold,
+    pretrained,
+    require_committed,
+    shuffled_patients,
+    study_parser,
+)
 from studies.protocol import LOW, draw_failures, failures
 from studies.regions import mean_text
 from studies.results import DICE, Result, gain_text, seconds_of_training
 from unetlib import Recipe, UnetlibError, find_cases
 from unetlib.data.split import Split
 from unetlib.phantom.varied import varied_patient
+from unetlib.runs.first_weights import shipped_for
+from unetlib.runs.run import Run
 from unetlib.support.command import run_command
 from unetlib.support.jobs import watched
 from unetlib.support.messages import say
@@ -33,6 +45,7 @@ from unetlib.support.messages import say
 PAGE = Path(__file__).with_name("BEST.md")
 BRATS = "brats-"  # in the names of cells on BraTS
 SCREENED, FINALISTS = 2, 2  # folds of the screening, arms that go on to stage 2
+STOPPED = ("size", "deep")  # after fold 0
 MINUTES, MEMBERS = 25, 3  # of one core for a training of stages 2 and 3, networks for a fold in stage 3
 FAINT, FAINT_SEED = 24, 1  # phantoms of the arm `mixed`; the pre-training has those of seed 0
 BASE = STRONG.but(epochs=25, tune=False)
@@ -48,17 +61,17 @@ class Arm:
     recipe: Recipe
     on_brats: int  # epochs on fold 0 of BraTS, for as many steps: there, an epoch has 158 instead of 128
     minutes: int = 10
-    phantoms: bool = True  # begins with weights trained on phantoms
+    pretraining: int = 10  # epochs on phantoms alone, before
     mixed: bool = False  # learns from further phantoms, too
 
 
 ARMS = {
     "base": Arm(BASE, 20),
-    "quick": Arm(QUICK, 6),
+    "quick": Arm(QUICK, 6, pretraining=5),
     "size": Arm(BASE.but(image_size=128, epochs=16), 13),
     "deep": Arm(BASE.but(network="deep", loss=deep.LOSS, epochs=18), 15),
     "mixed": Arm(BASE.but(epochs=15), 13, mixed=True),
-    "encoder": Arm(QUICK.but(network="lite0", epochs=10, learning_rate=1e-3), 8, phantoms=False),
+    "encoder": Arm(QUICK.but(network="lite0", epochs=10, learning_rate=1e-3), 8, pretraining=0),
     "twice": Arm(BASE.but(epochs=50), 41, minutes=20),
     "base-seed-1": Arm(BASE.but(seed=1), 20),
 }
@@ -75,7 +88,8 @@ def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     """Return an arm on a fold; `where` names another cohort than TCGA-LGG."""
     arm = ARMS[name]
     recipe = arm.recipe.but(epochs=arm.on_brats) if where else arm.recipe
-    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split_of(arm, fold, data), "val", None, arm.phantoms)
+    split = split_of(arm, fold, data)
+    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split, "val", pretraining=arm.pretraining)
 
 
 def split_of(arm: Arm, fold: int, data: Path) -> Split:
@@ -92,7 +106,7 @@ def final_cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     arm = ARMS[name]
     epochs = round((arm.on_brats if where else arm.recipe.epochs) * MINUTES / arm.minutes)
     recipe, split = arm.recipe.but(epochs=epochs, seed=1), split_of(arm, fold, data)
-    return BestCell(f"final-{name}-{where}fold-{fold}", recipe, split, "val", None, arm.phantoms)
+    return BestCell(f"final-{name}-{where}fold-{fold}", recipe, split, "val", pretraining=arm.pretraining)
 
 
 def best_cell(name: str, fold: int, data: Path) -> "BestCell":
@@ -103,12 +117,23 @@ def best_cell(name: str, fold: int, data: Path) -> "BestCell":
     if ARMS[name].mixed:
         raise UnetlibError(f"{name} won: its members would validate on phantoms. See to it first.")
     recipe = final_cell(name, fold, data).recipe.but(seed=0, members=MEMBERS, tune=True)
-    return BestCell(f"best-fold-{fold}", recipe, split_of(ARMS[name], fold, data), "test", None, ARMS[name].phantoms)
+    split = split_of(ARMS[name], fold, data)
+    return BestCell(f"best-fold-{fold}", recipe, split, "test", pretraining=ARMS[name].pretraining)
 
 
 @dataclass(frozen=True)
 class BestCell(Cell):
-    """A cell of this study: its patients may include phantoms: the faint ones of the arm `mixed`."""
+    """A cell of this study: its patients may include phantoms, the faint ones of the arm `mixed`."""
+
+    pretraining: int = 0  # epochs on phantoms alone, before
+
+    def start_from(self, work: Path) -> Run | None:
+        """Return the run on phantoms that it begins with: the one that is shipped, if that has its network."""
+        if not self.pretraining:
+            return None
+        if all(getattr(self.recipe, name) == getattr(STRONG, name) for name in NETWORK):
+            return shipped_for(self.recipe)
+        return pretrained(work, self.recipe, self.pretraining)
 
     def patients(self, data: Path, work: Path) -> Path:
         """Return the folder of its patients, with the faint phantoms if it learns from them."""
@@ -154,7 +179,7 @@ def finalists(data: Path) -> list[str] | None:
 
     `base` is not among them: with more minutes it is `twice`.
     """
-    arms = [name for name in ARMS if not name.startswith("base")]
+    arms = [name for name in ARMS if not name.startswith("base") and name not in STOPPED]
     found = {name: found_on(cell, name, data, range(SCREENED)) for name in arms}
     if any(len(own) < SCREENED for own in found.values()):
         return None
@@ -198,8 +223,9 @@ def cells_of(
 ) -> list[tuple["BestCell", Path]]:
     """Return the cells of a stage, each with the folder of its patients; none before the stage before is complete."""
     if stage == 1:
-        cells = [(cell(name, fold, data), data) for fold in folds if fold < SCREENED for name in arms]
-        return cells + ([(cell(name, 0, brats, BRATS), brats) for name in arms] if brats else [])
+        on = [name for name in arms if name not in STOPPED]
+        cells = [(cell(name, fold, data), data) for fold in folds if fold < SCREENED for name in (on if fold else arms)]
+        return cells + ([(cell(name, 0, brats, BRATS), brats) for name in on] if brats else [])
     if stage == 2:
         names = [name for name in finalists(data) or () if name in arms]
         cells = [(final_cell(name, fold, data), data) for fold in folds for name in names]

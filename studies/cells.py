@@ -222,15 +222,15 @@ def copy_training(other: Run, run: Run, recipe: Recipe) -> None:
     temporary.folder.rename(run.folder)
 
 
-def on_phantoms(recipe: Recipe) -> Recipe:
+def on_phantoms(recipe: Recipe, epochs: int = 10) -> Recipe:
     """Return the recipe of the training on phantoms from which a training with `recipe` starts."""
     own = {name: getattr(recipe, name) for name in (*NETWORK, "loss")}
     if recipe.regions != "whole":
         own["labels"] = "brats2021"  # which the names of phantoms do not show
-    return (FIRST if recipe.neighbours else STRONG).but(epochs=10, **own)
+    return (FIRST if recipe.neighbours else STRONG).but(epochs=epochs, **own)
 
 
-def pretrained(work: Path, recipe: Recipe) -> Run:
+def pretrained(work: Path, recipe: Recipe, epochs: int = 10) -> Run:
     """Return the run that was trained on phantoms alone, after making and training what is missing."""
     own, usual = recipe.as_dict(), (FIRST if recipe.neighbours else STRONG).as_dict()
     four = any(own.get(name) != usual.get(name) for name in ("modalities", "regions"))  # FLAIR alone has one label
@@ -238,7 +238,7 @@ def pretrained(work: Path, recipe: Recipe) -> Run:
     make_cohort(data, PHANTOMS, varied=True, modalities=" ".join(MODALITIES) if four else "flair")
     split = make_split([case.patient for case in find_cases(data).cases], train_fraction=0.9)
     other = "".join(f"-{own[name]}".replace(" ", "-") for name in NETWORK if own[name] != usual[name])
-    cell = Cell(f"phantoms{'-first' if recipe.neighbours else ''}{other}", on_phantoms(recipe), split, "val")
+    cell = Cell(f"phantoms{'-first' if recipe.neighbours else ''}{other}", on_phantoms(recipe, epochs), split, "val")
     with FileLock(work / f"{cell.name}.lock"):  # several processes may start from it
         done = cell.run(work).decision_file.exists()
         return cell.run(work) if done else cell.fit(data, work)

@@ -16,6 +16,7 @@ from studies.results import DICE
 from tests.test_studies import seventy  # noqa: F401
 from unetlib import UnetlibError, build_network
 from unetlib.losses import LOSSES, get_loss
+from unetlib.runs.run import SHIPPED, Run
 
 
 def test_every_patient_validates_once_and_is_tested_once(seventy):  # noqa: F811
@@ -98,15 +99,17 @@ def screen(dices, **arms):
         dices |= {f"screen-{name}-fold-{fold}": dice for fold in range(2)}
 
 
-SCREENED = {"base": 0.95, "quick": 0.7, "size": 0.9, "deep": 0.6, "mixed": 0.8, "encoder": 0.5}
+SCREENED = {"base": 0.95, "quick": 0.9, "mixed": 0.7, "encoder": 0.8}
 
 
 def test_the_best_two_arms_go_on_when_all_are_screened(seventy, measured):  # noqa: F811
     screen(measured, **SCREENED)
     assert best.finalists(seventy) is None
     screen(measured, twice=0.85)
-    assert best.finalists(seventy) == ["size", "twice"]
-    del measured["screen-deep-fold-1"]
+    assert best.finalists(seventy) == ["quick", "twice"]
+    screen(measured, size=0.99)
+    assert best.finalists(seventy) == ["quick", "twice"], "it was stopped"
+    del measured["screen-encoder-fold-1"]
     assert best.finalists(seventy) is None
 
 
@@ -114,24 +117,24 @@ def test_the_best_two_arms_go_on_when_all_are_screened(seventy, measured):  # no
     ("brats", "expected"),
     [
         ({}, "twice"),
-        ({"screen-twice": 0.4}, "size"),  # base is better there
-        ({"final-twice": 0.4}, "size"),  # published is better there
+        ({"screen-twice": 0.4}, "quick"),  # base is better there
+        ({"final-twice": 0.4}, "quick"),  # published is better there
     ],
 )
 def test_the_better_arm_of_the_second_stage_wins_unless_it_loses_on_brats(seventy, measured, brats, expected):  # noqa: F811
     screen(measured, **SCREENED, twice=0.85)
     measured |= {
-        f"final-{name}-fold-{fold}": dice for name, dice in (("size", 0.8), ("twice", 0.9)) for fold in range(5)
+        f"final-{name}-fold-{fold}": dice for name, dice in (("quick", 0.8), ("twice", 0.9)) for fold in range(5)
     }
     assert best.winner(seventy, seventy) is None, "BraTS is not measured"
-    there = {f"screen-{name}": 0.5 for name in ("base", "size", "twice")}
-    there |= {f"final-{name}": 0.5 for name in ("published", "size", "twice")} | brats
+    there = {f"screen-{name}": 0.5 for name in ("base", "quick", "twice")}
+    there |= {f"final-{name}": 0.5 for name in ("published", "quick", "twice")} | brats
     measured |= {f"{name}-brats-fold-0": dice for name, dice in there.items()}
     assert best.winner(seventy, seventy) == expected
-    measured |= {f"screen-{name}-brats-fold-0": 0.1 for name in ("size", "twice")}
+    measured |= {f"screen-{name}-brats-fold-0": 0.1 for name in ("quick", "twice")}
     with pytest.raises(UnetlibError, match="lose to base or published"):
         best.winner(seventy, seventy)
-    del measured["final-size-fold-4"]
+    del measured["final-quick-fold-4"]
     assert best.winner(seventy, seventy) is None
 
 
@@ -140,9 +143,11 @@ def test_each_stage_waits_for_the_one_before(seventy, measured, tmp_path, monkey
     screen(measured, **SCREENED)
     best.main()
     arms = list(best.ARMS)
+    on = set(arms) - {"size", "deep"}
     assert {name for name in measured if name.startswith("screen")} == {
-        *(f"screen-{name}-fold-{fold}" for name in arms for fold in range(2)),
-        *(f"screen-{name}-brats-fold-0" for name in arms),
+        *(f"screen-{name}-fold-0" for name in arms),
+        *(f"screen-{name}-fold-1" for name in on),
+        *(f"screen-{name}-brats-fold-0" for name in on),
     }
     final = [name for name in measured if name.startswith("final")]
     assert len(final) == 2 * 5 + 3, "two arms on five folds and, with published, on BraTS"
@@ -175,3 +180,15 @@ def test_on_brats_an_arm_has_as_many_steps():
     for name, arm in best.ARMS.items():
         here, there = (128 + 80, 158 + 80) if arm.mixed else (128, 158)
         assert arm.on_brats == round(arm.recipe.epochs * here / there), name
+
+
+def test_an_arm_begins_with_the_weights_that_are_shipped_with_others_or_with_none(seventy, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(best, "pretrained", lambda work, recipe, epochs: (recipe.width, recipe.image_size, epochs))
+    begun = {name: best.cell(name, 1, seventy).start_from(tmp_path) for name in best.ARMS}
+    shipped = {name for name, one in begun.items() if one == Run(SHIPPED["phantoms"])}
+    assert shipped == {"base", "mixed", "twice", "base-seed-1"}
+    assert begun["encoder"] is None
+    assert (begun["quick"], begun["size"]) == ((32, 128, 5), (16, 128, 10))
+    for make in (best.final_cell, best.best_cell):
+        assert make("twice", 1, seventy).start_from(tmp_path) == Run(SHIPPED["phantoms"])
+    assert best.final_cell("published", 0, seventy).start_from(tmp_path) is None
