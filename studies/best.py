@@ -44,7 +44,7 @@ from unetlib.support.messages import say
 # `size`, 33 of `deep`, 59 of `encoder`.
 PAGE = Path(__file__).with_name("BEST.md")
 BRATS = "brats-"  # in the names of cells on BraTS
-SCREENED, FINALISTS = 2, 2  # folds of the screening, arms that go on to stage 2
+CHOSEN_ON, FINALISTS = 2, 2  # folds of stages 1 and 2, arms that go on to stage 2
 STOPPED = ("size", "deep")  # after fold 0
 MINUTES, MEMBERS = 25, 3  # of one core for a training of stages 2 and 3, networks for a fold in stage 3
 FAINT, FAINT_SEED = 24, 1  # phantoms of the arm `mixed`; the pre-training has those of seed 0
@@ -180,8 +180,8 @@ def finalists(data: Path) -> list[str] | None:
     `base` is not among them: with more minutes it is `twice`.
     """
     arms = [name for name in ARMS if not name.startswith("base") and name not in STOPPED]
-    found = {name: found_on(cell, name, data, range(SCREENED)) for name in arms}
-    if any(len(own) < SCREENED for own in found.values()):
+    found = {name: found_on(cell, name, data, range(CHOSEN_ON)) for name in arms}
+    if any(len(own) < CHOSEN_ON for own in found.values()):
         return None
     return sorted(arms, key=lambda name: -mean_dice(found[name]))[:FINALISTS]
 
@@ -195,10 +195,10 @@ def winner(data: Path, brats: Path) -> str | None:
     names = finalists(data)
     if names is None:
         return None
-    found = {name: found_on(final_cell, name, data, range(FOLDS)) for name in names}
+    found = {name: found_on(final_cell, name, data, range(CHOSEN_ON)) for name in names}
     screened = {name: found_on(cell, name, brats, [0], BRATS) for name in ("base", *names)}
     final = {name: found_on(final_cell, name, brats, [0], BRATS) for name in ("published", *names)}
-    if any(len(own) < FOLDS for own in found.values()) or not all((*screened.values(), *final.values())):
+    if any(len(own) < CHOSEN_ON for own in found.values()) or not all((*screened.values(), *final.values())):
         return None
     for name in sorted(names, key=lambda name: -mean_dice(found[name])):
         pairs = ((screened[name], screened["base"]), (final[name], final["published"]))
@@ -222,13 +222,14 @@ def cells_of(
     stage: int, data: Path, brats: Path | None, arms: list[str], folds: list[int]
 ) -> list[tuple["BestCell", Path]]:
     """Return the cells of a stage, each with the folder of its patients; none before the stage before is complete."""
+    few = [fold for fold in folds if fold < CHOSEN_ON]
     if stage == 1:
         on = [name for name in arms if name not in STOPPED]
-        cells = [(cell(name, fold, data), data) for fold in folds if fold < SCREENED for name in (on if fold else arms)]
+        cells = [(cell(name, fold, data), data) for fold in few for name in (on if fold else arms)]
         return cells + ([(cell(name, 0, brats, BRATS), brats) for name in on] if brats else [])
     if stage == 2:
         names = [name for name in finalists(data) or () if name in arms]
-        cells = [(final_cell(name, fold, data), data) for fold in folds for name in names]
+        cells = [(final_cell(name, fold, data), data) for fold in few for name in names]
         return cells + [(final_cell(name, 0, brats, BRATS), brats) for name in ("published", *names) if brats and names]
     name = winner(data, brats) if brats else None
     return [(best_cell(name, fold, data), data) for fold in folds] if name else []
@@ -260,7 +261,7 @@ def main() -> None:
 
 def write(data: Path, brats: Path | None, work: Path) -> None:
     """Renew the tables of the page from what is measured."""
-    found = {name: own for name in ARMS if (own := found_on(cell, name, data, range(SCREENED)))}
+    found = {name: own for name in ARMS if (own := found_on(cell, name, data, range(CHOSEN_ON)))}
     if "base" not in found:
         return
     names = finalists(data)
@@ -284,7 +285,7 @@ def final_tables(data: Path, brats: Path | None, names: list[str]) -> list[str]:
     """Return what stage 2 has measured: its arms on TCGA-LGG and, with `published`, on BraTS; empty without results."""
     blocks = []
     for folder, arms, where in ((data, names, []), (brats, ["published", *names], [BRATS])):
-        folds = [0] if where else range(FOLDS)
+        folds = [0] if where else range(CHOSEN_ON)
         found = {name: own for name in arms if folder and (own := found_on(final_cell, name, folder, folds, *where))}
         if arms and arms[0] in found:
             blocks += [*(["On BraTS:"] if where else []), compared(found, arms[0])]
