@@ -223,6 +223,8 @@ def test_a_prepared_folder_without_some_cases_is_exported_without_them(cohort, t
     assert splits(folder) == [{"train": [*split.train], "val": [*split.val]}]
     assert names(folder, "labelsTs") == [f"{id}.nii.gz" for id in split.test]
     assert f"left out {ids[3]}: " in caplog.text
+    shutil.copytree(cohort / ids[3], data / ids[3], dirs_exist_ok=True)  # it can be used now, in a new split
+    assert f"has changed since it was prepared: {ids[3]}" in refused(tmp_path / "prepared", tmp_path / "Dataset502_x")
 
 
 def test_data_that_have_moved_or_changed_since_preparing_are_refused(patients, tmp_path):

@@ -115,7 +115,7 @@ def _prepared_cohort(prepared: Prepared, recipe: Recipe, assume: str | None) -> 
         )
     cohort = find_cases(prepared.data, recipe.modalities, prepared.assume or assume, recipe.missing)
     known, before = prepared.about["cases"], prepared.about["left_out"]
-    if news := differing(cohort, known) - before.keys():
+    if news := differing(cohort, prepared.about):
         raise UnetlibError(
             f"{cohort.root} has changed since it was prepared: {first_of(sorted(news), 5)} was added, removed or "
             f"changed. Prepare it again, then export it."

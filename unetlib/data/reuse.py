@@ -28,9 +28,11 @@ def warn_of_divided(prepared: Prepared, cohort: Cohort) -> None:
         )
 
 
-def differing(cohort: Cohort, known: Mapping[str, dict[str, Any]]) -> set[str]:
-    """Return the ids of cases that were added, removed or changed since the stamps and hashes of `known` were taken."""
-    now = {case.id: case for case in cohort.cases}
+def differing(cohort: Cohort, about: Mapping[str, Any]) -> set[str]:
+    """Return the ids of cases that were added, removed or changed since the folder that `about` describes was made."""
+    hashes = about.get("unusable_sha256", {})  # of a case that could not be used, only the files can be compared
+    unusable = {id: {"stamp": stamp, "sha256": hashes.get(id)} for id, stamp in about["unusable"].items()}
+    known, now = unusable | about["cases"], {case.id: case for case in cohort.cases}
     both = known.keys() & now.keys()
     changed = {id for id in both if not is_unchanged(now[id], cohort.root, known[id]["stamp"], known[id])}
     return (known.keys() ^ now.keys()) | changed
@@ -53,9 +55,7 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, recipe: Recipe) -> None:
             f"{folder} was split by other patients: {TABLE} has changed for {counted(len(renamed), 'case')} "
             f"({first_of(renamed, 5)}). {again}"
         )
-    hashes = about.get("unusable_sha256", {})  # of a case that could not be used, only the files can be compared
-    unusable = {id: {"stamp": stamp, "sha256": hashes.get(id)} for id, stamp in about["unusable"].items()}
-    if news := differing(cohort, unusable | about["cases"]):
+    if news := differing(cohort, about):
         raise UnetlibError(
             f"{folder} was prepared from other data: {counted(len(news), 'case')} added, removed or changed "
             f"({first_of(sorted(news), 5)}). {again}"

@@ -15,7 +15,7 @@ from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS, parameter_count
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
-from unetlib.support.jobs import processor, progress
+from unetlib.support.jobs import processor, watched
 
 REPEATS = 3
 
@@ -40,12 +40,7 @@ def network_costs(image_size: int = 96, dims: int = 2) -> list[Cost]:
     thread: of a batch of 4 slices, divided by 4, or of one volume. A network that cannot be made has a `note` instead.
     """
     base = (Recipe.volume if dims == 3 else Recipe.published.but(dims=dims)).but(network="", image_size=image_size)
-    rows = []
-    with progress(1 + len(OTHERS), "networks", "network") as bar:
-        for name in ("unet", *OTHERS):
-            rows.append(_cost(name, base))
-            bar.update()
-    return rows
+    return [_cost(name, base) for name in watched(("unet", *OTHERS), "networks", "network")]
 
 
 def measure(recipe: Recipe, batch: int, repeats: int = REPEATS) -> Cost:
