@@ -30,7 +30,7 @@ from studies.cells import (
 )
 from studies.protocol import LOW, draw_failures, failures
 from studies.regions import mean_text
-from studies.results import DICE, Result, gain_text, seconds_of_training
+from studies.results import DICE, Result, gain, gain_text, seconds_of_training
 from unetlib import Recipe, UnetlibError, find_cases
 from unetlib.data.split import Split
 from unetlib.phantom.varied import varied_patient
@@ -189,8 +189,8 @@ def finalists(data: Path) -> list[str] | None:
 def winner(data: Path, brats: Path) -> str | None:
     """Return the arm that becomes `best`; `None` before stage 2 is complete.
 
-    It has the highest mean Dice among those that do not lose to `base` or `published` on BraTS. Raises `UnetlibError`
-    when each of them loses there.
+    It has the highest mean Dice among those that do not lose to `base` or `published` on BraTS; further phantoms must
+    gain more than chance. Raises `UnetlibError` when each of them loses there.
     """
     names = finalists(data)
     if names is None:
@@ -200,7 +200,10 @@ def winner(data: Path, brats: Path) -> str | None:
     final = {name: found_on(final_cell, name, brats, [0], BRATS) for name in ("published", *names)}
     if any(len(own) < CHOSEN_ON for own in found.values()) or not all((*screened.values(), *final.values())):
         return None
-    for name in sorted(names, key=lambda name: -mean_dice(found[name])):
+    order = sorted(names, key=lambda name: -mean_dice(found[name]))
+    if ARMS[order[0]].mixed and not surely_better(found[order[0]], found[order[1]]):
+        order.reverse()
+    for name in order:
         pairs = ((screened[name], screened["base"]), (final[name], final["published"]))
         if all(mean_dice(own) >= mean_dice(other) for own, other in pairs):
             return name
@@ -216,6 +219,12 @@ def found_on(make: Callable[..., "BestCell"], name: str, data: Path, folds: Iter
 def mean_dice(results: list[Result]) -> float:
     """Return the mean Dice of the patients of some results."""
     return float(pd.concat(results)[DICE].mean())
+
+
+def surely_better(results: list[Result], others: list[Result]) -> bool:
+    """Return whether the interval of the paired differences in Dice lies above 0."""
+    _, interval = gain(pd.concat(others), pd.concat(results))
+    return interval is not None and interval[0] > 0
 
 
 def cells_of(

@@ -82,7 +82,8 @@ def measured(monkeypatch):
     dices = dict[str, float]()
 
     def result(cell):
-        return pd.DataFrame({DICE: [dices[cell.name]]}) if cell.name in dices else None
+        found = dices.get(cell.name)  # of two patients
+        return None if found is None else pd.DataFrame({DICE: [found, found]}, [*cell.split.val[:2]])
 
     monkeypatch.setattr(best.BestCell, "result", result)
     monkeypatch.setattr(best.BestCell, "measure", lambda cell, *_: dices.setdefault(cell.name, 0.5))
@@ -136,6 +137,16 @@ def test_the_better_arm_of_the_second_stage_wins_unless_it_loses_on_brats(sevent
         best.winner(seventy, seventy)
     del measured["final-quick-fold-1"]
     assert best.winner(seventy, seventy) is None
+
+
+@pytest.mark.parametrize(("dices", "expected"), [((0.8, 0.9), "mixed"), ((0.71, 0.9), "mixed"), ((0.69, 1.0), "twice")])
+def test_further_phantoms_must_gain_more_than_chance(seventy, measured, dices, expected):  # noqa: F811
+    screen(measured, **SCREENED | {"mixed": 0.92}, twice=0.95)
+    measured |= {f"final-{name}-fold-{fold}": 0.7 for name in ("mixed", "twice") for fold in range(2)}
+    measured |= {f"final-mixed-fold-{fold}": dice for fold, dice in enumerate(dices)}
+    measured |= {f"screen-{name}-brats-fold-0": 0.5 for name in ("base", "mixed", "twice")}
+    measured |= {f"final-{name}-brats-fold-0": 0.5 for name in ("published", "mixed", "twice")}
+    assert best.winner(seventy, seventy) == expected
 
 
 def test_each_stage_waits_for_the_one_before(seventy, measured, tmp_path, monkeypatch, capsys):  # noqa: F811
