@@ -344,6 +344,7 @@ def test_prepare_takes_a_recipe_by_name_and_single_flags_over_it(cohort, tmp_pat
             Recipe.strong,
             {"phantoms": False, "mirror": False, "average": 0.5},
         ),
+        (["--recipe", "best", "--no-phantoms"], Recipe.best, {"phantoms": False}),
         (["--recipe", "published"], Recipe.published, {}),
         (["--neighbours", "1", "--balance"], Recipe.published, {"neighbours": 1, "balance": True}),
     ],

@@ -14,7 +14,7 @@ from studies import best, deep, encoder
 from studies.cells import STRONG
 from studies.results import DICE
 from tests.test_studies import seventy  # noqa: F401
-from unetlib import UnetlibError, build_network
+from unetlib import Recipe, UnetlibError, build_network
 from unetlib.losses import LOSSES, get_loss
 from unetlib.runs.run import SHIPPED, Run
 
@@ -184,6 +184,10 @@ def test_the_second_stage_has_25_minutes_and_another_seed_the_third_its_members(
         tested = best.best_cell(name, 1, seventy)
         assert tested.part == "test"
         assert tested.recipe == final.recipe.but(seed=0, members=3, tune=True)
+
+
+def test_the_recipe_of_the_last_stage_is_the_best_of_the_library(seventy):  # noqa: F811
+    assert best.best_cell("twice", 0, seventy).recipe == Recipe.best.but(phantoms=False)  # it names what it begins with
 
 
 def test_on_brats_an_arm_has_as_many_steps():

@@ -29,6 +29,7 @@ class Recipe:
 
     published: ClassVar["Recipe"]
     strong: ClassVar["Recipe"]
+    best: ClassVar["Recipe"]
     volume: ClassVar["Recipe"]
 
     modalities: str = choice(
@@ -166,6 +167,7 @@ Recipe.strong = Recipe(
     mirror=True,
     tune=True,
 )
+Recipe.best = Recipe.strong.but(epochs=62, members=3)
 Recipe.volume = Recipe.strong.but(
     dims=3, width=8, phantoms=False, balance=False, batch_size=1, epochs=100, learning_rate=1e-3
 )
