@@ -64,6 +64,10 @@ class Arm:
     pretraining: int = 10  # epochs on phantoms alone, before
     mixed: bool = False  # learns from further phantoms, too
 
+    def cell(self, label: str, recipe: Recipe, fold: int, data: Path, part: str = "val") -> "BestCell":
+        """Return a training of it on a fold, whose name begins with `label`."""
+        return BestCell(f"{label}fold-{fold}", recipe, split_of(self, fold, data), part, pretraining=self.pretraining)
+
 
 ARMS = {
     "base": Arm(BASE, 20),
@@ -88,8 +92,7 @@ def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     """Return an arm on a fold; `where` names another cohort than TCGA-LGG."""
     arm = ARMS[name]
     recipe = arm.recipe.but(epochs=arm.on_brats) if where else arm.recipe
-    split = split_of(arm, fold, data)
-    return BestCell(f"screen-{name}-{where}fold-{fold}", recipe, split, "val", pretraining=arm.pretraining)
+    return arm.cell(f"screen-{name}-{where}", recipe, fold, data)
 
 
 def split_of(arm: Arm, fold: int, data: Path) -> Split:
@@ -105,8 +108,7 @@ def final_cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
         return BestCell(f"final-{name}-{where}fold-{fold}", Recipe.published, folds_of(data)[fold], "val")
     arm = ARMS[name]
     epochs = round((arm.on_brats if where else arm.recipe.epochs) * MINUTES / arm.minutes)
-    recipe, split = arm.recipe.but(epochs=epochs, seed=1), split_of(arm, fold, data)
-    return BestCell(f"final-{name}-{where}fold-{fold}", recipe, split, "val", pretraining=arm.pretraining)
+    return arm.cell(f"final-{name}-{where}", arm.recipe.but(epochs=epochs, seed=1), fold, data)
 
 
 def best_cell(name: str, fold: int, data: Path) -> "BestCell":
@@ -117,8 +119,7 @@ def best_cell(name: str, fold: int, data: Path) -> "BestCell":
     if ARMS[name].mixed:
         raise UnetlibError(f"{name} won: its members would validate on phantoms. See to it first.")
     recipe = final_cell(name, fold, data).recipe.but(seed=0, members=MEMBERS, tune=True)
-    split = split_of(ARMS[name], fold, data)
-    return BestCell(f"best-fold-{fold}", recipe, split, "test", pretraining=ARMS[name].pretraining)
+    return ARMS[name].cell("best-", recipe, fold, data, "test")
 
 
 @dataclass(frozen=True)
