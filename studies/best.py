@@ -285,9 +285,9 @@ def write(data: Path, brats: Path | None, work: Path) -> None:
     if blocks := final_tables(data, brats, names or []):
         record("final choice", *blocks, where, page=PAGE)
     name = winner(data, brats) if brats else None
-    tested = found_on(best_cell, name, data, range(FOLDS)) if name else []
-    if len(tested) == FOLDS:
-        record("test", *tables_of_test(tested, data), where, page=PAGE)
+    results = {fold: best_cell(name, fold, data).result() for fold in range(FOLDS)} if name else {}
+    if tested := {fold: result for fold, result in results.items() if result is not None}:
+        record("best", *tables_of_test(tested, data), where, page=PAGE)
         draw_failures(tested, "best", work)
 
 
@@ -302,19 +302,30 @@ def final_tables(data: Path, brats: Path | None, names: list[str]) -> list[str]:
     return blocks
 
 
-def tables_of_test(tested: list[Result], data: Path) -> list[str]:
-    """Return the scores of all patients, and of some of them, who are named by what was chosen on them before."""
-    best, rows = pd.concat(tested), []
-    before = pd.concat(protocol.finished(data)["strong"])
-    fresh = protocol.untouched(data)
-    for name, some in (("all", [*best.index]), ("no part in earlier studies", fresh)):
-        dice = best.loc[some, DICE]
-        gains = gain_text(before.loc[some], best.loc[some])
-        rows.append([name, len(some), mean_text(dice), f"{dice.median():.3f}", int((dice < LOW).sum()), gains])
-    columns = ("patients", "number", "Dice", "median", f"below {LOW}", "against strong, another split")
-    seconds = sum(map(seconds_of_training, tested)) / len(tested)
-    table = markdown_table(columns, rows)
-    return [table, f"A fold trains for {seconds / 60:.0f} minutes of one core.", failures(best, "best")]
+def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
+    """Return the scores of the folds that `best` has tested, beside those of the first study on the same patients.
+
+    The difference to `strong` is also given for those who took no part in the choices of that study.
+    """
+    done, best = protocol.finished(data), pd.concat(tested.values())
+    arms = {name: [done[name][fold] for fold in tested] for name in ("published", "published-long", "strong")}
+    rows = []
+    for name, results in (arms | {"best": [*tested.values()]}).items():
+        own = pd.concat(results)
+        means = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
+        means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95_mm'].mean():.1f}", f"{(own[DICE] < LOW).sum()}"]
+        folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
+        minutes = sum(map(seconds_of_training, results)) / len(results) / 60
+        rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
+    columns = ("Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml", "HD95, mm")
+    table = markdown_table(("recipe", *columns, f"below {LOW}", "min to train"), rows)
+    strong, fresh = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
+    against = (
+        f"best against strong: {gain_text(strong, best)} on {len(best)} patients, and "
+        f"{gain_text(strong.loc[fresh], best.loc[fresh])} on the {len(fresh)} who took no part in earlier choices."
+    )
+    so_far = "" if len(tested) == FOLDS else f" Folds measured so far: {', '.join(map(str, tested))}."
+    return [table, against + so_far, failures(best, "best")]
 
 
 if __name__ == "__main__":

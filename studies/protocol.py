@@ -128,16 +128,16 @@ def draw(done: dict[str, list[Result]], work: Path) -> None:
     note = "Dice of all slices, each patient tested once"
     figure = paired_figure([*before.index], [*before], [*after], ("published", "strong"), note)
     save(figure, PAGE.with_name("protocol.png"))
-    draw_failures(done["strong"], "strong", work)
+    draw_failures(dict(enumerate(done["strong"])), "strong", work)
 
 
-def draw_failures(results: list[Result], name: str, work: Path) -> None:
-    """Draw, below `work`, the slices of the patients below `LOW`.
+def draw_failures(results: dict[int, Result], name: str, work: Path) -> None:
+    """Draw, below `work`, the slices of the patients below `LOW`; `results` by fold.
 
     They show real patients: they stay on the machine of whoever has the data.
     """
     rows = []
-    for fold, result in enumerate(results):
+    for fold, result in results.items():
         low, run = int((result[DICE] < LOW).sum()), work / "runs" / f"{name}-fold-{fold}"
         rows += [one.overlay() for one in worst(run, low)] if low and run.exists() else []
     if rows:

@@ -207,3 +207,31 @@ def test_an_arm_begins_with_the_weights_that_are_shipped_with_others_or_with_non
     for make in (best.final_cell, best.best_cell):
         assert make("twice", 1, seventy).start_from(tmp_path) == Run(SHIPPED["phantoms"])
     assert best.final_cell("published", 0, seventy).start_from(tmp_path) is None
+
+
+def test_the_test_is_reported_beside_the_first_study_on_the_same_folds(seventy, monkeypatch):  # noqa: F811
+    splits = best.folds_of(seventy)
+
+    def results(dice):
+        columns = ("precision", "recall", "dice_slices", "false_ml", "hd95_mm", "tp", "fn")
+        return [
+            pd.DataFrame(
+                {DICE: dice + fold / 100, **dict.fromkeys(columns, 0.5), "seconds": 600.0, "threads": 1.0}, split.test
+            )
+            for fold, split in enumerate(splits)
+        ]
+
+    first = {"published": results(0.4), "published-long": results(0.6), "strong": results(0.8)}
+    monkeypatch.setattr(best.protocol, "finished", lambda data: first)
+    monkeypatch.setattr(best.protocol, "untouched", lambda data: [*splits[3].test[:5], *splits[0].test])
+    own = dict(enumerate(results(0.85)))
+    table, against, low = best.tables_of_test({fold: own[fold][::-1] for fold in (1, 3)}, seventy)
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in table.splitlines()[2:]}
+    assert [rows[name][1].split()[0] for name in (*first, "best")] == ["0.420", "0.620", "0.820", "0.870"]
+    assert rows["strong"][3] == "0.810, 0.830"
+    assert rows["best"][-1].strip("| ") == "10"
+    assert "+0.050 (+0.050 to +0.050) on 28 patients" in against
+    assert "on the 5 who took no part" in against
+    assert against.endswith("Folds measured so far: 1, 3.")
+    assert "no patient is below" in low
+    assert "so far" not in best.tables_of_test(own, seventy)[1]
