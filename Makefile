@@ -53,6 +53,7 @@ study: .venv/installed
 	$(BIN)/python -m studies.protocol "$(DATA)"
 	$(BIN)/python -m studies.phantoms "$(DATA)" $(if $(BRATS),"$(BRATS)")
 	$(BIN)/python -m studies.best "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
+	$(BIN)/python -m studies.gains "$(DATA)"
 	$(if $(BRATS),$(BIN)/python -m studies.regions "$(BRATS)")
 	$(if $(BRATS),$(BIN)/python -m studies.networks "$(BRATS)" --rates)
 	$(if $(BRATS),$(BIN)/python -m studies.networks "$(BRATS)")
