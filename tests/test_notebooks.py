@@ -1,5 +1,6 @@
 """The notebooks as they are committed: what a reader on GitHub sees. nbval runs them, see the Makefile."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -143,9 +144,22 @@ def test_the_stated_minutes_are_enough_and_agree_with_the_readme(name):
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_links_lead_to_files_that_exist(name):
     text = markdown(NOTEBOOKS / f"{name}.ipynb")
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith(("http", "mailto"))]
+    links = [
+        link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith(("http", "mailto", "attachment:"))
+    ]
     assert links
     assert [link for link in links if not (NOTEBOOKS / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_images_of_the_text_are_inside_the_notebook_and_those_of_the_studies(path):
+    """A page is read without the repository, and nbconvert embeds no file outside the notebook's folder."""
+    for cell in nbformat.read(path, 4).cells:
+        images = re.findall(r"!\[[^]]+\]\((.+?)\)", cell.source) if cell.cell_type == "markdown" else []
+        assert all(image.startswith("attachment:") for image in images)
+        for name, kinds in cell.get("attachments", {}).items():
+            assert f"attachment:{name}" in images
+            assert base64.b64decode(kinds["image/png"]) == (NOTEBOOKS.parent / "studies" / name).read_bytes()
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}-{path.stem}")
