@@ -167,10 +167,9 @@ def compared(found: dict[str, list[Result]], basis: str = "base") -> str:
         own = pd.concat(results)
         shared = own.index.intersection(base.index)
         against = "" if name == basis else gain_text(base.loc[shared], own.loc[shared])
-        seconds = sum(map(seconds_of_training, results)) / len(results)
         row = [name, len(own), f"{own[DICE].mean():.3f}", f"{own[DICE].median():.3f}", against]
         scores = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
-        rows.append([*row, *scores, f"{own['false_ml'].mean():.2f}", f"{seconds:.0f}"])
+        rows.append([*row, *scores, f"{own['false_ml'].mean():.2f}", f"{seconds_of_training(*results):.0f}"])
     columns = ("arm", "patients", "Dice", "median", f"against {basis}, 95 % interval", "precision", "recall")
     return markdown_table((*columns, "Dice per slice", "false, ml", "s to train"), rows)
 
@@ -315,7 +314,7 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
         means = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
         means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95_mm'].mean():.1f}", f"{(own[DICE] < LOW).sum()}"]
         folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
-        minutes = sum(map(seconds_of_training, results)) / len(results) / 60
+        minutes = seconds_of_training(*results) / 60
         rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
     columns = ("Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml", "HD95, mm")
     table = markdown_table(("recipe", *columns, f"below {LOW}", "min to train"), rows)

@@ -81,8 +81,7 @@ def tables(done: dict[str, list[Result]], untouched: list[str]) -> list[str]:
     for arm, result in whole.items():
         means = [f"{result[column].mean():.3f}" for column in COLUMNS.values()]
         means[-1] += f" ({result['hd95_mm'].isna().sum()})"
-        seconds = sum(map(seconds_of_training, done[arm])) / FOLDS
-        rows.append([arm, *means, f"{pooled_dice(result):.3f}", f"{seconds:.0f}"])
+        rows.append([arm, *means, f"{pooled_dice(result):.3f}", f"{seconds_of_training(*done[arm]):.0f}"])
     blocks = [markdown_table(["arm", *COLUMNS, "pooled Dice", "s a fold"], rows)]
     strong = whole.pop("strong", None)
     for arm, other in whole.items() if strong is not None else ():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -49,9 +50,9 @@ def pooled_dice(result: Result) -> float:
     return float(2 * tp / (2 * tp + fp + fn))
 
 
-def seconds_of_training(result: Result) -> float:
-    """Return the core seconds that the training of one run took."""
-    return float(result["seconds"].iloc[0] * result["threads"].iloc[0])
+def seconds_of_training(*runs: Result) -> float:
+    """Return the core seconds that the training of a run took, on average over these."""
+    return float(np.mean([run["seconds"].iloc[0] * run["threads"].iloc[0] for run in runs]))
 
 
 def gain(before: Result, after: Result) -> tuple[float, tuple[float, float] | None]:
