@@ -304,7 +304,7 @@ def final_tables(data: Path, brats: Path | None, names: list[str]) -> list[str]:
 def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     """Return the scores of the folds that `best` has tested, beside those of the first study on the same patients.
 
-    The difference to `strong` is also given for those who took no part in the choices of that study.
+    The difference to `strong` is also given for those who took no part in the choices before this study, and in any.
     """
     done, best = protocol.finished(data), pd.concat(tested.values())
     arms = {name: [done[name][fold] for fold in tested] for name in ("published", "published-long", "strong")}
@@ -318,10 +318,12 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
         rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
     columns = ("Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml", "HD95, mm")
     table = markdown_table(("recipe", *columns, f"below {LOW}", "min to train"), rows)
-    strong, fresh = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
+    strong, before = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
+    none = before.difference([name for split in folds_of(data)[:CHOSEN_ON] for name in split.val])
     against = (
-        f"best against strong: {gain_text(strong, best)} on {len(best)} patients, and "
-        f"{gain_text(strong.loc[fresh], best.loc[fresh])} on the {len(fresh)} who took no part in earlier choices."
+        f"best against strong: {gain_text(strong, best)} on {len(best)} patients, "
+        f"{gain_text(strong.loc[before], best.loc[before])} on the {len(before)} who took no part in choices before "
+        f"this study, and {gain_text(strong.loc[none], best.loc[none])} on the {len(none)} who took no part in any."
     )
     so_far = "" if len(tested) == FOLDS else f" Folds measured so far: {', '.join(map(str, tested))}."
     return [table, against + so_far, failures(best, "best")]

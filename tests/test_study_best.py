@@ -223,7 +223,8 @@ def test_the_test_is_reported_beside_the_first_study_on_the_same_folds(seventy, 
 
     first = {"published": results(0.4), "published-long": results(0.6), "strong": results(0.8)}
     monkeypatch.setattr(best.protocol, "finished", lambda data: first)
-    monkeypatch.setattr(best.protocol, "untouched", lambda data: [*splits[3].test[:5], *splits[0].test])
+    untouched = [*splits[0].test, *splits[1].test[:3], *splits[3].test[:5]]  # fold 0 validates those of splits[1]
+    monkeypatch.setattr(best.protocol, "untouched", lambda data: untouched)
     own = dict(enumerate(results(0.85)))
     table, against, low = best.tables_of_test({fold: own[fold][::-1] for fold in (1, 3)}, seventy)
     rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in table.splitlines()[2:]}
@@ -231,7 +232,8 @@ def test_the_test_is_reported_beside_the_first_study_on_the_same_folds(seventy, 
     assert rows["strong"][3] == "0.810, 0.830"
     assert rows["best"][-1].strip("| ") == "10"
     assert "+0.050 (+0.050 to +0.050) on 28 patients" in against
-    assert "on the 5 who took no part" in against
+    assert "on the 8 who took no part in choices before" in against
+    assert "on the 5 who took no part in any" in against
     assert against.endswith("Folds measured so far: 1, 3.")
     assert "no patient is below" in low
     assert "so far" not in best.tables_of_test(own, seventy)[1]
