@@ -19,6 +19,7 @@ from unetlib.prediction.decision import Decision, choose, dice_table
 from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.tuning import tune
+from unetlib.recipe import OF_PATIENTS
 from unetlib.runs import training
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
@@ -148,6 +149,80 @@ def test_a_run_of_one_network_does_not_become_one_of_members_nor_the_other_way_r
     train(data, tmp_path / "run", SMALL.but(members=first), "cpu", max_steps=1)
     with pytest.raises(UnetlibError, match="was started with"):
         train(data, tmp_path / "run", SMALL.but(members=second), "cpu")
+
+
+@pytest.mark.parametrize("change", [{"width": 8}, {"members": 3}, {"members": 4}])
+def test_a_refused_call_leaves_the_run_as_it_was(data, run, tmp_path, change):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    before = copy.recipe_file.read_bytes(), copy.split_file.read_bytes(), copy.weights
+    with pytest.raises(UnetlibError, match=r"another recipe \(width: 4 -> 8\)|started with 2 members, now members is"):
+        train(data, copy, RECIPE.but(**change), "cpu")
+    other = prepare(data.data, tmp_path / "other", SMALL.but(train_fraction=0.6, split_seed=5))
+    with pytest.raises(UnetlibError, match="other prepared slices"):
+        train(other, copy, RECIPE, "cpu")
+    assert (copy.recipe_file.read_bytes(), copy.split_file.read_bytes(), copy.weights) == before
+
+
+def test_threshold_and_mirror_of_a_finished_run_may_change(data, run, tmp_path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    train(data, copy, RECIPE.but(mirror=False), "cpu")
+    assert (copy.recipe.mirror, copy.weights) == (False, run.weights)
+
+
+def test_the_run_has_the_recipe_of_its_slices_and_the_precision_of_its_machine(tmp_path):
+    for index in range(10):
+        name = write_patient(tmp_path / "data", index)
+        flair = nib.load(tmp_path / "data" / name / f"{name}_flair.nii.gz")
+        other = np.sqrt(np.asarray(flair.dataobj)).astype(np.float32)
+        nib.save(nib.Nifti1Image(other, flair.affine), tmp_path / "data" / name / f"{name}_t1ce.nii.gz")
+    slices = SMALL.but(train_fraction=0.6, modalities="flair t1ce", regions="whole enhancing")
+    run, data = Run(tmp_path / "run"), prepare(tmp_path / "data", tmp_path / "prepared", slices)
+    train(data, run, RECIPE.but(epochs=1, precision="auto"), "cpu", threads=1)
+    assert {name: data.about["recipe"][name] for name in OF_PATIENTS} == {
+        name: getattr(run.recipe, name) for name in OF_PATIENTS
+    }
+    assert run.recipe.precision == run.member(1).recipe.precision != "auto"
+    assert len(tune(run, "cpu").regions) == 2
+
+
+@pytest.mark.parametrize("first", ["run", "member"])
+def test_a_member_that_is_trained_is_in_use_for_a_run_and_for_itself(data, tmp_path, first):
+    run, refused = Run(tmp_path / "run"), list[str]()
+    train(data, run, RECIPE, "cpu", max_steps=1, threads=1)
+    calls = {"run": (data, run, RECIPE), "member": (data.of_member(0), run.member(0), SMALL.but(mirror=True))}
+    second = calls[({*calls} - {first}).pop()]
+
+    class Second(Hook):
+        def on_step_end(self, loop, loss):
+            with pytest.raises(UnetlibError, match="is in use") as error:
+                train(*second, "cpu", threads=1)
+            refused.append(str(error.value))
+
+    train(*calls[first], "cpu", max_steps=1, threads=1, hooks=[Second()])
+    assert len(refused) == 1
+    assert str(run.member(0).folder) in refused[0]
+
+
+def test_all_members_start_from_the_same_weights(data, tmp_path):
+    for index in range(50, 56):
+        write_patient(tmp_path / "others", index)
+    others, run = prepare(tmp_path / "others", tmp_path / "slices", SMALL), Run(tmp_path / "run")
+    for folder, seed in (("one", 1), ("two", 2)):
+        train(others, tmp_path / folder, SMALL.but(epochs=1, seed=seed), "cpu", threads=1)
+    train(data, run, RECIPE, "cpu", start_from=tmp_path / "one", max_steps=1, threads=1)
+    for start in (None, tmp_path / "two"):
+        with pytest.raises(UnetlibError, match="member 1 was started from other weights than member 2 would be"):
+            train(data, run, RECIPE, "cpu", start_from=start, threads=1)
+    train(data, run, RECIPE, "cpu", start_from=tmp_path / "one", threads=1)
+    assert {one.about()["start_from"] for one in (run, *run.members)} == {sha256(Run(tmp_path / "one").best)}
+    train(data, run, RECIPE, "cpu")  # none of them needs it any more
+
+
+def test_weights_that_a_later_member_may_not_have_are_refused_before_the_first_step(data, tmp_path):
+    train(data, tmp_path / "one", SMALL.but(epochs=1), "cpu", threads=1)
+    with pytest.raises(UnetlibError, match="keeps for validation or test"):
+        train(data, tmp_path / "run", RECIPE, "cpu", start_from=tmp_path / "one")
+    assert not (tmp_path / "run" / "member-1").exists()
 
 
 def test_max_steps_are_those_of_all_members_together(data, tmp_path):

@@ -302,6 +302,19 @@ def test_memory_that_a_step_cannot_have_is_said_before_it_starts(data, tmp_path,
     assert not (tmp_path / "run" / "recipe.json").exists()
 
 
+def test_a_finished_training_needs_no_memory(data, run, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**8)
+    kept = Run(run).recipe
+    train(data, run, kept.but(mirror=True), "cpu")
+    train(data, run, kept, "cpu")
+
+
+def test_memory_that_pytorch_keeps_for_reuse_is_free(monkeypatch):
+    for name, number in (("mem_get_info", (10, 100)), ("memory_reserved", 70), ("memory_allocated", 20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: number)
+    assert memory.available_bytes(torch.device("cuda")) == 10 + 50
+
+
 def test_weights_too_large_for_the_memory_are_refused_before_they_are_made(data, tmp_path, monkeypatch):
     monkeypatch.setattr("unetlib.runs.training.build_network", lambda *_: pytest.fail("made"))
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**10)

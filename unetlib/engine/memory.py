@@ -51,7 +51,8 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> i
 def available_bytes(device: torch.device) -> int | None:
     """Return the free memory of a device, for the CPU within the limits of a container; `None` where nothing tells."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for reuse
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     found = list[int]()

@@ -26,6 +26,11 @@ def shipped_for(recipe: Recipe) -> Run:
     return Run(SHIPPED["phantoms" if usual else "phantoms-four"])
 
 
+def chosen_start(recipe: Recipe, other: Run | None) -> Run | None:
+    """Return the run whose weights a new training begins with: `other`, or one that comes with the library."""
+    return other or (shipped_for(recipe) if recipe.phantoms else None)
+
+
 def first_weights(run: Run, other: Run | None, content: dict[str, Any] | None) -> str | None:
     """Return the hash of the best weights of `other`, from which a run starts; `None` without `other`.
 
@@ -70,7 +75,7 @@ def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | 
                 "run that has them, or begin with random weights (--no-phantoms)."
             )
     if isinstance(data, Prepared):
-        _refuse_leak(other, data)
+        refuse_leak(other, data)
     load_weights(network, {"model": _select(content["model"], network, theirs, recipe)}, other.best)
 
 
@@ -95,7 +100,7 @@ def _select(model: dict[str, Tensor], network: nn.Module, theirs: Recipe, ours: 
     return found
 
 
-def _refuse_leak(other: Run, data: Prepared) -> None:
+def refuse_leak(other: Run, data: Prepared) -> None:
     """Raise `UnetlibError` when another run has learned from a case that this one validates or tests on."""
     if not other.provenance:
         raise UnetlibError(

@@ -14,7 +14,7 @@ from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weight
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, read_csv, remove_temporary, require_empty, write_csv, write_json
+from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
@@ -63,11 +63,8 @@ def write_recipe(
 
 
 def describe_members(run: Run) -> None:
-    """Write what a run of several members shares with its first member, which has its split, and their mean history."""
-    first, own = run.members[0], run.about()
-    fields = {**own["recipe"], "precision": first.recipe.precision}
-    write_json(run.recipe_file, {**own, "recipe": fields, "start_from": first.about()["start_from"]})
-    write_json(run.provenance_file, {**first.provenance, "recipe": fields})
+    """Write the provenance of a run of several members, which is that of the first, and their mean history."""
+    write_json(run.provenance_file, {**run.members[0].provenance, "recipe": run.about()["recipe"]})
     rows = zip(*(read_csv(one.history_file, numbers=HISTORY_COLUMNS) for one in run.members), strict=True)
     means = [{name: sum(float(row[name]) for row in same) / len(same) for name in HISTORY_COLUMNS} for same in rows]
     write_history(run, [{**row, "epoch": int(row["epoch"])} for row in means])
@@ -86,11 +83,7 @@ def latest_checkpoint(run: Run) -> dict[str, Any] | None:
 
 
 def restore_checkpoints(run: Run) -> None:
-    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over.
-
-    Unfinished files are removed, also those of a member, in whose folder there is no lock.
-    """
-    remove_temporary(run.folder)
+    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over."""
     for file in (run.latest, run.best):
         if run.latest.exists():
             restore(file)

@@ -24,12 +24,13 @@ from unetlib.networks import build_network
 from unetlib.other_networks import ALL_USED, how_made
 from unetlib.presets import mixed_presets
 from unetlib.recipe import SAMPLE_NAMES, Recipe
-from unetlib.runs.first_weights import begin_with, first_weights, shipped_for
+from unetlib.runs.first_weights import begin_with, chosen_start, first_weights, refuse_leak
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     contents_of,
     describe_members,
     latest_checkpoint,
+    recorded,
     refuse_changes,
     restore_checkpoints,
     resume,
@@ -83,7 +84,7 @@ def train(
         if recipe.members > 1:
             return _train_members(data, run, recipe, options)
         with closing(_Steps(max_steps)) as allowed:
-            return _train(data, run, recipe, options, allowed)
+            return _take(_open(data, run, recipe, options), run, options, allowed)
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,18 @@ class _Options:
 
 
 def _refuse_other_kind(run: Run, recipe: Recipe) -> None:
-    """Raise `UnetlibError` if a run of one network would become one of several members, or the other way round."""
-    if run.latest.exists() if recipe.members > 1 else run.member(0).folder.exists():
-        before = "one network" if recipe.members > 1 else "several members"
+    """Raise `UnetlibError` if a run has begun with another number of members."""
+    if run.member(0).folder.exists():
+        before = recorded(run).get("recipe", {}).get("members") or max(recipe.members, 2)
+    elif run.latest.exists():
+        before = 1
+    else:
+        return
+    if before != recipe.members:
+        networks = "one network" if before == 1 else f"{before} members"
         raise UnetlibError(
-            f"{run} was started with {before}, now members is {recipe.members}. Choose a new run folder, or "
-            "use what the run was started with."
+            f"{run} was started with {networks}, now members is {recipe.members}. Choose a new run folder, or use what "
+            "the run was started with."
         )
 
 
@@ -113,19 +120,42 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
     """Train the members of a run one after another, each in its own folder; return the state of all together."""
     if not isinstance(data, Prepared):
         raise UnetlibError(f"{recipe.members} members divide patients among them; a prepared folder was expected.")
-    splits, states = [data.of_member(place) for place in range(recipe.members)], list[State]()
-    if first_process():
-        write_recipe(run, data, recipe, data.contents)
+    recipe, states = data.fit(recipe), list[State]()
+    parts = [data.of_member(place) for place in range(recipe.members)]
+    _look_ahead(parts, run, recipe, options.start_from)
     with closing(_Steps(options.max_steps, recipe.members)) as steps:
-        for place, part in enumerate(splits):
+        for place, part in enumerate(parts):
             own, single = run.member(place), recipe.but(members=1, tune=False, seed=(recipe.seed + place) % 2**32)
-            states.append(_train(part, own, single, options, steps, place))
+            with locked(own.folder, run.folder) if first_process() else nullcontext():
+                loop = _open(part, own, single, options)
+                if first_process() and not place:  # only now: the first member has refused what may not change
+                    kept = recipe.but(precision=loop.recipe.precision)
+                    write_recipe(run, data, kept, data.contents, own.about()["start_from"])
+                states.append(_take(loop, own, options, steps, place))
             if states[-1].epoch < recipe.epochs:
                 return states[-1]
     if first_process():
         describe_members(run)
     dices, seconds = [state.best_dice for state in states], sum(state.seconds for state in states)
     return replace(states[0], best_dice=sum(dices) / len(dices), seconds=seconds)
+
+
+def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | None) -> None:
+    """Raise `UnetlibError` for what would stop a later member: slices that it lacks, weights that it may not have."""
+    begun, start = run.member(0).latest.exists(), chosen_start(recipe, other)
+    for place, part in [*enumerate(parts)][1:]:
+        own = run.member(place)
+        if own.latest.exists():
+            continue
+        for name in ("train", "val"):
+            samples(part.dataset(recipe.neighbours), name)
+        if begun and first_weights(own, start, None) != run.member(0).about().get("start_from"):
+            raise UnetlibError(
+                f"{run}: member 1 was started from other weights than member {place + 1} would be. Name those weights "
+                "with --start-from, or choose a new run folder."
+            )
+        if start is not None:
+            refuse_leak(start, part)
 
 
 @dataclass
@@ -151,11 +181,12 @@ class _Steps:
             self.bar.close()
 
 
-def _train(
-    data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options, allowed: _Steps, place: int = 0
-) -> State:
-    """Train one network; `place` is its number among several members, which share the steps and their bar."""
-    loop = open_loop(data, run, recipe, options.device, options.start_from, options.threads, options.checkpoint_every)
+def _open(data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options) -> Loop:
+    return open_loop(data, run, recipe, options.device, options.start_from, options.threads, options.checkpoint_every)
+
+
+def _take(loop: Loop, run: Run, options: _Options, allowed: _Steps, place: int = 0) -> State:
+    """Take the steps of one network; `place` is its number among several members, which share them and their bar."""
     state, recipe, steps, history = loop.state, loop.recipe, loop.steps, History(run, options.on_epoch)
     if state.epoch >= recipe.epochs or allowed.left == 0:
         history.on_start(loop)
@@ -211,13 +242,13 @@ def open_loop(
         restore_checkpoints(run)
     engine.fabric.barrier()
     content = latest_checkpoint(run)
-    if recipe.phantoms and not (start_from or content):
-        start_from = shipped_for(recipe)
+    if content is None:
+        start_from = chosen_start(recipe, start_from)
     first = first_weights(run, start_from, content)
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
         first = content.get("start_from")
-    if recipe.dims == 3:
+    if recipe.dims == 3 and (content is None or content["progress"].get("epoch") != recipe.epochs):
         require_memory(str(run), recipe, shape, regions, len(samples(dataset, "train")), engine.device)
     network = build_network(recipe, *channels).to(engine.device)
     if content is None and start_from is not None:
