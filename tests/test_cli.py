@@ -102,6 +102,29 @@ def test_a_network_that_cannot_be_made_is_refused_before_the_patients_are_prepar
     assert not (tmp_path / "r-prepared").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--start-from", "nowhere"], "--start-from nowhere does not exist"),
+        (["--recipe", "strong", "--width", 8], "phantoms has another network or other slices (width: 16 -> 8)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_the_patients_are_prepared(
+    tall_cohort, tmp_path, capsys, words, expected
+):
+    assert expected in fails(capsys, "train", tall_cohort, tmp_path / "r", *words, "--device", "cpu")
+    assert not (tmp_path / "r-prepared").exists()
+
+
+@pytest.mark.parametrize("name", [".", "../run"])
+def test_the_run_may_be_the_working_directory(tall_cohort, tmp_path, monkeypatch, name):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    run_cli("train", tall_cohort, name, *TRAIN, "--max-steps", 1)
+    assert (tmp_path / "run" / "latest_checkpoint.pth").exists()
+    assert (tmp_path / "run-prepared" / "prepared.json").exists()
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty", "unfinished"])
 def test_train_on_what_is_no_folder_of_patients_asks_for_a_prepared_one(tmp_path, capsys, name):
     if name != "nowhere":

@@ -146,8 +146,8 @@ def test_it_goes_on_after_a_stop_and_a_finished_folder_is_reused(cohort, tmp_pat
     assert not (folder / "dataset.json").exists()
     moved, move = [], module._move
 
-    def stops_moving(path, goal):
-        move(path, goal)
+    def stops_moving(path, goal, other):
+        move(path, goal, other)
         moved.append(goal)
         if len(moved) == 5:
             raise KeyboardInterrupt
@@ -180,6 +180,50 @@ def test_an_image_in_another_orientation_keeps_it_and_its_mask_is_scored(tmp_pat
         for one, other in zip(load(found), load(tmp_path / "data" / id / f"{id}_flair.nii.gz"), strict=True):
             np.testing.assert_array_equal(one, other)
     assert unetlib.score(folder / "labelsTs", tmp_path / "data", tmp_path / "scores")["cases"] == 1
+
+
+def test_a_patient_who_could_not_be_read_before_a_stop_is_in_the_part_that_the_split_names(
+    cohort, tmp_path, monkeypatch
+):
+    read, write = module.read_regions, module.files.write_json
+
+    def stops(path, content):
+        if path.name == "splits_final.json":  # all files have been moved
+            raise KeyboardInterrupt
+        write(path, content)
+
+    for number, lacking in enumerate(path.name for path in sorted(cohort.iterdir())[:4]):
+        folder = tmp_path / str(number) / "Dataset501_x"
+
+        def lacks(case, recipe, lacking=lacking):
+            if case.id == lacking:
+                raise UnetlibError(f"{case.id}: there is not enough memory.")
+            return read(case, recipe)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "read_regions", lacks)
+            patch.setattr(module.files, "write_json", stops)
+            with pytest.raises(KeyboardInterrupt):
+                export_nnunet(cohort, folder, workers=1)
+        export_nnunet(cohort, folder, workers=1)
+        (fold,) = json.loads((folder / "splits_final.json").read_text())
+        for kind, end in (("labels", ""), ("images", "_0000")):
+            there = {path.name.removesuffix(f"{end}.nii.gz") for path in (folder / f"{kind}Tr").iterdir()}
+            assert there == {*fold["train"], *fold["val"]}
+            assert len([*(folder / f"{kind}Ts").iterdir()]) == len([*cohort.iterdir()]) - len(there)
+
+
+def test_data_without_a_usable_case_are_refused_with_the_reasons(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("*_seg.nii.gz"):
+        path.unlink()
+    for recipe in (Recipe.published, THREE.but(modalities="flair")):
+        told = refused(tmp_path / "data", tmp_path / "Dataset501_x", recipe)
+        assert f"none of {len([*cohort.iterdir()])} cases can be used" in told
+        assert "it has no tumour mask" in told
+    with pytest.raises(UnetlibError) as error:
+        prepare(tmp_path / "data", tmp_path / "volumes", Recipe.volume)
+    assert "nominal" not in str(error.value)
 
 
 def test_what_cannot_be_exported_is_said(patients, cohort, tmp_path):
@@ -249,8 +293,8 @@ def test_a_stopped_export_is_not_mixed_with_one_of_other_choices(cohort, tmp_pat
     folder, move = tmp_path / "Dataset501_x", module._move
     moved = []
 
-    def stops_moving(path, goal):
-        move(path, goal)
+    def stops_moving(path, goal, other):
+        move(path, goal, other)
         moved.append(goal)
         if len(moved) == 5:
             raise KeyboardInterrupt

@@ -137,6 +137,12 @@ def test_figures_and_card_are_made_of_the_run_as_a_whole(run):
     )
 
 
+def test_an_unfinished_run_is_not_tuned(data, tmp_path):
+    train(data, tmp_path / "run", RECIPE, "cpu", max_steps=1)
+    with pytest.raises(UnetlibError, match="some of its 2 members are not trained yet"):
+        tune(tmp_path / "run", "cpu")
+
+
 def test_a_missing_member_is_a_sentence(run, data, tmp_path):
     copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
     copy.member(1).best.unlink()

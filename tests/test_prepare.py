@@ -283,8 +283,11 @@ def test_what_shards_have_done_is_not_done_again(cohort, tmp_path, capsys):
 
 def test_shards_are_not_merged_while_one_is_at_work(cohort, tmp_path):
     prepare_shard(cohort, tmp_path / "p", "1/2", SMALL, workers=1)
+    unfinished = tmp_path / "p" / ".unetlib-parts" / ".tmp-1-of-the-shard.npz"
+    unfinished.touch()
     with locked(tmp_path / "p" / ".unetlib-shard-2-of-2"), pytest.raises(UnetlibError, match="2-of-2 is in use"):
         prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    assert unfinished.exists()
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
 
 

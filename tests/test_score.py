@@ -311,6 +311,43 @@ def test_one_mask_with_another_label_makes_all_of_them_label_maps(data, tmp_path
     assert [float(row["dice"]) for row in rows] == [1, 0, 0]
 
 
+def test_patients_without_flair_are_scored_and_checked(masks, data, tmp_path, capsys):
+    for path in [*data.rglob("*_flair.nii.gz")]:
+        path.rename(path.with_name(path.name.replace("flair", "t1ce")))
+    summary = unetlib.score(masks, data)
+    assert (summary["cases"], summary["figures"][0]["dice"] > 0) == (3, True)
+    run_cli("check", data, "--modalities", "t1ce")
+    assert "t1ce 3, mask 3" in (told := capsys.readouterr().out)
+    assert "3 of 3 cases usable" in told
+    assert "0 of 3 cases usable" in str(unetlib.check(data))
+
+
+def as_2023(data, folder, labels):
+    """Copy patients into the layout of BraTS 2023, with other labels in their references."""
+    for index, case in enumerate(CASES):
+        name = f"BraTS-GLI-{index:05d}-000"
+        (folder / name).mkdir(parents=True)
+        shutil.copy(data / case / f"{case}_flair.nii.gz", folder / name / f"{name}-t2f.nii.gz")
+        write(folder / name / f"{name}-seg.nii.gz", labels(np.asarray(reference(data, case).dataobj)))
+        write(folder.with_name("old-masks") / f"{name}.nii.gz", np.asarray(reference(data, case).dataobj))
+    return folder
+
+
+def test_labels_of_brats_2021_are_known_in_masks_of_patients_from_later_years(data, tmp_path):
+    new = as_2023(data, tmp_path / "new", lambda voxels: np.where(voxels == 4, 3, voxels).astype(np.uint8))
+    summary = unetlib.score(tmp_path / "old-masks", new, regions="whole enhancing")
+    rows = read_patients(tmp_path / "old-masks-scores")
+    found = sorted((row["region"], float(row["dice"])) for row in rows)
+    assert found == 3 * [("enhancing", 1.0)] + 3 * [("whole", 1.0)]
+    assert "4 is taken for enhancing tumour, as in BraTS 2021" in summary["note"]
+
+
+def test_label_4_of_masks_is_not_taken_for_enhancing_tumour_where_it_is_the_cavity(data, tmp_path):
+    new = as_2023(data, tmp_path / "new", lambda voxels: voxels)
+    told = refused(tmp_path / "old-masks", new, regions="whole enhancing")
+    assert "no mask holds label 3, and label 4 is enhancing tumour in BraTS 2021, but the resection cavity" in told
+
+
 def test_a_table_of_patients_added_later_is_heeded(tmp_path):
     for index, name in enumerate(("17_1", "17_2", "18_1")):
         source = tmp_path / "raw" / write_patient(tmp_path / "raw", index)

@@ -31,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(commands.check, "report what a data folder (or .tar) holds, and what cannot be used")
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, in any of the known layouts")
+    text = "sequences that a case must have, of flair, t1, t1ce and t2 (default: flair)"
+    sub.add_argument("--modalities", nargs="+", action=flags.Words, default="flair", metavar="M", help=text)
     flags.assume(sub)
     flags.workers(sub)
     flags.strict(sub)

@@ -15,7 +15,7 @@ from unetlib.support.messages import first_process, say
 
 def check(args: argparse.Namespace) -> None:
     """Print what a data folder holds."""
-    report = unetlib.check(args.data, args.workers, args.assume)
+    report = unetlib.check(args.data, args.workers, args.assume, args.modalities)
     say(str(report))
     if report.left_out and (args.strict or not report.findings):
         raise UnetlibError(
@@ -51,6 +51,7 @@ def train(args: argparse.Namespace) -> None:
     from unetlib.data.prepare import holds_patients
     from unetlib.networks import build_network
     from unetlib.pipeline import run_recipe
+    from unetlib.runs.first_weights import require_start
 
     run, folder = unetlib.Run.of(args.run), args.prepared
     before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else None
@@ -59,9 +60,12 @@ def train(args: argparse.Namespace) -> None:
             raise UnetlibError(
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )
-        folder = run.folder.with_name(f"{run.folder.name}-prepared")
+        there = run.folder if run.folder.name.strip(".") else run.folder.resolve()
+        folder = there.parent / f"{there.name}-prepared"
         chosen = before or Recipe.published
-        build_network(chosen.but(**given(args, TRAIN, PREDICT)))  # refused now, not after hours
+        planned = chosen.but(**given(args, TRAIN, PREDICT))
+        build_network(planned)  # refused now, not after hours
+        require_start(run, planned, args.start_from)
         unetlib.prepare(args.prepared, folder, chosen)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.cases import SHARE, Case, copy_of, hash_voxels, read_case, unforeseen
+from unetlib.data.cases import SHARE, Case, copy_of, hash_images, read_case, unforeseen
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.volumes import Volume, read_shape
@@ -99,13 +99,14 @@ def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
 
 
 @takes_paths
-def check(data: Path, workers: int | None = None, assume: str | None = None) -> Report:
-    """Read the FLAIR image and the mask of every case in `data`, the headers of the rest, and report.
+def check(data: Path, workers: int | None = None, assume: str | None = None, modalities: str = "flair") -> Report:
+    """Read the images and the mask of every case in `data`, the headers of the rest, and report.
 
-    `workers` is the number of processes, `assume` as in `find_cases`. A case that cannot be read is listed in
-    the report; raises `UnetlibError` when there is no case at all, as `find_cases` does.
+    `workers` is the number of processes; `assume` and `modalities`, those that a case must have and that are read, as
+    in `find_cases`. A case that cannot be read is listed in the report; raises `UnetlibError` when there is no case at
+    all, as `find_cases` does.
     """
-    cohort = find_cases(data, assume=assume)
+    cohort = find_cases(data, modalities, assume)
     findings: dict[str, Finding] = {}
     left_out = dict(cohort.left_out)
     for case, result in run_jobs(_inspect, cohort.cases, "check", "case", workers, SHARE):
@@ -126,17 +127,18 @@ def _inspect(case: Case) -> Finding | str:
     try:
         image, mask, labels = read_case(case)
         notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
-        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_voxels(image.voxels))
+        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_images(image)[0])
     except UnetlibError as error:
         return str(error).removeprefix(f"{case.id}: ")
     except Exception as error:  # one strange file must not end the check of a thousand
         return unforeseen(error)
 
 
-def _compare(case: Case, modality: str, flair: Volume) -> str:
-    """Return what a user should know of the header of another modality; empty when there is nothing."""
-    source, expected = case.images[modality], flair.to_stored(flair.voxels).shape
-    if source.paths == case.images["flair"].paths:
+def _compare(case: Case, modality: str, image: Volume) -> str:
+    """Return what a user should know of the header of a modality that was not read; empty when there is nothing."""
+    source, first = case.images[modality], case.modalities[0]
+    expected = image.to_stored(image.voxels if image.voxels.ndim == 3 else image.voxels[0]).shape
+    if source.paths in (case.images[name].paths for name in case.modalities):
         return ""
     try:
         shape = read_shape(source)
@@ -145,6 +147,6 @@ def _compare(case: Case, modality: str, flair: Volume) -> str:
     if shape == expected:
         return ""
     return (
-        f"{case.id}: {modality} has shape {shape}, flair {expected}. If you use both, `prepare` interpolates the one "
+        f"{case.id}: {modality} has shape {shape}, {first} {expected}. If you use both, `prepare` interpolates the one "
         "that --modalities names later to the grid of the first."
     )

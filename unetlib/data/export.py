@@ -20,7 +20,7 @@ from unetlib.data.reuse import differing
 from unetlib.data.split import Split, make_split
 from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
 from unetlib.support import files
-from unetlib.support.errors import UnetlibError, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
@@ -83,6 +83,9 @@ def export_nnunet(
             f"{folder} lies in {cohort.root}, where its images would be taken for further patients. Choose a folder "
             "elsewhere."
         )
+    if not cohort.cases:
+        reasons = "".join(f"\n- {name}: {reason}" for name, reason in [*cohort.left_out.items()][:5])
+        raise UnetlibError(f"{cohort.root}: none of {counted(len(cohort.left_out), 'case')} can be used:{reasons}")
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
     recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     choices = {name: getattr(recipe, name) for name in OF_PATIENTS}
@@ -184,10 +187,11 @@ def _export(
         )
     part_of = {job.case.id: split.part_of(patients[job.case.id]) for job in jobs}
     for job in jobs:
-        end = "Ts" if part_of[job.case.id] == "test" else "Tr"
+        ends = ("Ts", "Tr") if part_of[job.case.id] == "test" else ("Tr", "Ts")
         for name in job.names:
             kind = "labels" if name == job.names[-1] else "images"
-            _move(job.part.parent / name, folder / f"{kind}{end}" / name)
+            goal, other = (folder / f"{kind}{end}" / name for end in ends)
+            _move(job.part.parent / name, goal, other)
     fold = {part: [name for name, other in part_of.items() if other == part] for part in ("train", "val")}
     about["numTraining"] = sum(map(len, fold.values()))
     (folder / "splits_final.json").unlink(missing_ok=True)
@@ -213,8 +217,10 @@ def _write(job: _Job) -> str | None:
     return None
 
 
-def _move(path: Path, goal: Path) -> None:
-    """Move a file, unless it was moved before a stop."""
+def _move(path: Path, goal: Path, other: Path) -> None:
+    """Move a file, unless it was moved before a stop: to `goal`, or to `other` if the split was another one then."""
     goal.parent.mkdir(exist_ok=True)
-    if path.exists():
-        os.replace(path, goal)
+    for place in (path, other):
+        if place.exists():
+            os.replace(place, goal)
+            return

@@ -38,7 +38,7 @@ def _find(data: Path, recipe: Recipe, assume: str | None) -> tuple[Cohort, Recip
     """Return the cohort to prepare, and the recipe with the scheme of its labels."""
     cohort = find_cases(data, recipe.modalities, assume, recipe.missing)
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
-    if recipe.dims == 3 and all(case.layout == KAGGLE for case in cohort.cases):
+    if recipe.dims == 3 and cohort.cases and all(case.layout == KAGGLE for case in cohort.cases):
         raise UnetlibError(f"{cohort.root}: {NOMINAL}. Prepare slices instead (--dims 2).")
     return cohort, with_scheme(recipe, {case.layout for case in cohort.cases})
 
@@ -93,11 +93,11 @@ def prepare(
     _report(cohort.left_out, strict)
     if cohort.doubt:
         warn(cohort.doubt)
+    for shard in folder.glob(f"{SHARD}-*"):
+        with files.locked(shard):  # raises if it is still running; the lock of the folder would remove its files
+            pass
+        shutil.rmtree(shard, ignore_errors=True)
     with files.locked(folder):
-        for shard in folder.glob(f"{SHARD}-*"):  # raises if a shard is still running
-            with files.locked(shard):
-                pass
-            shutil.rmtree(shard, ignore_errors=True)
         return _prepare(cohort, folder, recipe, workers, strict, rebuild)
 
 

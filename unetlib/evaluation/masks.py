@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unetlib.data.cases import Case, has_nominal_spacing, read_labels, unforeseen
+from unetlib.data.layouts import MODALITIES
 from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort, find_cases
@@ -60,7 +61,7 @@ class Masks:
         these begin with it. Words such as `_mask`, `_seg` or `-pred` may follow. Or it lies in a folder of the case's
         name. Raises `UnetlibError` when there is no mask, one fits no case or several, or several fit one case.
         """
-        cohort, (paths, others) = find_cases(data, assume=assume), _nifti_files(root)
+        cohort, (paths, others) = _cases_with_any_image(data, assume), _nifti_files(root)
         recipe = with_scheme(Recipe.published.but(regions=regions, labels=labels), {c.layout for c in cohort.cases})
         maps = [path for path in paths if PROBABILITY.fullmatch(stem(path.name))]
         index, found, strangers = _index(cohort), defaultdict[str, list[Path]](list), list[Path]()
@@ -110,30 +111,54 @@ class Masks:
             return image, regions.masks(labels), (found > 0)[None]
         if regions.scheme == "brats2021" and not (found == 4).any():
             found = np.where(found == 3, 4, found)  # of nnU-Net, and of BraTS since 2023
+        if self.older:
+            if (labels == 4).any():
+                raise UnetlibError(
+                    f"{path}: no mask holds label 3, and label 4 is enhancing tumour in BraTS 2021, but the resection "
+                    f"cavity in the reference of {case.id}. Give the masks the labels of the data."
+                )
+            found = np.where(found == 4, 3, found)
         try:
             return image, regions.masks(labels), regions.masks(found)
         except UnetlibError as error:
             raise UnetlibError(f"{path}, {case.id}: {error}") from error
 
     @cached_property
+    def _labels(self) -> set[float]:
+        """The labels in all masks; of what is no mask, the lowest values."""
+        found = set[float]()
+        for path in self.found.values():
+            with suppress(UnetlibError):  # `read` says what is wrong with a mask
+                found.update(np.unique(read_volume(Source((path,), assume=self.assume)).voxels)[:MOST_LABELS].tolist())
+        return found
+
+    @property
     def binary(self) -> bool:
         """Whether there is one region to score, and no mask holds a label but 1: then 1 is this region.
 
         So `predict` writes a single region, and `export` its reference; in the data, the region has other labels.
         """
         one = len(region_names(self.recipe)) == 1 and self.recipe.regions != "whole"
-        return one and all(map(self._is_binary, self.found.values()))
+        return one and self._labels <= {0, 1}
 
-    def _is_binary(self, path: Path) -> bool:
-        with suppress(UnetlibError):  # `read` says what is wrong with a mask
-            return bool(np.isin(read_volume(Source((path,), assume=self.assume)).voxels, (0, 1)).all())
-        return True
+    @property
+    def older(self) -> bool:
+        """Whether the data have the labels of BraTS since 2023, and the masks those before: 4 for enhancing tumour."""
+        return self.recipe.labels == "brats2023" and 4 in self._labels and 3 not in self._labels
+
+    @property
+    def notes(self) -> str:
+        """What a reader of the scores should know."""
+        one = f"The masks hold 0 and 1 only: 1 is taken for {self.recipe.regions}." if self.binary else ""
+        old = "No mask holds label 3: 4 is taken for enhancing tumour, as in BraTS 2021." if self.older else ""
+        return " ".join(filter(None, (self.note, one, old)))
 
     def made_from(self, case: Case) -> list[Any]:
         """Return what the scores of a case depend on: its patient, its files and the mask's, by name, size and time."""
         stats = [(file.name, file.stat()) for file in files_of(self.found[case.id])]
         own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels, self.binary]
+        what += [self.older] if self.older else []
         return [own, case.stamp(self.cohort.root), case.patient, self.assume, *what]
 
 
@@ -144,9 +169,7 @@ def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
     use, or, once all others are scored, for masks that cannot be read or are on another grid.
     """
     _require_scores(folder, masks)
-    one = f"The masks hold 0 and 1 only: 1 is taken for {masks.recipe.regions}." if masks.binary else ""
-    note = " ".join(filter(None, (masks.note, one)))
-    scored = ScoreFolder.open(folder, {case.id: masks.made_from(case) for case in masks.cases}, note)
+    scored = ScoreFolder.open(folder, {case.id: masks.made_from(case) for case in masks.cases}, masks.notes)
     with locked(folder):
         if done := scored.done():
             say(f"{folder} is done already, for these masks and references: reused.")
@@ -184,6 +207,14 @@ def _require_scores(folder: Path, masks: Masks) -> None:
     known = read_earlier(path)
     if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
         raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
+
+
+def _cases_with_any_image(data: Path, assume: str | None) -> Cohort:
+    """Return the cases in a folder that have a reference and some image, whose grid is that of the reference."""
+    cohort = find_cases(data, " ".join(MODALITIES), assume, "zero")
+    first = {case.id: next(name for name in MODALITIES if name in case.images) for case in cohort.cases}
+    cases = (replace(case, modalities=(first[case.id],), fill=False) for case in cohort.cases)
+    return replace(cohort, cases=tuple(cases))
 
 
 def _nifti_files(root: Path) -> tuple[list[Path], int]:

@@ -108,11 +108,7 @@ class Predictor(ABC):
         run, *others = Run.several(run)
         if others:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in (run, *others)])
-        if len(run.members) > 1 and not run.weights:
-            raise UnetlibError(
-                f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
-                f"unetlib train PREPARED {run}"
-            )
+        require_members(run)
         network, recipe, content = run.load()
         decision = decision or read_decision(run, recipe)
         if decision is None:
@@ -130,6 +126,15 @@ class Predictor(ABC):
         channels = _channels(run, recipe, content)
         own = Trained(fabric, fabric.setup_module(network), recipe, decision, key, best, run, threads, channels)
         return Mirrored(own) if recipe.mirror else own
+
+
+def require_members(run: Run) -> None:
+    """Raise `UnetlibError` if a run of several members lacks the weights of one."""
+    if len(run.members) > 1 and not run.weights:
+        raise UnetlibError(
+            f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
+            f"unetlib train PREPARED {run}"
+        )
 
 
 @dataclass

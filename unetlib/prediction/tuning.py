@@ -19,7 +19,7 @@ from unetlib.prediction.decision import (
     read_decision,
     write_decision,
 )
-from unetlib.prediction.predictor import Predictor
+from unetlib.prediction.predictor import Predictor, require_members
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
 from unetlib.support.errors import counted
@@ -46,6 +46,7 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             with locked(run.folder):
                 parts.remove()
         return known
+    require_members(run)
     cohort = find_own(run)
     asked = [(member, case) for member in run.members for case in own_cases(member, cohort, "val")]
     cases, patients = [case for _, case in asked], {case.patient for _, case in asked}

@@ -1,5 +1,6 @@
 """Begin a run with the weights of another one."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,6 +63,22 @@ def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | 
     validation or test patients of this one.
     """
     _, theirs, content = other.load()
+    _refuse_other_network(other, theirs, recipe)
+    if isinstance(data, Prepared):
+        refuse_leak(other, data)
+    load_weights(network, {"model": _select(content["model"], network, theirs, recipe)}, other.best)
+
+
+def require_start(run: Run, recipe: Recipe, other: Run | Path | str | None) -> None:
+    """Raise `UnetlibError` if a run that has not begun names weights that are missing or of another network."""
+    start = chosen_start(recipe, Run.to_read(other) if other else None)
+    if start is not None and not any(one.latest.exists() for one in run.members):
+        first_weights(run, start, None)
+        _refuse_other_network(start, start.load()[1], recipe)
+
+
+def _refuse_other_network(other: Run, theirs: Recipe, recipe: Recipe) -> None:
+    """Raise `UnetlibError` if another run has another network, or lacks a sequence or region of the recipe."""
     before, now = theirs.as_dict(), recipe.as_dict()
     if differences := changed({name: before[name] for name in SAME}, {name: now[name] for name in SAME}):
         raise UnetlibError(
@@ -74,9 +91,6 @@ def begin_with(network: nn.Module, other: Run, recipe: Recipe, data: Prepared | 
                 f"{other} has no weights for {first_of(sorted(lacking))}: its {name} are {before[name]}. Start from a "
                 "run that has them, or begin with random weights (--no-phantoms)."
             )
-    if isinstance(data, Prepared):
-        refuse_leak(other, data)
-    load_weights(network, {"model": _select(content["model"], network, theirs, recipe)}, other.best)
 
 
 def _select(model: dict[str, Tensor], network: nn.Module, theirs: Recipe, ours: Recipe) -> dict[str, Tensor]:
