@@ -218,23 +218,29 @@ def test_chapter_4_judges_no_pixels_where_there_are_none(probability, told, caps
 @pytest.mark.parametrize(
     ("gained", "alarms", "told"),
     [
-        ((0.1, 0.3), (7, 0), ("won.", "fell.", "Both figures speak")),
-        ((-0.1, -0.3), (7, 0), ("did not win.", "fell.", "better where there is no tumour, and no better over all")),
-        ((0.1, 0.3), (7, 7), ("won.", "did not fall.", "better over all slices, and no better where")),
-        ((-0.1, 0.1), (0, 7), ("did not win.", "did not fall.", "Neither figure")),
+        ((0.1, 0.3), (7, 0), ("is ahead.", "fell.", "Both figures speak")),
+        ((-0.1, -0.3), (7, 0), ("is not ahead.", "fell.", "better where there is no tumour, and no better over all")),
+        ((0.1, 0.3), (7, 7), ("is ahead.", "did not fall.", "better over all slices, and no better where")),
+        ((-0.1, 0.1), (0, 7), ("is not ahead.", "did not fall.", "Neither figure")),
     ],
 )
-@pytest.mark.parametrize("interval", [(-0.1, 0.1), (0.1, 0.2), None])
-def test_chapter_4_tells_both_figures_of_two_recipes_whatever_they_are(gained, alarms, told, interval, capsys):
+@pytest.mark.parametrize(
+    ("interval", "patients", "sure"),
+    [((-0.1, 0.1), 8, False), ((0.1, 0.2), 8, True), ((0.1, 0.2), 4, False), (None, 1, False)],
+)
+def test_chapter_4_tells_both_figures_of_two_recipes_whatever_they_are(
+    gained, alarms, told, interval, patients, sure, capsys
+):
     source = code_of("04_evaluation", "gained = ")
     before, difference, runs = np.array([0.5, 0.5]), np.array(gained), ("published", "strong")
     false = {name: {"anna": ml, "berta": ml} for name, ml in zip(runs, alarms, strict=True)}
     known = {"np": np, "runs": runs, "false": false, "interval": interval, "before": before}
+    known |= {"by_luck": 0.5**patients}
     exec(source, known | {"difference": difference, "after": before + difference})
     lines = capsys.readouterr().out.splitlines()
     dice, false_alarms, verdict, *unsure = lines
     assert dice == f"Dice: 0.500 published, {0.5 + np.mean(gained):.3f} strong. The strong recipe {told[0]}"
-    assert len(unsure) == (interval != (0.1, 0.2))
+    assert bool(unsure) != sure
     assert false_alarms == f"False alarms: {alarms[0]:.1f} ml published, {alarms[1]:.1f} ml strong. They {told[1]}"
     assert told[2] in verdict
 
