@@ -112,6 +112,8 @@ def test_an_error_in_the_wake_of_a_stop_is_a_stop(capsys):
         (MemoryError(), "error: there is not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "error: there is not enough memory (CUDA out of memory."),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: there is not enough memory (DefaultCPU"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you"), "error: there is not enough memory (DefaultCPU"),
+        (RuntimeError("MPS backend out of memory (MPS allocated)"), "error: there is not enough memory (MPS backend"),
     ],
 )
 def test_an_error_with_a_sentence_ends_with_it(error, told):

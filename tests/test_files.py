@@ -427,3 +427,27 @@ def test_an_empty_text_is_no_path_and_none_where_a_path_may_be_left_out():
     assert paths("a", "") == [Path("a"), None]
     with pytest.raises(UnetlibError, match="an empty text was given"):
         paths("")
+
+
+def test_a_file_that_another_program_has_open_on_windows_is_waited_for(old, monkeypatch):
+    waited, replace = [], os.replace
+
+    def busy(temporary, path):
+        if len(waited) < 2:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(temporary, path)
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", waited.append)
+    monkeypatch.setattr(files.os, "replace", busy)
+    write_json(old, {"new": 1})
+    assert read_json(old) == {"new": 1}
+    assert 0 < sum(waited) < 1
+
+
+def test_a_file_that_stays_open_on_windows_gets_the_advice_to_close_it(old, monkeypatch):
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.os, "replace", refuse(errno.EACCES))
+    with pytest.raises(UnetlibError, match="Another program may have it open"):
+        write_json(old, {"new": 1})

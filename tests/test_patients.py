@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import write_patient
 from unetlib.data import archive as archives
 from unetlib.data import cases, folder
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
-from unetlib.data.patients import LAYOUTS, find_cases, read_case
+from unetlib.data.patients import LAYOUTS, find_cases, read_case, read_regions
 from unetlib.data.prepare import prepare
 from unetlib.data.volumes import read_volume
 from unetlib.recipe import Recipe
@@ -732,3 +733,72 @@ def test_two_archives_of_one_name_do_not_replace_each_other(tmp_path, monkeypatc
     first.unlink()  # then nobody needs it any more
     open_data(second)
     assert only(second).id == "New"
+
+
+def test_scores_that_lie_among_the_patients_are_no_table_of_patients(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "data")
+    scores = tmp_path / "data" / "run" / "evaluation"
+    scores.mkdir(parents=True)
+    (scores / "patients.csv").write_text("patient,grid,dice\na,native,0.5\n")
+    with pytest.raises(UnetlibError, match="a first line with the columns case and patient"):
+        find_cases(tmp_path / "data")
+    (scores / "summary.json").write_text("{}")
+    assert not find_cases(tmp_path / "data").table
+
+
+@pytest.mark.parametrize("name", ["山田\u3000太郎", "Anna\u00a0B", "क्\u200dष", "soft\u00adhyphen"])
+def test_a_name_in_any_script_is_a_name(tmp_path, name):
+    folder = tmp_path / "data" / name
+    write_patient(tmp_path / "data", 0)
+    (tmp_path / "data" / "BraTS2021_00000").rename(folder)
+    for path in [*folder.iterdir()]:
+        path.rename(folder / path.name.replace("BraTS2021_00000", name))
+    (case,) = find_cases(tmp_path / "data").cases
+    assert case.id == name
+    (tmp_path / "data" / "patients.csv").write_text(f"case,patient\n{name},{name}\n", encoding="utf-8")
+    assert find_cases(tmp_path / "data").table == {name: name}
+
+
+def test_folders_are_told_apart_on_drives_that_number_no_files(cohort, monkeypatch):
+    stat = Path.stat
+
+    def unnumbered(self, **given):
+        found = stat(self, **given)
+        return os.stat_result((found[0], 0, *found[2:10]))
+
+    monkeypatch.setattr(Path, "stat", unnumbered)
+    assert len(find_cases(cohort).cases) == len([*cohort.iterdir()])
+
+
+def test_too_little_memory_does_not_make_a_file_a_damaged_one(cohort, monkeypatch):
+    def too_little(self, *_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(nib.arrayproxy.ArrayProxy, "__array__", too_little)
+    with pytest.raises(UnetlibError, match="there is not enough memory"):
+        read_case(find_cases(cohort).cases[0])
+
+
+def test_a_table_that_the_user_has_added_outlives_another_extraction(cohort, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(cohort, "a")
+    (first, *others) = find_cases(tmp_path / "a.tar").cases
+    (tmp_path / "a.extracted" / "patients.csv").write_text(f"case,patient\n{first.id},anna\n{others[0].id},anna\n")
+    os.utime(tmp_path / "a.tar", ns=(1, 1))
+    assert find_cases(tmp_path / "a.tar").table == {first.id: "anna", others[0].id: "anna"}
+
+
+def test_a_region_of_ones_own_has_the_label_that_check_shows(tmp_path):
+    (case,) = find_cases(kaggle(tmp_path / "kaggle").parent).cases
+    _, masks = read_regions(case, Recipe.published.but(regions="whole lesion=1"))
+    np.testing.assert_array_equal(*masks)
+    assert masks.any()
+
+
+def test_the_working_directory_has_a_name(cohort, tmp_path, monkeypatch):
+    folder = shutil.copytree(sorted(cohort.iterdir())[0], tmp_path / "anna")
+    for path in [*folder.iterdir()]:
+        path.rename(folder / path.name.rpartition("_")[2])  # flair.nii.gz and seg.nii.gz
+    assert [case.id for case in find_cases(folder).cases] == ["anna"]
+    monkeypatch.chdir(folder)
+    assert [case.id for case in find_cases(".").cases] == ["anna"]

@@ -14,6 +14,7 @@ from unetlib.evaluation.table import read_patients
 from unetlib.metrics import Counts
 from unetlib.prediction.predictor import Predictor
 from unetlib.show.plots.colours import INK
+from unetlib.show.plots.overlays import three_of
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_of_many_patients_the_middle_one_is_shown_and_of_few_nobody_twice(evalua
         monkeypatch.setattr("unetlib.show.plots.overlays.read_patients", lambda _, rows=rows: rows)
         shown = plots.best_median_worst(run, "cpu")
         assert [one.case.id for one in shown] == [f"BraTS2021_{index:05d}" for index in expected]
-        assert [one.rank for one in shown] == ["best", "median", "worst"][:number]
+        assert [one.rank for one in shown] == {5: ["best", "median", "worst"], 2: ["best", "worst"], 1: ["best"]}[number]
 
 
 def test_the_title_of_a_row_holds_both_dices(evaluated):
@@ -256,3 +257,18 @@ def test_all_figures_are_written_and_named(evaluated, tmp_path):
         with Image.open(path) as picture:
             assert picture.format == path.suffix[1:].upper()
             assert min(picture.size) > 100
+
+
+@pytest.mark.parametrize(
+    ("dices", "expected"),
+    [
+        ((0.9,), {"a": "best"}),
+        ((0.9, 0.2), {"a": "best", "b": "worst"}),
+        ((0.9, 0.9, 0.9), {"a": "best", "b": "median", "c": "worst"}),
+        ((0.9, 0.5, 0.4, 0.2), {"a": "best", "c": "median", "d": "worst"}),
+    ],
+)
+def test_nobody_is_shown_twice_and_the_last_of_two_is_the_worst(dices, expected):
+    rows = [{"patient": name, "dice": str(dice)} for name, dice in zip("abcd", dices, strict=False)]
+    found = three_of(rows)
+    assert [(name, rank) for name, (rank, _) in found.items()] == [*expected.items()]

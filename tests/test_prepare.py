@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -501,3 +502,41 @@ def test_new_times_of_a_case_that_is_left_out_are_no_change(cohort, tmp_path):
     shutil.copy(next((cohort / "BraTS2021_00004").glob("*flair*")), other)
     with pytest.raises(UnetlibError, match=r"1 case added, removed or changed \(BraTS2021_00077\)"):
         prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1)
+
+
+def unreadable(cohort, folder, number=3):
+    """Copy patients, one of whom cannot be read; return the folder, the patient, and how to repair it.
+
+    The file keeps its size and time, as one does that may not be read for a while.
+    """
+    shutil.copytree(cohort, folder)
+    name = sorted(path.name for path in folder.iterdir())[number]
+    (path,) = [path for path in (folder / name).iterdir() if "seg" not in path.name]
+    good, time = path.read_bytes(), path.stat().st_mtime_ns
+
+    def write(content):
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+
+    write(bytes(len(good)))
+    return folder, name, lambda: write(good)
+
+
+def test_a_patient_who_could_not_be_read_is_tried_again(cohort, tmp_path, caplog):
+    data, name, repair = unreadable(cohort, tmp_path / "data")
+    prepare(data, tmp_path / "p", SMALL, workers=1)
+    caplog.clear()
+    assert name in prepare(data, tmp_path / "p", SMALL, workers=1).about["left_out"]
+    assert f"left out {name}" in caplog.text
+    repair()
+    with pytest.raises(UnetlibError, match=f"was prepared without {name}, who can be read now.*--rebuild"):
+        prepare(data, tmp_path / "p", SMALL, workers=1)
+    rebuilt = prepare(data, tmp_path / "p", SMALL, workers=1, rebuild=True)
+    assert name in rebuilt.about["cases"]
+
+
+def test_what_a_user_should_know_of_the_data_is_said(cohort, tmp_path, caplog):
+    data = Path(shutil.copytree(cohort, tmp_path / "data"))
+    shutil.copy(next(data.rglob("*_flair.nii.gz")), data / "something.nii.gz")
+    prepare(data, tmp_path / "p", SMALL, workers=1)
+    assert "something.nii.gz" in caplog.text

@@ -24,7 +24,7 @@ from unetlib.loop import Loop
 from unetlib.metrics import count, dice
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
-from unetlib.runs import resume
+from unetlib.runs import resume, saving
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
@@ -663,3 +663,16 @@ def test_with_max_steps_it_returns_how_far_the_run_is(prepared, tmp_path):
     steps = -(-len(Prepared.open(prepared).dataset().indices("train")) // SMALL.batch_size)
     found = [train(prepared, tmp_path / "r", SMALL, device="cpu", max_steps=5) for _ in range(2)]
     assert [(one.epoch, one.step) for one in found] == [divmod(5, steps), divmod(10, steps)]
+
+
+def test_a_history_that_another_program_has_open_does_not_end_the_training(prepared, tmp_path, monkeypatch, caplog):
+    def busy(run, history):
+        raise UnetlibError("history.csv cannot be written.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_history", busy)
+        state = train(prepared, tmp_path / "r", SMALL, device="cpu")
+    assert state.epoch == SMALL.epochs
+    assert "history.csv cannot be written. The training goes on." in caplog.text
+    train(prepared, tmp_path / "r", SMALL, device="cpu")
+    assert len(read_csv(tmp_path / "r" / "history.csv")) == SMALL.epochs

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import SCANS, SMALL, as_03, as_03_run, as_cases, write_patient
 from tests.test_evaluation import copy_as
+from tests.test_prepare import unreadable
 from unetlib import plots
 from unetlib.data.prepare import prepare
 from unetlib.data.split import Split
@@ -185,3 +186,50 @@ def test_a_table_of_other_data_makes_scans_those_of_one_patient(run, cohort, tmp
     (tmp_path / "other" / "patients.csv").write_text("case,patient\nBraTS-GLI-00001-000,A\nBraTS2021_00100,a\n")
     summary = evaluate(run, data=tmp_path / "other", device="cpu")
     assert (summary["cases"], "Left out: 2 cases" in summary["note"]) == (1, True)
+
+
+def test_a_scan_that_could_not_be_read_is_known_when_it_can_be(run, cohort, tmp_path):
+    split = Split.load(run / "split.json")
+    copy_as(cohort, split.train[0], tmp_path / "one", "BraTS-GLI-00001-000")
+    data, name, repair = unreadable(tmp_path / "one", tmp_path / "other", 0)
+    write_patient(data, 100)
+    assert list(evaluate(run, data=data, device="cpu")["left_out"]) == [name]
+    repair()
+    write_patient(data, 101)
+    summary = evaluate(run, data=data, device="cpu")
+    assert (summary["cases"], summary["left_out"]) == (2, {})
+    assert "Left out: 1 case of patients whom the run was trained or validated on." in summary["note"]
+
+
+def test_a_patient_who_could_not_be_read_is_scored_when_it_can_be(run, tmp_path, caplog):
+    for number in (100, 101):
+        write_patient(tmp_path / "some", number)
+    data, name, repair = unreadable(tmp_path / "some", tmp_path / "other", 0)
+    first = evaluate(run, data=data, device="cpu")
+    caplog.clear()
+    assert evaluate(run, data=data, device="cpu") == first
+    assert f"left out {name}" in caplog.text
+    repair()
+    assert evaluate(run, data=data, device="cpu")["cases"] == 2
+
+
+def test_a_patient_who_cannot_be_used_and_came_later_is_named(run, tmp_path, caplog):
+    write_patient(tmp_path / "other", 100)
+    evaluate(run, data=tmp_path / "other", device="cpu")
+    name = write_patient(tmp_path / "other", 101)
+    (tmp_path / "other" / name / f"{name}_seg.nii.gz").unlink()
+    caplog.clear()
+    assert list(evaluate(run, data=tmp_path / "other", device="cpu")["left_out"]) == [name]
+    assert f"left out {name}" in caplog.text
+
+
+def test_patients_who_are_known_by_name_alone_are_named(cohort, tmp_path):
+    names = [f"sub-{number:02}" for number in range(10)]
+    data = as_cases(cohort, tmp_path / "data", names)
+    train(prepare(data, tmp_path / "p", SMALL, workers=1), tmp_path / "r", SMALL.but(epochs=1), device="cpu")
+    others = as_cases(cohort, tmp_path / "others", names, lambda name, voxels: voxels.astype(np.float32) * 2)
+    write_patient(others, 100)
+    note = evaluate(tmp_path / "r", data=others, device="cpu")["note"]
+    assert "known by name alone. If these are other people, give them other names" in note
+    write_patient(data, 101)
+    assert "by name alone" not in evaluate(tmp_path / "r", data=data, device="cpu")["note"]

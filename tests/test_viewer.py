@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -581,3 +582,15 @@ def test_none_is_refused_like_any_bad_value(name):
 def test_a_dollar_in_a_name_is_a_dollar():
     volumes = {"$x_{$": np.arange(60.0).reshape(3, 4, 5), "b": np.arange(60.0).reshape(3, 4, 5)}
     assert SliceViewer(volumes, title="$y_{$").to_png().startswith(b"\x89PNG")
+
+
+def test_a_volume_of_several_sequences_is_a_sentence():
+    volume = array_to_volume(VOLUME, AFFINE, "v")
+    several = replace(volume, voxels=np.stack([VOLUME, VOLUME]))
+    with pytest.raises(UnetlibError, match=r"holds 2 sequences; one 3-D volume was expected. Show one of them: plots"):
+        SliceViewer(several)
+
+
+def test_a_volume_of_one_slice_is_outlined(tmp_path):
+    viewer = SliceViewer(image(VOLUME[:, :, 4:5]), truth=image(TRUTH[:, :, 4:5]), style="outline")
+    assert "data:image/png" in str(viewer.to_html(tmp_path / "one.html").read_text(encoding="utf-8"))

@@ -43,7 +43,7 @@ def open_data(path: Path) -> Path:
     the archive is damaged, or it holds anything but plain files and folders inside itself.
     """
     if path.is_dir():
-        return path
+        return path if path.name.strip(".") else path.resolve()  # `.` has no name
     if not path.is_file():
         raise UnetlibError(
             f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
@@ -90,6 +90,8 @@ def _make(target: Path, archive: Path, origin: dict[str, Any]) -> None:
             shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
             _extract(archive, temporary / "images")
             write_json(temporary / "images" / MARKER, origin)
+            if (target / TABLE).is_file() and not (temporary / "images" / TABLE).exists():
+                shutil.copy2(target / TABLE, temporary / "images")  # the user's own
             shutil.rmtree(target, ignore_errors=True)
             (temporary / "images").rename(target)
         finally:

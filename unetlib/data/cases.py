@@ -23,6 +23,7 @@ from unetlib.support.files import digest, sha256
 
 SHARE = 50  # starting a worker costs as much as reading 50 cases
 NOMINAL = f"1 mm is only the nominal voxel size of {KAGGLE}, and a 3-D network would see its heads distorted"
+_ONCE = "a scan counts once."
 HASHES = ("sha256", "image", "content")  # of a case's files; of its (first) image; of its images and mask
 
 
@@ -207,7 +208,12 @@ def is_unchanged(case: Case, root: Path, stamp: list[list[str | int]], known: di
 
 def copy_of(other: str) -> str:
     """Return the sentence for a case whose image is there already."""
-    return f"its image has the same voxels as that of {other}: a scan counts once."
+    return f"its image has the same voxels as that of {other}: {_ONCE}"
+
+
+def is_copy(reason: str) -> bool:
+    """Tell whether a case was left out for `copy_of` another."""
+    return reason.endswith(_ONCE)
 
 
 def without_copies(cases: Iterable[tuple[Case, list[str]]]) -> tuple[dict[str, str], dict[str, str]]:

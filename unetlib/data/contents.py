@@ -81,7 +81,7 @@ def damage_in(path: object) -> Iterator[None]:
     """Turn any error in the block into an `UnetlibError` that calls the file damaged: decoders raise a dozen kinds."""
     try:
         yield
-    except UnetlibError:
+    except (UnetlibError, MemoryError):
         raise
     except Exception as error:
         raise UnetlibError(f"{path} is damaged ({reason(error)}). {AGAIN}") from error

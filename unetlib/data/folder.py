@@ -19,7 +19,7 @@ from unetlib.data.cases import Case
 from unetlib.data.layouts import AUTOMATIC, MASK, MODALITIES, NAMELESS, STACK, Found, Layout
 from unetlib.data.nifti import files_of, stem
 from unetlib.data.volumes import TOLERANCE, Source, read_volume
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, counted, is_text
 from unetlib.support.files import fold
 
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # masks published under another name than their case
@@ -259,15 +259,17 @@ def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
 
     def usable(names: list[str], folder: str) -> list[str]:
         for name in names:
-            if not name.isprintable():  # bytes that are no text cannot be written to any table
-                notes.append(f"{name!r} in {folder!r} is ignored: its name is not valid text. Rename it.")
-        return sorted(name for name in names if name.isprintable() and not name.startswith("."))
+            if not is_text(name):  # bytes that are no text cannot be written to any table
+                notes.append(f"{name!r} in {folder!r} is ignored: its name holds what is no text. Rename it.")
+        return sorted(name for name in names if is_text(name) and not name.startswith("."))
 
     for folder, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
         status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        # Some network drives number no files.
+        identity = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
+        if identity in seen:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         folders[:] = usable(folders, folder)
         yield Path(folder), usable(names, folder)

@@ -164,7 +164,8 @@ def task_layout(task: Path) -> tuple[Layout | None, str]:
     """
     inside = {path.name.lower(): path for path in task.iterdir()}
     images = inside.get("imagestr", inside.get("imagests"))
-    names = [path.name for path in images.iterdir() if path.name.lower().endswith(ENDINGS)] if images else []
+    there = [path.name for path in images.iterdir() if not path.name.startswith(".")] if images else []
+    names = [name for name in there if name.lower().endswith(ENDINGS)]
     channels, note = _channels(inside.get("dataset.json"))
     if any(BY_NAME[NNUNET].find(f"imagesTr/{name}") for name in names):
         if not (channels or note):

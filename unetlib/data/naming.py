@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of, is_text
 from unetlib.support.files import fold, read_csv
 
 TABLE = "patients.csv"
+SUMMARY = "summary.json"  # beside the scores of an evaluation, whose table has the same name
 _WRITE_TABLE = f"write a table {TABLE} with the columns case and patient into the data folder"
 
 _SEPARATOR = "[-_./ ]"
@@ -182,6 +183,11 @@ def doubt(ids: Iterable[str]) -> str:
     )
 
 
+def is_table(path: Path) -> bool:
+    """Tell whether a file is a table of patients: by its name, unless scores of that name lie there."""
+    return path.name.lower() == TABLE and not path.with_name(SUMMARY).exists()
+
+
 def read_table(path: Path, ids: Collection[str]) -> dict[str, str]:
     """Return the patient of each case that a table `patients.csv` names; `ids` are the cases of the folder.
 
@@ -205,7 +211,7 @@ def read_table(path: Path, ids: Collection[str]) -> dict[str, str]:
         if not any(cell for cells in row.values() for cell in cells):
             continue
         case, patient, more = row[columns["case"]].strip(), row[columns["patient"]].strip(), any(row.get("", ""))
-        if not (case and patient and patient.isprintable()) or more:
+        if not (case and patient and is_text(patient)) or more:
             raise UnetlibError(
                 f"{path}, row {number}: the case {case!r} and the patient {patient!r}{' and more' * more} were found; "
                 "one name for each was expected."

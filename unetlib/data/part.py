@@ -24,6 +24,7 @@ from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, brief
 from unetlib.support.parts import Parts
+from unetlib.support.records import refuse_packed
 
 PART = ("images", "masks", "z", "tumour_voxels", *HASHES, "scans", "resampled", "regions", "outside")
 
@@ -95,7 +96,7 @@ def read_part(job: Job) -> dict[str, np.ndarray]:
     """Return the arrays that `prepare_case` has written; raises `UnetlibError` when they are damaged or invalid."""
     side = job.recipe.image_size
     try:
-        files.refuse_packed(job.part)
+        refuse_packed(job.part)
         with np.load(job.part, allow_pickle=False) as file:
             part = {name: file[name] for name in PART}
         images, masks, number = part["images"], part["masks"], len(part["z"])

@@ -137,7 +137,7 @@ def _read(root: Path, wanted: tuple[str, ...], fill: bool, masked: bool) -> tupl
 
 def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:
     """Return what `patients.csv` says, the one that lies highest, and a sentence on it; empty where there is none."""
-    paths = sorted((len(path.parts), path) for path in folder.unknown if path.name.lower() == naming.TABLE)
+    paths = sorted((len(path.parts), path) for path in folder.unknown if naming.is_table(path))
     if not paths:
         return {}, []
     (depth, path), lower = paths[0], [path for _, path in paths[1:]]

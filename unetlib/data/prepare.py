@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from unetlib.data.cases import HASHES, NOMINAL, without_copies
+from unetlib.data.cases import HASHES, NOMINAL, is_copy, without_copies
 from unetlib.data.layouts import KAGGLE
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
@@ -91,8 +91,8 @@ def prepare(
     """
     cohort, recipe = _find(data, recipe, assume)
     _report(cohort.left_out, strict)
-    if cohort.doubt:
-        warn(cohort.doubt)
+    for note in cohort.notes:
+        warn(note)
     for shard in folder.glob(f"{SHARD}-*"):
         with files.locked(shard):  # raises if it is still running; the lock of the folder would remove its files
             pass
@@ -129,14 +129,23 @@ def _prepare(
     cohort: Cohort, folder: Path, recipe: Recipe, workers: int | None, strict: bool, rebuild: bool
 ) -> Prepared:
     jobs = _plan(cohort, cohort.cases, recipe, folder)
-    known = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
-    if not known or (folder / "recipe.json").exists():  # run folders have a split, too
+    begun = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
+    if not begun or (folder / "recipe.json").exists():  # run folders have a split, too
         files.require_empty(folder, "a prepared folder")
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
         refuse_changes(prepared, cohort, recipe)
         warn_of_divided(prepared, cohort)
-        _report({name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}, strict)
+        known = {name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}
+        copies = {name: reason for name, reason in known.items() if is_copy(reason)}
+        _report(copies, strict)
+        again = [job for job in jobs if job.case.id in known.keys() - copies.keys()]
+        still = _run(again, workers, strict)
+        if now := [job.case.id for job in again if job.case.id not in still]:
+            raise UnetlibError(
+                f"{folder} was prepared without {first_of(now, 5)}, who can be read now. Choose another folder, or "
+                f"replace it with: unetlib prepare DATA {folder} --rebuild"
+            )
         Parts(folder).remove()  # left by a kill before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
         return prepared

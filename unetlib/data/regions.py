@@ -44,10 +44,14 @@ class Regions:
         Raises `UnetlibError` when nothing says what the labels mean.
         """
         words = [word.partition("=")[::2] for word in recipe.regions.split()]
+        stored = {label: value for value, label in BY_NAME[layout].labels.items()} if layout else {}
         scheme = _scheme(recipe, layout) if {name for name, own in words if not own} - {"whole"} else ""
         return cls(
             tuple(name for name, _ in words),
-            tuple(tuple(map(int, own.split("+"))) if own else _labels(name, scheme) for name, own in words),
+            tuple(
+                tuple(stored.get(int(one), int(one)) for one in own.split("+")) if own else _labels(name, scheme)
+                for name, own in words
+            ),
             scheme,
         )
 

@@ -142,6 +142,8 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
     proxy = image.dataobj
     try:
         voxels = np.asanyarray(proxy if channel is None else proxy[:, :, :, channel]).reshape(shape[:3])
+    except MemoryError:
+        raise
     except Exception as error:  # a truncated gzip raises EOFError, zlib.error, OSError or ValueError
         at = getattr(proxy, "offset", 0)
         odd = f" Or its vox_offset is wrong: {at} where 352 is usual." if at not in (0, 352, 544) else ""

@@ -61,13 +61,19 @@ def evaluate(
     cases = [replace(case, fill=case.fill and predictor.takes_gaps) for case in cases]  # each run has its own rule
     assumed = [cohort.assume] if cohort.assume else []
     made_from = {case.id: [predictor.key, case.stamp(cohort.root), case.patient, *assumed] for case in cases}
-    note = " ".join(filter(None, (*notes, predictor.note)))
+    note, without = " ".join(filter(None, (*notes, predictor.note))), cohort.left_out if data else {}
+    for about_data in cohort.notes if data else ():
+        warn(about_data)
     with locked(folder, belongs_to=runs[0].folder):
-        scored = ScoreFolder.open(folder, made_from, note)
+        scored = ScoreFolder.open(folder, made_from | {id: [reason] for id, reason in without.items()}, note)
         if done := scored.done():
-            say(f"{folder} is done already, for these weights and patients: reused.")
-            return done
-        left_out = (cohort.left_out if data else {}) | _score_missing(predictor, cases, scored, strict=data is None)
+            again = [case for case in cases if case.id in done["left_out"]]  # perhaps they can be read now
+            if len(_score_missing(predictor, again, scored, strict=False)) == len(again):
+                for name, reason in done["left_out"].items():
+                    warn(f"left out {name}: {reason}")
+                say(f"{folder} is done already, for these weights and patients: reused.")
+                return done
+        left_out = without | _score_missing(predictor, cases, scored, strict=data is None)
         for name, reason in left_out.items():
             warn(f"left out {name}: {reason}")
         cases = [case for case in cases if case.id not in left_out]

@@ -101,7 +101,7 @@ def choose_others(
     """
     cohort = find_cases(root, assume=assume, **run.reading)
     hashes = _hashes(cohort, run, folder)
-    parts = _parts(cohort, run, hashes)
+    parts, named = _parts(cohort, run, hashes)
     if part is not None:
         chosen = [case for case in cohort.cases if part in ("all", parts[case.id])]
         if not chosen:
@@ -112,15 +112,20 @@ def choose_others(
         return cohort, chosen, [_warning(parts[case.id] for case in chosen)]
     chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
     seen = len(cohort.cases) - len(chosen)
+    by_name = (
+        f" {first_of(strangers, 3)}: known by name alone. If these are other people, give them other names."
+        if (strangers := sorted({case.patient for case in cohort.cases if case not in chosen} & named))
+        else ""
+    )
     if not chosen:
         raise UnetlibError(
             f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}): their "
-            f"scores would be too high.{reasons(cohort)} Name another folder with --data, or ask for these with "
-            "--split all."
+            f"scores would be too high.{by_name}{reasons(cohort)} Name another folder with --data, or ask for these "
+            "with --split all."
             if seen
             else f"{root} holds no patient who can be scored.{reasons(cohort)}"
         )
-    note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on."
+    note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on.{by_name}"
     first, copies = dict[str, Case](), dict[str, str]()
     for case in chosen:
         if (other := first.setdefault(hashes[case.id].get("image", case.id), case)) is not case:
@@ -129,8 +134,8 @@ def choose_others(
     return cohort, [case for case in chosen if case.id not in copies], [note] if seen else []
 
 
-def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, Any]]) -> dict[str, str | None]:
-    """Return the part of a run that each case of other data belongs to, or `None`.
+def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, Any]]) -> tuple[dict[str, str | None], set[str]]:
+    """Return the part of a run that each case of other data belongs to, or `None`; and patients known by name alone.
 
     Patients are recognised by their name, at the time of the split or today, and by a scan with the voxels of one of
     the run's cases or of earlier runs'. All scans of a recognised patient belong to that part.
@@ -138,13 +143,15 @@ def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, Any]]) -> dict[
     provenance, split = run.provenance, run.split if run.split_file.exists() else None
     own = [{**case, "case": id} for id, case in provenance.get("cases", {}).items()]
     by_sign, by_name = part_by_sign([*provenance.get("earlier", {}).values(), *own]), _by_name(own, split)
-    parts: dict[str, str] = {}  # of a patient
+    parts, known = dict[str, str](), set[str]()  # of a patient
     for case in cohort.cases:
         record = {"patient": case.patient, **hashes[case.id]}
-        found = {by_name.get(key(case.patient)), *(by_sign.get(sign) for sign in signs(record, case.id))}
+        by_scan = {by_sign.get(sign) for sign in signs(record, case.id)} - {None}
+        known |= {case.patient} if by_scan else set()
+        found = {by_name.get(key(case.patient)), *by_scan}
         if first := next((part for part in PARTS if part in found | {parts.get(case.patient)}), None):
             parts[case.patient] = first
-    return {case.id: parts.get(case.patient) for case in cohort.cases}
+    return {case.id: parts.get(case.patient) for case in cohort.cases}, parts.keys() - known
 
 
 def _by_name(own: list[dict[str, Any]], split: Split | None) -> dict[str, str]:
@@ -178,14 +185,14 @@ def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
     stamps = {
         case.id: digest([case.id, case.modalities, cohort.assume, case.stamp(cohort.root)]) for case in cohort.cases
     }
-    known = {stamp: before[stamp] for stamp in stamps.values() if isinstance(before.get(stamp), str)}
+    known = {stamp: before[stamp] for stamp in stamps.values() if before.get(stamp) and isinstance(before[stamp], str)}
     todo = [case for case in cohort.cases if stamps[case.id] not in known]
     try:
         for case, image in run_jobs(_hash_image, todo, "compare", "case", None, SHARE):
             known[stamps[case.id]] = image
     finally:
         if todo:
-            write_json(path, dict(sorted(known.items())))
+            write_json(path, {stamp: found for stamp, found in sorted(known.items()) if found})
     return {id: known[stamp].split() for id, stamp in stamps.items()}
 
 

@@ -12,7 +12,8 @@ from unetlib.loop import Loop
 from unetlib.runs.checkpoint import save_checkpoint
 from unetlib.runs.resume import HISTORY_COLUMNS, write_history
 from unetlib.runs.run import Run
-from unetlib.support.messages import first_process, say
+from unetlib.support.errors import UnetlibError
+from unetlib.support.messages import first_process, say, warn
 
 Rows = list[dict[str, float]]
 
@@ -84,7 +85,10 @@ class History(Hook):
         """Write, log and pass on the rows."""
         history = loop.state.history
         if first_process():
-            write_history(self.run, history)
+            try:
+                write_history(self.run, history)
+            except UnetlibError as error:  # the checkpoint has these rows, too
+                warn(f"{error} The training goes on.")
         say(", ".join(f"{name} {history[-1][name]:.4g}" for name in HISTORY_COLUMNS))
         if self.on_epoch:
             self.on_epoch(history)

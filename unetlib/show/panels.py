@@ -15,7 +15,7 @@ from unetlib.data.volumes import GUESS, Source, Volume, array_to_volume, image_t
 from unetlib.metrics import millilitres
 from unetlib.show.layers import Layer, Layers
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
-from unetlib.support.errors import UnetlibError, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
 NOMINAL = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of an array without one: 1 mm, LPS order
@@ -120,6 +120,11 @@ def _named(volume: Any) -> dict[str, Any]:
 
 def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
     if isinstance(item, Volume):
+        if item.voxels.ndim != 3:
+            raise UnetlibError(
+                f"{name} holds {counted(len(item.voxels), 'sequence')}; one 3-D volume was expected. Show one of them: "
+                "plots.first_sequence(volume), or a dictionary with a volume for each."
+            )
         return item
     if isinstance(item, str | Path):
         item = Source((Path(item).expanduser(),))

@@ -11,7 +11,7 @@ from unetlib.show.plots.drawing import is_synthetic
 from unetlib.show.plots.overlays import note_on_ranks, of_first, overlay_figure, ranked, three_of
 from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.files import takes_paths
-from unetlib.support.messages import say
+from unetlib.support.messages import say, warn
 
 
 @takes_paths
@@ -34,6 +34,8 @@ def score(
     another grid than its reference or holds probabilities, or a file cannot be read.
     """
     given = Masks.find(masks, data, assume, regions, labels)
+    for note in given.cohort.notes:
+        warn(note)
     names = named_regions(given.recipe)
     beside = masks.resolve()
     folder = out or beside.with_name(f"{stem(beside.name) or beside.name}-scores")

@@ -19,7 +19,7 @@ from unetlib.support.messages import show_messages
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send
 GOES_ON = "Stopped. The same command goes on where it was."
 BEGINS_ANEW = "Stopped. The same command begins anew."
-NO_MEMORY = "can't allocate memory"  # in PyTorch's error on a CPU
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch: Linux, Windows, Mac's GPU
 
 
 def begin() -> None:
@@ -101,7 +101,7 @@ def _end(error: BaseException) -> None:
     if isinstance(error, OSError):
         sys.exit(f"error: {error.filename or 'a file'} cannot be used ({error.strerror or error}).")
     # PyTorch's errors, on a GPU and on the CPU, are no `MemoryError`.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
+    if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
         reason = (str(error) or "the system gave no more").splitlines()[0]
         sys.exit(
             f"error: there is not enough memory ({reason}). Close other programs, use a machine with more of it, or, "

@@ -1,6 +1,7 @@
 """The exception for user errors, and helpers for its messages."""
 
 import reprlib
+import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Real
 from types import UnionType
@@ -9,6 +10,7 @@ from typing import Any, get_args, get_origin
 _NUMBERS: dict[type, type] = {int: Integral, float: Real, bool: Integral}  # numpy's, too
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 100
+_REVERSING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # marks of the direction of writing
 
 
 class UnetlibError(Exception):
@@ -49,9 +51,17 @@ def unlike(value: Any, annotation: Any) -> str:
     return " or ".join(sorted(kind.__name__.removesuffix("Type") for kind in kinds))
 
 
+def is_text(name: str) -> bool:
+    """Tell whether a name can be written to any table and shown: no bytes that are no text, no control codes.
+
+    Spaces and joiners of any script are text; marks that reverse the order of what follows are not.
+    """
+    return not any(unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") or one in _REVERSING for one in name)
+
+
 def printable(text: str) -> str:
     """Return text without terminal control codes, such as those in untrusted file names."""
-    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)
+    return "".join(one if is_text(one) or one == "\n" else ascii(one)[1:-1] for one in text)
 
 
 def first_of(names: list[str], most: int = 20) -> str:

@@ -9,8 +9,8 @@ import json
 import math
 import os
 import shutil
+import time
 import unicodedata
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -24,6 +24,7 @@ from unetlib.support.errors import UnetlibError, brief, first_of, unlike
 MAX_TEXT = 2**25  # largest JSON or CSV file in bytes: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished job; removed at the end
 LOCK = ".unetlib-lock"
+WINDOWS = os.name == "nt"
 P = ParamSpec("P")
 R = TypeVar("R")
 _IMAGES = list[Path | dict[str, Path]]  # a dictionary holds the images of one patient
@@ -106,7 +107,7 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
             os.fsync(file.fileno())
         if keep and path.exists():
             keep_as(path, keep)
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except OSError as error:
         raise _unwritable(path, error) from error
     except ValueError as error:
@@ -115,6 +116,18 @@ def atomic(path: Path, keep: Path | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # if the folder cannot be used, there is no temporary file
             temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file to one that may exist; where another program has that open, as on Windows, wait for up to 2 s."""
+    for wait in (0.1, 0.2, 0.3, 0.4, 1.0, None):
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if wait is None or not WINDOWS:
+                raise
+            time.sleep(wait)
 
 
 def _raise_stop_behind(error: BaseException | None) -> None:
@@ -149,11 +162,11 @@ def keep_as(path: Path, keep: Path) -> None:
 
 def _unwritable(path: Path, error: OSError, belongs_to: Path | None = None) -> UnetlibError:
     """Return an error with advice that depends on the fault, and on whether another folder can be named."""
-    may_not = (
-        f"It belongs in {belongs_to}: copy that folder to a place where you may write, and name the copy."
-        if belongs_to
-        else "Name a folder in which you may write."
-    )
+    may_not = "Name a folder in which you may write."
+    if WINDOWS and path.is_file():
+        may_not = "Another program may have it open, such as Excel: close it there, then give the same command again."
+    elif belongs_to:
+        may_not = f"It belongs in {belongs_to}: copy that folder to a place where you may write, and name the copy."
     return UnetlibError(
         f"{path} cannot be written ({error.strerror or error}). {CURES.get(error.errno or 0, may_not)} "
         "Nothing half-written is left."
@@ -211,16 +224,6 @@ def refuse_link(folder: Path) -> None:
         raise UnetlibError(
             f"{folder} is a link; a folder was expected, since files are written there. Remove the link."
         )
-
-
-def refuse_packed(path: Path) -> None:
-    """Raise `ValueError` unless `path` is an uncompressed zip, which takes no more memory than disk space."""
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            raise ValueError("it is not a zip file")
-        with zipfile.ZipFile(file) as archive:
-            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it unpacks to more than its size")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ A kind of value is a test and what the test expects, in words.
 """
 
 import math
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,3 +55,13 @@ def require(content: Any, where: str | Path, advice: str, /, **kinds: Kind) -> N
     for name, (fits, expected, _) in kinds.items():
         if name in content and not fits(content[name]):
             raise UnetlibError(f"{where}: its {name} is {brief(content[name])}; {expected} was expected. {advice}")
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise `ValueError` unless `path` is an uncompressed zip, which takes no more memory than disk space."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError("it is not a zip file")
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")

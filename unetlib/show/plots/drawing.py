@@ -58,8 +58,11 @@ def fit_height(figure: Figure, ratio: float, columns: int, rows: int = 1, extra:
 
 def draw_outline(axes: Axes, mask: np.ndarray, colour: str = OUTLINE, width: float = 1.2, dashes: str = "-") -> None:
     """Draw the border of a boolean mask (H, W); nothing where it is empty."""
-    if mask.any():
-        axes.contour(mask, levels=[0.5], colors=colour, linewidths=width, linestyles=dashes)
+    if not mask.any():
+        return
+    y, x = (np.arange(-1, side + 1) if min(mask.shape) < 2 else np.arange(side) for side in mask.shape)
+    mask = np.pad(mask, 1) if min(mask.shape) < 2 else mask  # of a single row there is no contour
+    axes.contour(x, y, mask, levels=[0.5], colors=colour, linewidths=width, linestyles=dashes)
 
 
 def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:

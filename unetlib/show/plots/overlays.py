@@ -110,9 +110,9 @@ def best_median_worst(run: Run | Path | str, device: str = "auto") -> list[Ranke
 
 def three_of(ranking: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, float]]:
     """Return rank and Dice of the best, median and worst of the rows of `read_patients`, by patient; nobody twice."""
-    chosen = {"worst": ranking[-1], "median": ranking[len(ranking) // 2], "best": ranking[0]}
+    chosen = {"median": ranking[len(ranking) // 2], "worst": ranking[-1], "best": ranking[0]}
     ranks = {row["patient"]: (rank, float(row["dice"])) for rank, row in chosen.items()}
-    return dict(reversed(ranks.items()))
+    return dict(sorted(ranks.items(), key=lambda item: item[1][0]))  # best, median, worst, as in the alphabet
 
 
 @takes_paths
