@@ -49,7 +49,8 @@ def test_of_many_patients_the_middle_one_is_shown_and_of_few_nobody_twice(evalua
         monkeypatch.setattr("unetlib.show.plots.overlays.read_patients", lambda _, rows=rows: rows)
         shown = plots.best_median_worst(run, "cpu")
         assert [one.case.id for one in shown] == [f"BraTS2021_{index:05d}" for index in expected]
-        assert [one.rank for one in shown] == {5: ["best", "median", "worst"], 2: ["best", "worst"], 1: ["best"]}[number]
+        ranks = {5: ["best", "median", "worst"], 2: ["best", "worst"], 1: ["best"]}
+        assert [one.rank for one in shown] == ranks[number]
 
 
 def test_the_title_of_a_row_holds_both_dices(evaluated):
