@@ -1,8 +1,11 @@
-"""The peers of the race: networks of other libraries, trained as their tutorials show, written anew in a few lines.
+"""The peers of the race: networks of other libraries, trained by what their tutorials show, written anew in few lines.
 
 Sources: MONAI's tutorial of 2-D segmentation (`unet_training_dict.py`); M. Buda's brain-segmentation-pytorch, for which
 see also Computers in Biology and Medicine 109, 2019; the tutorial of segmentation_models.pytorch on binary masks.
+Losses are those of the libraries. What differs from the tutorials stands in `RACE.md`.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +15,13 @@ from torch.nn import functional as F
 from unetlib.unet import UNet
 
 Volumes = list[tuple[np.ndarray, np.ndarray]]  # image (X, Y, Z) and mask of each patient
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def dice_of_batch(logits: Tensor, masks: Tensor) -> Tensor:
+    """Return the Dice loss of all pixels of a batch together, with 1 added above and below, as Buda has it."""
+    probabilities = torch.sigmoid(logits)
+    return 1 - (2 * (probabilities * masks).sum() + 1) / (probabilities.sum() + masks.sum() + 1)
 
 
 class Peer:
@@ -21,7 +31,7 @@ class Peer:
 
     def __init__(self, train: Volumes) -> None:
         torch.manual_seed(0)
-        self.rng, self.network = np.random.default_rng(0), self.make()
+        self.rng, self.network, self.loss = np.random.default_rng(0), self.make(), self.make_loss()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.rate)
         self.images = [self.prepared(image) for image, _ in train]
         self.masks = [
@@ -31,6 +41,10 @@ class Peer:
     def make(self) -> nn.Module:
         """Return the network with fresh weights."""
         raise NotImplementedError
+
+    def make_loss(self) -> Loss:
+        """Return the loss, of logits and masks."""
+        return dice_of_batch
 
     def on_grid(self, slices: Tensor) -> Tensor:
         """Return slices on the grid of the network."""
@@ -47,12 +61,11 @@ class Peer:
         raise NotImplementedError
 
     def step(self) -> None:
-        """Update the weights once, by the Dice loss."""
+        """Update the weights once."""
         images, masks = self.draw()
         self.network.train()
         self.optimizer.zero_grad()
-        probabilities = torch.sigmoid(self.network(images))
-        (1 - (2 * (probabilities * masks).sum() + 1) / (probabilities.sum() + masks.sum() + 1)).backward()
+        self.loss(self.network(images), masks).backward()
         self.optimizer.step()
 
     @torch.inference_mode()
@@ -69,16 +82,27 @@ class Peer:
 
 
 class Monai(Peer):
-    """As MONAI's tutorial: four crops of 96 x 96 of each of two slices, turned by 90 degrees, Dice loss."""
+    """As MONAI's tutorial: four crops of 96 x 96 of each of two slices, turned by 90 degrees, its Dice loss.
+
+    Every slice of the tutorial holds what is to be found; here it is every other one, on average.
+    """
 
     crop = 96
+
+    def make_loss(self) -> Loss:
+        """Return MONAI's Dice loss: of each crop, then the mean."""
+        from monai.losses import DiceLoss
+
+        return DiceLoss(sigmoid=True)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Return crops, half of them centred on tumour, of two slices drawn at random."""
         images, masks = [], []
         for _ in range(2):
             patient = int(self.rng.integers(len(self.images)))
-            z = int(self.rng.integers(len(self.images[patient])))
+            tumour = np.flatnonzero(self.masks[patient].flatten(1).any(1))
+            every = np.arange(len(self.images[patient]))
+            z = int(self.rng.choice(tumour if len(tumour) and self.rng.random() < 0.5 else every))
             image, mask = self.images[patient][z], self.masks[patient][z]
             for place in range(4):
                 y, x = self._corner(mask[0], tumour=place < 2)
@@ -183,9 +207,15 @@ class BrainSegmentation(Whole):
 
 
 class ResNet(Whole):
-    """segmentation_models.pytorch's U-Net with a ResNet-18, without weights from photographs; Adam 2e-4, Dice loss."""
+    """segmentation_models.pytorch's U-Net with a ResNet-18 of random weights; Adam 2e-4, its Dice loss."""
 
     rate = 2e-4
+
+    def make_loss(self) -> Loss:
+        """Return the Dice loss of segmentation_models.pytorch."""
+        from segmentation_models_pytorch.losses import DiceLoss
+
+        return DiceLoss("binary", from_logits=True)
 
     def make(self) -> nn.Module:
         """Return it; torchvision's operators are declared first, since its build is made for another torch."""

@@ -1,12 +1,12 @@
-"""How good a network is after 10, 20 and 40 minutes of one core: ours, and peers trained as their tutorials show.
+"""How good a network is after 10, 20 and 40 minutes of one core: ours, and peers trained by what their tutorials show.
 
 `python -m benchmarks.race DATA [--only strong basic ...]`. Fold 0 of the study of `studies.best`: 42 patients train, 14
-validate. Every contender has one core, two run at a time on a quiet machine, and the clock stops while they are scored:
-mean volumetric Dice of the 14 over all slices, native grid, at a threshold of 0.5. Peers have one training with a
-constant learning rate, scored on the way; ours has one training for each time, since its learning rate falls to 0.
-Everybody is scored with the last weights, so none is chosen on the 14. Ours begins with the weights that come with the
-library, and once at random (`scratch`). What is measured is kept in --work. `resnet` needs an environment of its own:
-see CONTRIBUTING.md.
+validate. Every contender has one core, two run at a time, and the clock, the time of the processor, stops while they
+are scored: mean volumetric Dice of the 14 over all slices, native grid, at a threshold of 0.5. Peers have one training
+with a constant learning rate, scored on the way; ours has one training for each time, since its learning rate falls to
+0. Everybody is scored with the last weights. Ours begins with the weights that come with the library, and once at
+random (`scratch`). What is measured is kept in --work. What limits the comparison stands in `RACE.md`. `resnet` needs
+an environment of its own: see CONTRIBUTING.md.
 """
 
 import os
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ MINUTES = (2.5, 5, 10, 20, 40)  # of peers
 EPOCHS = {5: 12, 10: 25, 20: 50, 40: 100}  # of ours, 24 s of a core each
 PAGE = Path(__file__).with_name("RACE.md")
 Predict = Callable[[np.ndarray], np.ndarray]  # image to probabilities, both (X, Y, Z)
+Point = dict[str, Any]  # planned and measured minutes, and the Dice of each patient
 
 
 NAMES = {
@@ -49,7 +51,7 @@ NAMES = {
     "basic": "MONAI BasicUNet",
     "attention": "MONAI AttentionUnet",
     "brain-segmentation": "brain-segmentation-pytorch",
-    "resnet": "segmentation_models ResNet-18 U-Net",
+    "resnet": "segmentation_models U-Net, ResNet-18 of random weights",
 }
 
 
@@ -62,31 +64,32 @@ def volumes(data: Path, patients: tuple[str, ...]) -> Volumes:
     return [(volume.voxels, truth) for volume, truth, _ in map(read_case, cases)]
 
 
-def score(predict: Predict, val: Volumes) -> float:
-    """Return the mean volumetric Dice at a threshold of 0.5."""
+def score(predict: Predict, val: Volumes) -> list[float]:
+    """Return the volumetric Dice of each patient at a threshold of 0.5; raises `UnetlibError` for NaN."""
     dices = []
     for image, truth in val:
-        found = predict(image) >= 0.5
+        probabilities = predict(image)
+        if not np.isfinite(probabilities).all():
+            raise UnetlibError("the network gives probabilities that are not finite: its training has failed.")
+        found = probabilities >= 0.5
         tp, fp, fn = (found & truth).sum(), (found & ~truth).sum(), (~found & truth).sum()
         dices.append(float(metrics.dice(metrics.Counts(tp, fp, fn, truth.size - tp - fp - fn))))
-    return float(np.mean(dices))
+    return dices
 
 
-def race_peer(peer: Peer, val: Volumes) -> Iterator[tuple[float, float]]:
-    """Yield minutes of this core and Dice, after each of `MINUTES`."""
+def race_peer(peer: Peer, val: Volumes) -> Iterator[Point]:
+    """Yield a point after each of `MINUTES`."""
     spent = 0.0
     for minutes in MINUTES:
         while spent < 60 * minutes:
             start = time.process_time()
             peer.step()
             spent += time.process_time() - start
-        yield spent / 60, score(peer.predict, val)
+        yield {"planned": minutes, "minutes": spent / 60, "dice": score(peer.predict, val)}
 
 
-def race_ours(
-    name: str, data: Path, split: Split, work: Path, val: Volumes, done: int
-) -> Iterator[tuple[float, float]]:
-    """Yield minutes of this core and Dice of one training for each of `EPOCHS`, without those that are `done`."""
+def race_ours(name: str, data: Path, split: Split, work: Path, val: Volumes, done: int) -> Iterator[Point]:
+    """Yield a point of one training for each of `EPOCHS`, without those that are `done`."""
     recipe, folder = Recipe.strong.but(tune=False, phantoms=name == "strong"), work / f"prepared-{name}"
     if not (folder / "split.json").exists():
         split.save(folder / "split.json")
@@ -98,7 +101,8 @@ def race_ours(
         train(prepared, run, recipe.but(epochs=epochs), "cpu", threads=1)
         spent = time.process_time() - start
         predictor = last(run)
-        yield spent / 60, score(lambda image, p=predictor: p.volume(image)[0], val)  # type: ignore[misc]
+        dices = score(lambda image, p=predictor: p.volume(image)[0], val)  # type: ignore[misc]
+        yield {"planned": minutes, "minutes": spent / 60, "dice": dices}
 
 
 def last(run: Run) -> Predictor:
@@ -110,7 +114,7 @@ def last(run: Run) -> Predictor:
     return predictor
 
 
-def measured(name: str, work: Path) -> list[tuple[float, float]]:
+def measured(name: str, work: Path) -> list[Point]:
     """Return the points of a contender so far."""
     return read_json(work / f"{name}.json")["points"] if (work / f"{name}.json").exists() else []
 
@@ -127,19 +131,30 @@ def race(name: str, data: Path, work: Path) -> None:
         made = race_ours(name, data, split, work, val, len(points))
     else:  # a peer keeps no checkpoint, and begins anew
         points, made = [], race_peer(PEERS[name](volumes(data, split.train)), val)
-    for minutes, dice in made:
-        say(f"{name}: {minutes:.1f} minutes, Dice {dice:.3f}")
-        points.append((minutes, dice))
+    for point in made:
+        say(f"{name}: {point['minutes']:.1f} minutes, Dice {np.mean(point['dice']):.3f}")
+        points.append(point)
         write_json(work / f"{name}.json", {"points": points, "machine": machine(("torch",))})
 
 
-def race_figure(found: dict[str, list[tuple[float, float]]]) -> Figure:
+def race_table(found: dict[str, list[Point]]) -> str:
+    """Return the mean Dice at each of the planned minutes in Markdown."""
+    columns = sorted({point["planned"] for points in found.values() for point in points})
+    rows = []
+    for name, points in found.items():
+        own = {point["planned"]: f"{np.mean(point['dice']):.3f} ({point['minutes']:.1f})" for point in points}
+        rows.append([NAMES[name], *(own.get(minutes, "") for minutes in columns)])
+    return markdown_table(("contender", *(f"{minutes:g} min" for minutes in columns)), rows)
+
+
+def race_figure(found: dict[str, list[Point]]) -> Figure:
     """Return validation Dice over minutes."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for name, points in found.items():
         style = {"lw": 2.5, "color": "black", "ls": OURS[name]} if name in OURS else {"lw": 1.2}
-        axes.plot(*zip(*points, strict=True), marker="o", ms=4, label=NAMES[name], **style)
+        minutes, dices = zip(*((point["minutes"], np.mean(point["dice"])) for point in points), strict=True)
+        axes.plot(minutes, dices, marker="o", ms=4, label=NAMES[name], **style)
     axes.set(xscale="log", xlabel="minutes of one core", ylabel="mean Dice of 14 validation patients", ylim=(0, 1))
     axes.set_xticks(MINUTES, [f"{minutes:g}" for minutes in MINUTES])
     axes.minorticks_off()
@@ -172,11 +187,9 @@ def main() -> None:
     if failed := [name for name, code in zip(todo, codes, strict=True) if code]:
         raise UnetlibError(f"{first_of(failed)} did not finish, for the reasons above. The same command goes on.")
     points = {name: own for name in NAMES if (own := measured(name, arguments.work))}
-    rows = [[NAMES[name], *(f"{dice:.3f} ({minutes:.1f})" for minutes, dice in own)] for name, own in points.items()]
-    longest = max(map(len, rows))
-    table = markdown_table(("contender", *(f"point {place}" for place in range(1, longest))), rows)
     save(race_figure(points), PAGE.with_name("race.png"))
-    record("race", table, "Dice (minutes of one core).", machine(("torch", "monai")), page=PAGE)
+    about = f"Mean Dice (measured minutes of one core). {machine(('torch', 'monai'))}."
+    record("race", race_table(points), about, page=PAGE)
 
 
 if __name__ == "__main__":

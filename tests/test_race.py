@@ -10,6 +10,7 @@ from tests.conftest import STRONG
 from unetlib import Run
 from unetlib.data.prepared import Prepared
 from unetlib.runs.checkpoint import load_checkpoint
+from unetlib.support.errors import UnetlibError
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,34 @@ def test_a_prediction_has_the_shape_of_its_volume_and_a_step_changes_the_weights
     assert peer.predict(volumes[0][0]).shape == volumes[0][0].shape
 
 
-def test_the_score_is_the_mean_dice_of_the_patients(volumes):
+def test_the_score_is_the_dice_of_each_patient(volumes):
     found = {id(image): np.roll(mask, 7, axis=0) for image, mask in volumes}
-    expected = np.mean([f1_score(mask.ravel(), found[id(image)].ravel()) for image, mask in volumes])
+    expected = [f1_score(mask.ravel(), found[id(image)].ravel()) for image, mask in volumes]
     assert race.score(lambda image: found[id(image)].astype(float), volumes) == pytest.approx(expected)
+    with pytest.raises(UnetlibError, match="not finite"):
+        race.score(lambda image: np.full(image.shape, np.nan), volumes)
+
+
+def test_the_table_puts_points_under_their_planned_minutes():
+    ours = [{"planned": 10, "minutes": 10.1, "dice": [0.7, 0.9]}]
+    theirs = [{"planned": 2.5, "minutes": 2.5, "dice": [0.1]}, {"planned": 10, "minutes": 10.0, "dice": [0.5]}]
+    lines = race.race_table({"strong": ours, "basic": theirs}).splitlines()
+    assert lines[0] == "| contender | 2.5 min | 10 min |"
+    assert lines[2:] == [
+        "| ours: Recipe.strong |  | 0.800 (10.1) |",
+        "| MONAI BasicUNet | 0.100 (2.5) | 0.500 (10.0) |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["basic", "attention"])
+def test_a_batch_of_crops_without_tumour_pulls_as_in_monai(volumes, name):
+    """The mean of the Dice losses of the crops, not one Dice of all crops together."""
+    peer = peers.PEERS[name](volumes)
+    logits, masks = torch.randn(4, 1, 8, 8), torch.zeros(4, 1, 8, 8)
+    masks[0, 0, :4] = 1
+    p = torch.sigmoid(logits).flatten(1)
+    each = 1 - (2 * (p * masks.flatten(1)).sum(1) + 1e-5) / (p.sum(1) + masks.flatten(1).sum(1) + 1e-5)
+    assert peer.loss(logits, masks).item() == pytest.approx(each.mean().item())
 
 
 @pytest.fixture
