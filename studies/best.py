@@ -304,7 +304,8 @@ def final_tables(data: Path, brats: Path | None, names: list[str]) -> list[str]:
 def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     """Return the scores of the folds that `best` has tested, beside those of the first study on the same patients.
 
-    The difference to `strong` is also given for those who took no part in the choices before this study, and in any.
+    The difference to `strong` is also given for those who neither validated nor were looked at, before this study and
+    in all. The rule of the largest component was found with all of them in view.
     """
     done, best = protocol.finished(data), pd.concat(tested.values())
     arms = {name: [done[name][fold] for fold in tested] for name in ("published", "published-long", "strong")}
@@ -312,18 +313,31 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     for name, results in (arms | {"best": [*tested.values()]}).items():
         own = pd.concat(results)
         means = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
-        means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95_mm'].mean():.1f}", f"{(own[DICE] < LOW).sum()}"]
+        means += [
+            f"{own['false_ml'].mean():.1f}",
+            f"{own['hd95_mm'].mean():.1f} ({own['hd95_mm'].isna().sum()})",
+            f"{(own[DICE] < LOW).sum()}",
+        ]
         folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
         minutes = seconds_of_training(*results) / 60
         rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
-    columns = ("Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml", "HD95, mm")
+    columns = (
+        "Dice per patient",
+        "median",
+        "folds",
+        "precision",
+        "recall",
+        "Dice per slice",
+        "false, ml",
+        "HD95, mm (undefined)",
+    )
     table = markdown_table(("recipe", *columns, f"below {LOW}", "min to train"), rows)
     strong, before = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
     none = before.difference([name for split in folds_of(data)[:CHOSEN_ON] for name in split.val])
     against = (
         f"best against strong: {gain_text(strong, best)} on {len(best)} patients, "
-        f"{gain_text(strong.loc[before], best.loc[before])} on the {len(before)} who took no part in choices before "
-        f"this study, and {gain_text(strong.loc[none], best.loc[none])} on the {len(none)} who took no part in any."
+        f"{gain_text(strong.loc[before], best.loc[before])} on the {len(before)} who neither validated nor were looked "
+        f"at before this study, and {gain_text(strong.loc[none], best.loc[none])} on the {len(none)} who did in none."
     )
     so_far = "" if len(tested) == FOLDS else f" Folds measured so far: {', '.join(map(str, tested))}."
     return [table, against + so_far, failures(best, "best")]

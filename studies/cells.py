@@ -21,7 +21,7 @@ from filelock import FileLock
 from benchmarks.common import machine, parser
 from studies import results
 from studies.results import DICE, SCORES, Result
-from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, read_case
+from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, prepare, read_case
 from unetlib.data.split import Split, make_split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.table import read_patients
@@ -131,11 +131,13 @@ class Cell:
         start_from = self.start_from(work)
         key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
-        if not (prepared / "split.json").exists():
-            self.split.save(prepared / "split.json")
+        with FileLock(work / f"prepared-{key}.lock"):  # several processes may need it
+            if not (prepared / "split.json").exists():
+                self.split.save(prepared / "split.json")
+            prepare(data, prepared, self.recipe)
         if self.trained_as and not run.folder.exists():
             copy_training(self.trained_as.fit(data, work), run, self.recipe)
-        return run_recipe(self.recipe, prepared, run, data, start_from=start_from).run
+        return run_recipe(self.recipe, prepared, run, start_from=start_from).run
 
     def start_from(self, work: Path) -> Run | None:
         """Return the run whose weights it begins with."""

@@ -33,7 +33,7 @@ def scored(monkeypatch):
 
 def result(*dices, **about):
     rows = pd.DataFrame({DICE: dices, **about}, index=[f"p{number}" for number in range(len(dices))])
-    return rows.assign(seconds=600.0, threads=1.0, **{"recipe.learning_rate": "0.002", "recipe.epochs": "10"})
+    return rows.assign(run="a", seconds=600.0, threads=1.0, **{"recipe.learning_rate": "0.002", "recipe.epochs": "10"})
 
 
 def test_arms_in_two_dimensions_differ_in_nothing_but_their_network():
@@ -100,5 +100,6 @@ def test_arms_are_compared_on_the_patients_that_both_have_tested(scored):
     table = networks.compared({"unet": result(0.5, 0.6, 0.7), "dynunet": result(0.6, 0.7)})
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [row[:2] for row in rows] == [["unet", "3"], ["dynunet", "2"]]
+    assert [row[-1] for row in rows] == ["10.0", "10.0"]
     assert rows[0][4] == ""
     assert rows[1][4].startswith("+0.100")
