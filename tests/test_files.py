@@ -372,6 +372,7 @@ def test_the_old_content_is_kept_where_that_is_asked_for(tmp_path, monkeypatch, 
             temporary.write_text(content)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "two", "before": "one"}
     keep_as(tmp_path / "file", tmp_path / "before")  # as a kill before the last rename leaves it
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "two", "before": "two"}
     with atomic(tmp_path / "file", keep=tmp_path / "before") as temporary:
         temporary.write_text("three")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"file": "three", "before": "two"}

@@ -316,7 +316,7 @@ def test_missing_and_truncated_files_are_sentences(trained, image, tmp_path):
         predict(tmp_path / "norun", [image], tmp_path / "out", device="cpu")
 
 
-def test_an_empty_array_has_no_volume():
+def test_the_spacing_of_an_oblique_volume_is_the_length_of_its_axes():
     assert Volume(np.ones((1, 1, 1)), OBLIQUE, OBLIQUE, nib.Nifti1Header()).spacing == pytest.approx((0.9, 1.1, 3.0))
 
 

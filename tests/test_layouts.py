@@ -306,7 +306,10 @@ def test_a_file_that_looks_like_the_mask_is_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["x_brain_mask.nii.gz", "xy_tumor_mask.nii.gz", "x_adc.nii.gz", "x_seg.txt"])
 def test_a_file_of_another_kind_or_case_does_not_look_like_the_mask(tmp_path, name):
     tree(tmp_path, "x_flair.nii.gz", "y_flair.nii.gz", name)
-    assert all("Add it" in why for why in find_cases(tmp_path).left_out.values())
+    cohort = find_cases(tmp_path)
+    assert not cohort.cases
+    assert {"x", "y"} <= cohort.left_out.keys()
+    assert all("Add it" in why for why in cohort.left_out.values())
 
 
 @pytest.mark.parametrize(

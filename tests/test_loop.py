@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import re
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -560,6 +561,19 @@ def test_a_loss_of_several_regions_is_the_mean_over_them(name):
     torch.testing.assert_close(losses.LOSSES[name](logits, masks), torch.stack(alone).mean())
 
 
+def test_validation_is_pooled_over_all_batches(monkeypatch):
+    network, data = build_network(TINY), slices()
+    monkeypatch.setitem(loop.VALIDATION_BATCH, 2, 4)
+    found = Loop(network, data, TINY).validate()
+    images, masks = data.batch(data.indices("val"))
+    assert 4 < len(images) < 8
+    with torch.no_grad():
+        logits = network.eval()(images)
+    assert found["val_loss"] == pytest.approx(nn.BCEWithLogitsLoss()(logits, masks).item(), rel=1e-5)
+    pooled = count((logits >= 0).numpy(), masks.bool().numpy()).sum()
+    assert found["val_dice"] == pytest.approx(dice(pooled).item())
+
+
 def test_a_new_loss_is_one_entry(tmp_path, monkeypatch):
     squared = lambda logits, masks: (torch.sigmoid(logits) - masks).square().mean()  # noqa: E731
     monkeypatch.setitem(losses.LOSSES, "squared", squared)
@@ -604,11 +618,15 @@ def test_what_wraps_predictors_is_a_predictor():
         Ensemble([one, other])
 
 
-def test_segment_does_no_input_and_no_output(tmp_path, monkeypatch, capsys):
+def test_segment_does_no_input_and_no_output(tmp_path, capsys):
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     volume = Volume(np.random.default_rng(0).random((16, 16, 3)), affine, affine, nib.Nifti1Header())
-    monkeypatch.setattr("builtins.open", None)
+    segment(Constant(0.2, 0.6), volume)  # imports what it needs
+    watching, opened = [True], []
+    sys.addaudithook(lambda event, given: opened.append(given[0]) if watching and event == "open" else None)
     found = segment(Constant(0.2, 0.6), volume)
+    watching.clear()
+    assert opened == []
     assert found.mask.shape == found.probability.shape == (1, 16, 16, 3)
     assert found.millilitres == pytest.approx([found.mask.sum() * 6 / 1000])
     assert capsys.readouterr() == ("", "")

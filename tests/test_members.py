@@ -127,7 +127,9 @@ def test_predicting_gives_masks_of_the_ensemble_and_another_decision_other_files
 
 
 def test_figures_and_card_are_made_of_the_run_as_a_whole(run):
-    assert all(path.exists() for path in make_figures(run, device="cpu"))
+    made = make_figures(run, device="cpu")
+    assert all(path.exists() for path in made)
+    assert {"curves.png", "overlays.png"} <= {path.name for path in made}
     card = write_card(run, device="cpu").read_text(encoding="utf-8")
     assert "2 networks" in card
     rows, members = ([*read_csv(one.history_file)] for one in (run, run.member(0))), run.members

@@ -1,6 +1,7 @@
 """The networks of MONAI by name: trained, stopped, resumed, evaluated, predicted; deep supervision; every refusal."""
 
 import copy
+import importlib
 import re
 import subprocess
 import sys
@@ -379,6 +380,8 @@ def test_what_a_file_names_is_looked_up_and_never_imported(runs, tmp_path, monke
     content = load_checkpoint(runs("dynunet") / BEST)
     content["recipe"] |= {"network": name}
     torch.save(content, tmp_path / BEST)
+    refused(Run(tmp_path).load)  # imports what it needs
+    monkeypatch.setattr(importlib, "import_module", lambda *given: pytest.fail(f"imported {given}"))
     assert f"there is no network named '{name}'" in refused(Run(tmp_path).load)
 
 

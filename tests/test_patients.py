@@ -248,14 +248,15 @@ def test_a_mask_without_a_name_of_its_own_belongs_to_the_one_case_of_its_folder(
         (brats(tmp_path / id, id, ("flair",)) / name).touch()
     cohort = find_cases(tmp_path)
     assert {case.id: case.seg.paths[0].parent.name for case in cohort.cases} == {"A": "A", "B": "B"}
-    assert all(name in note for note in cohort.notes)
+    assert [name in note for note in cohort.notes] == [True, True]
 
 
 @pytest.mark.parametrize("extra", ["B_flair.nii.gz", "mask.nii.gz", "A_seg.nii.gz"])
 def test_a_nameless_mask_is_given_to_none_where_it_could_be_anothers(tmp_path, extra):
     for name in ("A_flair.nii.gz", "seg.nii.gz", extra):
         (tmp_path / name).touch()
-    assert all(case.seg.paths[0].name != "seg.nii.gz" for case in find_cases(tmp_path).cases)
+    found = {case.id: case.seg.paths[0].name for case in find_cases(tmp_path).cases}
+    assert found == ({"A": "A_seg.nii.gz"} if extra == "A_seg.nii.gz" else {})
 
 
 # Left out by name

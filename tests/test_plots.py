@@ -100,7 +100,10 @@ def test_figures_are_those_of_the_decision_of_today(evaluated, prepared, tmp_pat
 def test_a_run_that_was_not_evaluated_is_evaluated_first(run, tmp_path):
     run = Run(shutil.copytree(run, tmp_path / "run"))
     assert not run.evaluation.exists()
-    assert all(path.exists() for path in plots.make_figures(run, device="cpu"))
+    made = plots.make_figures(run, device="cpu")
+    assert all(path.exists() for path in made)
+    assert {"metrics.png", "overlays.png"} <= {path.name for path in made}
+    assert (run.evaluation / "summary.json").exists()
 
 
 def test_a_patient_who_is_gone_is_a_sentence(evaluated, cohort, tmp_path):

@@ -105,6 +105,7 @@ def test_a_case_is_known_by_its_voxels_its_files_and_a_name_that_nobody_else_has
     tcga = signs({"patient": "TCGA_02_0006", "sha256": "a", "image": "b"}, "TCGA_02_0006_19960823")
     assert tcga == {"a", "b", "tcga-02-0006"}
     assert signs({"patient": "P7", "sha256": "a", "case": "P7_t0"}) == {"a"}
+    assert signs({"patient": "P7", "image": "b", "images": ["b", "c"]}) == {"b", "c"}
 
 
 def test_of_several_records_of_a_person_the_training_weighs_most():

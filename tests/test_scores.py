@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.conftest import as_cases
+from tests import oracles
+from tests.conftest import as_cases, write_patient
 from unetlib.data.cases import has_nominal_spacing
 from unetlib.data.patients import find_cases, read_case
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.lesions import lesion_figures
 from unetlib.evaluation.scores import ScoreFolder, _check, compare
 from unetlib.evaluation.summary import (
+    TOLERANCE_MM,
     lesion_summary,
     limits_of_agreement,
     patient_rows,
@@ -78,6 +80,28 @@ def test_patients_csv_holds_the_lesions_and_volumes_of_the_prediction(evaluated,
         assert bool(line["lesion_dice"]) == ((line["grid"], line["slices"]) == ("native", "all"))
 
 
+def test_figures_follow_the_size_of_the_voxels(trained, tmp_path):
+    mm, prediction, truth = (1.0, 2.0, 5.0), volume((3, 4, 3)), volume((2, 2, 2))
+    (row,) = whole(scored([("a", prediction, truth)], spacing=mm)[1])
+    expected = oracles.surface_by_definition(prediction, truth, mm, TOLERANCE_MM)
+    assert (row["hd95_mm"], row["surface_dice"]) == pytest.approx(expected)
+    assert (row["lesion_dice"], row["lesion_hd95_mm"]) == pytest.approx(
+        oracles.lesions_by_definition(prediction, truth, mm)[:2]
+    )
+    for index in range(2):
+        write_patient(tmp_path / "others", 200 + index, affine=np.diag([-1.0, -2.0, 3.0, 1.0]))
+    run = shutil.copytree(trained, tmp_path / "run")
+    evaluate(run, tmp_path / "others", device="cpu")
+    predictor = Predictor.open(run, "cpu")
+    rows = {row["patient"]: row for row in read_patients(run / "evaluation" / "data-others")}
+    for case in find_cases(tmp_path / "others").cases:
+        image, truth, _ = read_case(case)
+        prediction, row = predictor.volume(image.voxels)[0] >= predictor.recipe.threshold, rows[case.patient]
+        distance, share = oracles.surface_by_definition(prediction, truth, (1.0, 2.0, 3.0), TOLERANCE_MM)
+        assert (float(row["hd95_mm"]), float(row["surface_dice"])) == pytest.approx((distance, share))
+        assert float(row["truth_ml"]) == pytest.approx(truth.sum() * 6 / 1000)
+
+
 def test_the_means_are_over_patients_with_their_intervals_and_the_table_says_them():
     perfect, missed = ("a", volume((2, 2, 2)), volume((2, 2, 2))), ("b", volume(), volume((2, 2, 2)))
     shifted = ("c", volume((4, 2, 2), (20, 2, 2)), volume((4, 2, 2)))
@@ -117,6 +141,7 @@ def test_several_scans_of_a_patient_are_averaged_and_their_lesions_added_up():
     (row,) = whole(scored([first, second])[1])
     assert (row["lesion_dice"], row["lesion_hd95_mm"], row["truth_ml"], row["prediction_ml"]) == (0.5, 187.0, 1.0, 0.5)
     assert (row["lesions"], row["lesions_missed"]) == (2, 1)
+    assert row["hd95_mm"] is None  # the second scan has no distance
 
 
 def test_every_region_has_figures_of_its_own():

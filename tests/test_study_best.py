@@ -91,7 +91,7 @@ def measured(monkeypatch):
     for function in (best.deep.register, best.encoder.register):
         monkeypatch.setattr(f"{function.__module__}.register", lambda: None)  # it would hold for all tests
     monkeypatch.setattr(best, "write", lambda *_: None)
-    monkeypatch.setattr(best, "require_committed", lambda: None)
+    monkeypatch.setattr(best, "require_committed", lambda: dices.setdefault("committed", 1.0))
     return dices
 
 

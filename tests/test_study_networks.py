@@ -8,6 +8,7 @@ from studies.cells import Cell
 from studies.results import DICE
 from tests.conftest import write_patient
 from unetlib.data.prepare import prepare
+from unetlib.dataset import epoch_order
 from unetlib.networks import build_network
 from unetlib.support.errors import UnetlibError
 
@@ -66,9 +67,13 @@ def test_the_rate_with_the_higher_mean_is_chosen_on_the_validation_patients_of_f
 def test_the_time_of_an_epoch_is_that_of_its_steps(patients, tmp_path, monkeypatch):
     small = networks.ARMS["unet"].but(image_size=32, width=2, depth=2, batch_size=4)
     monkeypatch.setitem(networks.ARMS, "unet", small)
+    times = iter([0, 24, 100, 103])  # two steps of 12 s, then a validation of 3 s
+    monkeypatch.setattr(networks.time, "process_time", lambda: next(times))
     seconds = networks.seconds_of_epoch("unet", patients, tmp_path, steps=2)
-    assert seconds > 0
-    assert prepare(patients, tmp_path / "prepared-slices", small, workers=1).split == networks.folds_of(patients)[0]
+    data = prepare(patients, tmp_path / "prepared-slices", small, workers=1)
+    assert data.split == networks.folds_of(patients)[0]
+    shown = len(epoch_order(data.dataset(), small.balance, small.seed, 0))
+    assert seconds == 12 * -(-shown // 4) + 3
 
 
 def test_before_its_time_is_measured_an_arm_has_no_epochs_and_the_page_can_be_written(patients, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from unetlib.metrics import count, dice
 from unetlib.networks import build_network
 from unetlib.recipe import Recipe
 from unetlib.runs import resume, saving
-from unetlib.runs.checkpoint import load_checkpoint, previous
+from unetlib.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.schedule import learning_rate
@@ -150,7 +151,6 @@ def test_stopped_after_any_step_and_resumed_it_ends_with_the_same_bits(prepared,
     assert_same_runs(tmp_path / "whole", tmp_path / "resumed")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
 def test_on_epoch_is_given_the_history_after_every_epoch_and_at_a_resumed_start(prepared, tmp_path):
     seen = []
     train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1, on_epoch=lambda rows: seen.append(len(rows)))
@@ -161,6 +161,7 @@ def test_on_epoch_is_given_the_history_after_every_epoch_and_at_a_resumed_start(
     assert seen == [1, 2, 2]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a POSIX signal")
 def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bits(prepared, run, tmp_path):
     command = [sys.executable, "-m", "unetlib", "train", str(prepared), str(tmp_path / "run"), *FLAGS]
     # The child kills itself right after a checkpoint in mid-epoch: no handler, no clean-up, no luck needed.
@@ -201,14 +202,30 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared,
     assert_same_runs(run, tmp_path / "run")
 
 
-def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, run, tmp_path, monkeypatch):
+def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, tmp_path, monkeypatch):
     write = resume.write_csv
     monkeypatch.setattr(resume, "write_csv", None)
+    once = SMALL.but(epochs=1)
     with pytest.raises(TypeError):
-        train(prepared, tmp_path / "run", SMALL, device="cpu")
+        train(prepared, tmp_path / "run", once, device="cpu")
+    assert load_checkpoint(tmp_path / "run" / LATEST)["progress"]["epoch"] == 1
+    assert not (tmp_path / "run" / "history.csv").exists()
     monkeypatch.setattr(resume, "write_csv", write)
-    train(prepared, tmp_path / "run", SMALL, device="cpu")
-    assert_same_runs(run, tmp_path / "run")
+    train(prepared, tmp_path / "run", once, device="cpu")
+    assert len(read_csv(tmp_path / "run" / "history.csv")) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
+def test_a_second_signal_stops_at_once(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "change", lambda *_: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+
+
+def test_in_a_thread_which_may_have_no_handlers_it_trains_too(prepared, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        state = pool.submit(train, prepared, tmp_path / "run", SMALL.but(epochs=1), device="cpu").result()
+    assert state.epoch == 1
 
 
 def test_more_epochs_extend_a_finished_run_as_if_it_had_been_longer_from_the_start(prepared, tmp_path):
@@ -345,7 +362,10 @@ def test_seconds_are_counted_over_all_calls(prepared, tmp_path, monkeypatch):
     train(prepared, tmp_path / "run", SMALL, device="cpu", max_steps=1)
     first = load_checkpoint(tmp_path / "run" / LATEST)["progress"]["seconds"]
     assert first > 0
-    assert train(prepared, tmp_path / "run", SMALL, device="cpu").seconds > first
+    content = load_checkpoint(tmp_path / "run" / LATEST)
+    content["progress"]["seconds"] = 1e6
+    save_checkpoint(tmp_path / "run" / LATEST, content)
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu").seconds > 1e6
 
 
 @pytest.fixture(scope="module")

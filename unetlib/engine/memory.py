@@ -15,6 +15,7 @@ from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.messages import say
 
 SPARE = 0.3e9  # bytes: PyTorch's code, and what convolutions take besides
+SYSTEM = Path("/proc/meminfo")  # of Linux
 GROUP = Path("/sys/fs/cgroup")  # of a container
 LIMITS = "memory.max", "memory.current"
 
@@ -57,7 +58,7 @@ def available_bytes(device: torch.device) -> int | None:
         return torch.mps.recommended_max_memory()
     found = list[int]()
     with suppress(OSError, ValueError, LookupError):
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        lines = dict(line.split(":") for line in SYSTEM.read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
     with suppress(OSError, ValueError):  # without a limit, it is "max"
         most, now = (int((GROUP / name).read_text()) for name in LIMITS)
