@@ -329,11 +329,13 @@ def test_a_run_on_data_of_ones_own_gets_advice_that_leads_somewhere(tmp_path, da
     train(slices(), run, TINY, device="cpu", threads=1)
     recipe = read_json(run / "recipe.json")
     (run / "recipe.json").write_text(json.dumps(recipe | {"recipe": recipe["recipe"] | {"tune": True}}))
-    with pytest.raises(UnetlibError, match=f"your own data set.* unetlib evaluate {run} --data DATA"):
+    with pytest.raises(UnetlibError, match=rf"your own data set.* unetlib evaluate {re.escape(str(run))} --data DATA"):
         tune(run, device="cpu")
     (run / "recipe.json").write_text(json.dumps(recipe))
     for ask in (evaluate, write_card, plots.make_figures, plots.best_median_worst):
-        with pytest.raises(UnetlibError, match=f"your own data set.* unetlib evaluate {run} --data DATA"):
+        with pytest.raises(
+            UnetlibError, match=rf"your own data set.* unetlib evaluate {re.escape(str(run))} --data DATA"
+        ):
             ask(run, device="cpu")
     summary = evaluate(run, data, device="cpu")
     assert summary["cases"] == 3

@@ -1,5 +1,6 @@
 """`unetlib score`: the masks of any tool against the references of a data folder."""
 
+import re
 import shutil
 
 import nibabel as nib
@@ -199,7 +200,7 @@ def test_a_mask_that_cannot_be_scored_is_named_after_all_others_are_scored(chang
     path = masks / f"{CASES[1]}.nii.gz"
     good = path.read_bytes()
     write(path, *change(np.asarray(reference(data, CASES[1]).dataobj)))
-    with pytest.raises(UnetlibError, match=rf"1 of 3 masks cannot be scored: {path}.*{told}"):
+    with pytest.raises(UnetlibError, match=rf"1 of 3 masks cannot be scored: {re.escape(str(path))}.*{told}"):
         unetlib.score(masks, data)
     parts = list(masks.with_name("masks-scores").glob(".unetlib-parts/*"))
     assert len(parts) == 2

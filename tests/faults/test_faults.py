@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if sys.platform == "win32":
+    pytest.skip("needs fork and POSIX signals", allow_module_level=True)
+
 from jupyter_client.manager import start_new_kernel
 
 from tests.conftest import BEST, LATEST, SMALL, rounds, some
@@ -18,8 +22,6 @@ from tests.faults.matrix import COMMANDS, EVERY, FAILURES, KILLS, SIGNALS, Matri
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.support.errors import UnetlibError
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and POSIX signals")
 
 
 @pytest.fixture(scope="module")
