@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from torch.nn import functional as F
 
 from benchmarks import peers, race
 from tests.conftest import STRONG
@@ -72,14 +73,18 @@ def test_the_table_puts_points_under_their_planned_minutes():
 
 
 @pytest.mark.parametrize("name", ["basic", "attention"])
-def test_a_batch_of_crops_without_tumour_pulls_as_in_monai(volumes, name):
-    """The mean of the Dice losses of the crops, not one Dice of all crops together."""
+def test_the_loss_of_crops_is_that_of_each_and_the_cross_entropy(volumes, name):
+    """The mean of the Dice losses of the crops, not one Dice of all crops together; crops without tumour pull, too."""
     peer = peers.PEERS[name](volumes)
     logits, masks = torch.randn(4, 1, 8, 8), torch.zeros(4, 1, 8, 8)
     masks[0, 0, :4] = 1
     p = torch.sigmoid(logits).flatten(1)
     each = 1 - (2 * (p * masks.flatten(1)).sum(1) + 1e-5) / (p.sum(1) + masks.flatten(1).sum(1) + 1e-5)
-    assert peer.loss(logits, masks).item() == pytest.approx(each.mean().item())
+    pixels = F.binary_cross_entropy_with_logits(logits, masks)
+    assert peer.loss(logits, masks).item() == pytest.approx((each.mean() + pixels).item())
+    empty = logits.clone().requires_grad_()
+    peer.loss(empty, torch.zeros_like(masks)).backward()
+    assert empty.grad.abs().max() > 1e-4
 
 
 @pytest.fixture
