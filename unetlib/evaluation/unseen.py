@@ -114,7 +114,7 @@ def choose_others(
     seen = len(cohort.cases) - len(chosen)
     by_name = (
         f" {first_of(strangers, 3)}: known by name alone. If these are other people, give them other names."
-        if (strangers := sorted({case.patient for case in cohort.cases if case not in chosen} & named))
+        if (strangers := sorted({case.patient for case in cohort.cases if parts[case.id] in ("train", "val")} & named))
         else ""
     )
     if not chosen:

@@ -156,7 +156,7 @@ def keep_as(path: Path, keep: Path) -> None:
         os.link(path, temporary)
     except OSError:  # a file system without hard links
         shutil.copyfile(path, temporary)
-    os.replace(temporary, keep)
+    _replace(temporary, keep)
     temporary.unlink(missing_ok=True)  # POSIX does not remove it if `keep` was a link to the same content
 
 
