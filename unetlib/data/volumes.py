@@ -175,10 +175,9 @@ def _require_shape(shape: tuple[int, ...], name: str, channel: int | None) -> No
 
 def _without_ones(shape: tuple[int, ...], least: int = 3) -> tuple[int, ...]:
     """Return a shape without axes of length 1 at its end, down to `least` axes: a 4-D file of one volume is 3-D."""
-    sizes = tuple(int(n) for n in shape)
-    while len(sizes) > least and sizes[-1] == 1:
-        sizes = sizes[:-1]
-    return sizes
+    while len(shape) > least and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def is_oriented(image: Any) -> bool:
@@ -216,8 +215,7 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     Raises `UnetlibError` with `name` when it is not 3-D, holds other than finite real numbers, or
     the affine is not that of voxels in LPS order.
     """
-    if (shape := _without_ones(array.shape)) != array.shape:
-        array = array.reshape(shape)
+    array = array.reshape(_without_ones(array.shape))
     if array.ndim != 3 or not array.size:
         raise UnetlibError(f"{name} has shape {array.shape}; a 3-D array (X, Y, Z) was expected. Choose one volume.")
     _require_finite(array, name)
