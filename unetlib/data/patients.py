@@ -75,11 +75,6 @@ class Cohort:
     assume: str | None = None
     table: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def doubt(self) -> str:
-        """The sentence about names that could hide time points; empty if there are none."""
-        return naming.doubt(case.id for case in self.cases if case.id not in self.table)
-
 
 @takes_paths
 def find_cases(data: Path, modalities: str = "flair", assume: str | None = None, missing: str = "leave-out") -> Cohort:
@@ -101,9 +96,9 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
     table, about_table = _table(folder)
     usable = (replace(draft.case(assume), modalities=wanted, fill=fill) for draft in drafts if draft.id not in left_out)
     cases = _with_patients(usable, table)
-    cohort = Cohort(folder.root, cases, left_out, (), assume, table)
-    notes = (*folder.notes, *_notes(cases, folder), *about_table, cohort.doubt)
-    return replace(cohort, notes=tuple(filter(None, notes)))
+    doubt = naming.doubt(case.id for case in cases if case.id not in table)
+    notes = (*folder.notes, *_notes(cases, folder), *about_table, doubt)
+    return Cohort(folder.root, cases, left_out, tuple(filter(None, notes)), assume, table)
 
 
 def require_sequences(root: Path, modalities: Iterable[str], cases: Iterable[Case]) -> None:
