@@ -110,13 +110,13 @@ def require_sequences(root: Path, modalities: Iterable[str], cases: Iterable[Cas
 
 
 def find_images(folder: Path, modalities: str, assume: str | None = None, fill: bool = False) -> Cohort:
-    """Return the cases in a folder that have all `modalities`, or with `fill` one of them, to be read without a mask.
+    """Return the cases in a folder that have all `modalities`, or with `fill` one of them, with a mask or without.
 
     Raises `UnetlibError` when there is no case.
     """
     found, drafts, left_out = _read(folder, tuple(modalities.split()), fill, masked=False)
-    cases = (replace(draft.case(assume), seg=None) for draft in drafts if draft.id not in left_out)
-    return Cohort(found.root, tuple(cases), left_out, (*found.notes, *_ignored(found)), assume)
+    cases = tuple(draft.case(assume) for draft in drafts if draft.id not in left_out)
+    return Cohort(found.root, cases, left_out, (*found.notes, *_ignored(found)), assume)
 
 
 def _read(root: Path, wanted: tuple[str, ...], fill: bool, masked: bool) -> tuple[Folder, list[Draft], dict[str, str]]:
@@ -153,12 +153,8 @@ def _table(folder: Folder) -> tuple[dict[str, str], list[str]]:
 def _with_patients(cases: Iterable[Case], table: dict[str, str]) -> tuple[Case, ...]:
     """Return the cases with their patients, each spelled in one way, since a split compares them exactly."""
     first: dict[str, str] = {}
-
-    def patient(case: Case) -> str:
-        name = table.get(case.id, case.patient)
-        return first.setdefault(naming.key(name), name)
-
-    return tuple(replace(case, patient=patient(case)) for case in cases)
+    named = ((case, table.get(case.id, case.patient)) for case in cases)
+    return tuple(replace(case, patient=first.setdefault(naming.key(name), name)) for case, name in named)
 
 
 def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
