@@ -12,8 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from unetlib.data.cases import Case, hash_images, read_regions, without_copies
-from unetlib.data.patients import SHARE, Cohort, find_cases, require_sequences
+from unetlib.data.cases import SHARE, Case, hash_images, read_regions, without_copies
+from unetlib.data.patients import Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names, with_scheme
 from unetlib.data.reuse import differing

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from unetlib.data import naming
 from unetlib.data.archive import TAR, open_data
-from unetlib.data.cases import SHARE, Case, read_case, read_labels, read_regions, unforeseen
+from unetlib.data.cases import Case, read_case, read_labels, read_regions
 from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
 from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
 from unetlib.data.nifti import stem
@@ -44,19 +44,7 @@ FOREIGN = {
     (".zip", ".7z", ".rar"): "archives: unpack them first",
 }
 
-__all__ = [
-    "LAYOUTS",
-    "MODALITIES",
-    "SHARE",
-    "Case",
-    "Cohort",
-    "find_cases",
-    "find_images",
-    "read_case",
-    "read_labels",
-    "read_regions",
-    "unforeseen",
-]
+__all__ = ["Case", "Cohort", "find_cases", "find_images", "read_case", "read_labels", "read_regions"]
 
 
 @dataclass(frozen=True)

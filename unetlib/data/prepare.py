@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import write_array_header_1_0
 
-from unetlib.data.cases import HASHES, NOMINAL, is_copy, without_copies
+from unetlib.data.cases import HASHES, NOMINAL, SHARE, is_copy, without_copies
 from unetlib.data.layouts import KAGGLE
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
-from unetlib.data.patients import SHARE, Case, Cohort, find_cases, require_sequences
+from unetlib.data.patients import Case, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import absent_regions, region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetlib.data.cases import copy_of, hash_images, read_images
+from unetlib.data.cases import SHARE, copy_of, hash_images, read_images
 from unetlib.data.naming import TABLE, divided, key, patient_of
-from unetlib.data.patients import SHARE, Case, Cohort, find_cases
+from unetlib.data.patients import Case, Cohort, find_cases
 from unetlib.data.sequences import stack
 from unetlib.data.split import PARTS, Split
 from unetlib.evaluation.summary import read_earlier

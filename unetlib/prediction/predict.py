@@ -8,9 +8,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from unetlib.data.cases import require_spacing
+from unetlib.data.cases import require_spacing, unforeseen
 from unetlib.data.nifti import read_description
-from unetlib.data.patients import unforeseen
 from unetlib.data.regions import Regions, region_names
 from unetlib.data.volumes import Volume, assumption, read_shape
 from unetlib.prediction.predictor import Predictor
