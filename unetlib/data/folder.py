@@ -18,7 +18,7 @@ from unetlib.data import layouts, naming
 from unetlib.data.cases import Case
 from unetlib.data.layouts import AUTOMATIC, MASK, MODALITIES, NAMELESS, STACK, Found, Layout
 from unetlib.data.nifti import files_of, stem
-from unetlib.data.volumes import TOLERANCE, Source, read_volume
+from unetlib.data.volumes import Source, read_volume
 from unetlib.support.errors import UnetlibError, counted, is_text
 from unetlib.support.files import fold
 
@@ -124,11 +124,7 @@ def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> boo
         first, second = (read_volume(Source((path,), assume="las")) for path in (one, other))
     except UnetlibError:
         return False
-    return (
-        first.assumed == second.assumed
-        and np.array_equal(first.voxels, second.voxels)
-        and np.allclose(first.affine, second.affine, rtol=0, atol=TOLERANCE)
-    )
+    return first.assumed == second.assumed and first.lies_on(second) and np.array_equal(first.voxels, second.voxels)
 
 
 @dataclass
@@ -232,10 +228,8 @@ class Folder:
     def _count_twins_once(self) -> None:
         twins = [draft.twins[0] for draft in self.drafts.values() if draft.compare_twins()]
         if twins:
-            example = "for example as {} and {}".format(*twins[0])
-            self.notes.append(
-                f"There twice with the same voxels, so counted once: {counted(len(twins), 'case')}, {example}."
-            )
+            number, example = counted(len(twins), "case"), "for example as {} and {}".format(*twins[0])
+            self.notes.append(f"There twice with the same voxels, so counted once: {number}, {example}.")
 
     def _drop_further_masks(self) -> None:
         """Take `x_brain_segmentation` beside the images of `x` for a mask of another kind, not for a case."""
