@@ -3,7 +3,7 @@
 import gzip
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,7 @@ Stream = gzip.GzipFile | io.BufferedReader
 
 def stem(name: str) -> str:
     """Return a file's name without the ending of NIfTI."""
-    ending = next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)]
+    return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
@@ -62,12 +61,9 @@ def open_nifti(path: Path) -> Iterator[Any]:
         raise UnetlibError(
             f"{path} holds only the {kind} of an image. Put {stem(path.name)}{PARTNER[ending]} beside it."
         )
-    with _open(files[0]) as stream:
-        if len(files) == 1:
-            yield _read(stream, stream, path)
-        else:
-            with _open(files[1]) as voxels:
-                yield _read(stream, voxels, path)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(_open(file)) for file in files]
+        yield _read(streams[0], streams[-1], path)
 
 
 def require_name(path: Path) -> None:
