@@ -7,7 +7,7 @@ reads `P001_FLAIR.nii.gz`, `P001_T1.nii.gz`, ... and `P001_tumour.nii.gz` as the
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from unetlib.data.nifti import ENDINGS
@@ -19,8 +19,6 @@ from unetlib.support.files import read_json
 MASK, AUTOMATIC, STACK, TEST, OTHER = "seg", "automatic", "stack", "test", "other"
 IMAGES = (*ENDINGS, ".tif", ".tiff")
 NIFTI = r"\.(?:nii|hdr|img)(?:\.gz)?"
-BRATS_LABELS = {0: 0, 1: 1, 2: 2, 4: 4}
-ALL_LABELS = {label: label for label in range(5)}  # the target is label > 0
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Layout:
     id: str
     words: dict[str, str]
     pattern: str = "ID_WORD"
-    labels: dict[int, int] = field(default_factory=lambda: ALL_LABELS)
+    labels: dict[int, int] = field(default_factory=lambda: {label: label for label in range(5)})
     channels: dict[str, int] = field(default_factory=dict)
     mask: str = "{id}_seg.nii.gz"
     ending: str = NIFTI
@@ -87,6 +85,7 @@ WORDS = {
     "t2w?": "t2",
 }
 SEG = {**WORDS, "seg|segm|segmentations?": MASK}
+_brats = partial(Layout, words=SEG, labels={0: 0, 1: 1, 2: 2, 4: 4}, scheme="brats2021")
 KAGGLE, MSD, NNUNET = "TCGA-LGG (Kaggle)", "Medical Segmentation Decathlon", "nnU-Net"
 NAMELESS, BRATS_STYLE = "A folder per case", "BraTS-style names"
 _TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST}  # folders; dataset.json says which channel is FLAIR
@@ -100,12 +99,9 @@ _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(
 # abnormality as 255 (Buda et al. 2019, Comput. Biol. Med. 109).
 # fmt: off
 LAYOUTS = (
-    *(Layout(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", f"brats{year}_[^/]+?", SEG, labels=BRATS_LABELS,
-             scheme="brats2021") for year in (17, 18, 19)),
-    Layout("BraTS 2020", "BraTS20_Training_001_flair.nii", r"brats20_[a-z]+_\d+", SEG, labels=BRATS_LABELS,
-           scheme="brats2021"),
-    Layout("BraTS 2021", "BraTS2021_00000_flair.nii.gz", r"brats2021_\d+", SEG, labels=BRATS_LABELS,
-           scheme="brats2021"),
+    *(_brats(f"BraTS 20{year}", "Brats18_TCIA02_151_1_flair.nii.gz", f"brats{year}_[^/]+?") for year in (17, 18, 19)),
+    _brats("BraTS 2020", "BraTS20_Training_001_flair.nii", r"brats20_[a-z]+_\d+"),
+    _brats("BraTS 2021", "BraTS2021_00000_flair.nii.gz", r"brats2021_\d+"),
     Layout("BraTS-PED", "BraTS-PED-00001-000-t2f.nii.gz", r"brats-peds?-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
            mask="{id}-seg.nii.gz"),
     Layout("BraTS 2023/2024", "BraTS-GLI-00000-000-t2f.nii.gz", r"brats-[a-z-]+-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
@@ -134,7 +130,7 @@ LAYOUTS = (
     Layout("BIDS", "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-[a-z0-9]+(?:_ses-[a-z0-9]+)?",
            {"flair": "flair", "ce-[^/]+?_t1w": "t1ce", "t1w": "t1", "t2w": "t2", _BIDS_MASK: MASK},
            "ID(?:_(?!ce-|label-|desc-)[a-z]+-[^_/]+)*_WORD", mask="{id}_label-tumor_mask.nii.gz"),
-    Layout("Phantoms", "Phantom_00000_flair.nii.gz", r"phantom_\d+", SEG, labels=BRATS_LABELS, scheme="brats2021"),
+    _brats("Phantoms", "Phantom_00000_flair.nii.gz", r"phantom_\d+"),
     Layout("FeTS", "NAME_brain_flair.nii.gz", "[^/]+?",
            {**{f"brain_(?:{word})": kind for word, kind in WORDS.items()}, "final_seg|tumormask": MASK},
            mask="{id}_final_seg.nii.gz"),
