@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import takes_paths
 from unetlib.support.jobs import run_jobs
 
-WHOLE: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}  # of a line: words stay whole
+LINES = textwrap.TextWrapper(100, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Report:
         rows += [("Note", note) for note in self.notes]
         rows += [("Left out", f"{id}: {why}") for id, why in sorted(self.left_out.items())]
         total = len(self.findings) + len(self.left_out)
-        lines = [textwrap.fill(f"{title:11}{text}", 100, subsequent_indent=" " * 11, **WHOLE) for title, text in rows]
+        lines = [LINES.fill(f"{title:11}{text}") for title, text in rows]
         return "\n".join([*lines, f"{len(self.findings)} of {total} cases usable."])
 
     def _rows(self) -> Iterator[tuple[str, str]]:

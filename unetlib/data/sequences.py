@@ -26,7 +26,7 @@ def stack(images: dict[str, Volume], modalities: tuple[str, ...], fill: bool = F
     found: dict[str, np.ndarray] = {}
     moved = []
     for name, volume in images.items():
-        voxels = volume.voxels if volume is first else resampled(volume, first, name)
+        voxels = resampled(volume, first, name)
         if same := next((other for other, earlier in found.items() if np.array_equal(earlier, voxels)), ""):
             if not fill:
                 raise UnetlibError(
