@@ -103,7 +103,7 @@ class _Metered:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.left = stream, MAX_HEADER
-        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+        self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int) -> bytes:
         self.left -= size

@@ -182,9 +182,9 @@ def hash_voxels(voxels: np.ndarray, dtype: str = "<f4") -> str:
 
 
 def hash_case(image: Volume, labels: np.ndarray) -> tuple[list[str], str]:
-    """Return the hash of each image, each of which says whose scan it is, and one of images and mask together."""
+    """Return the hash of each image, each of which says whose scan it is, and one of images and (whole) labels."""
     scans = hash_images(image)
-    return scans, digest([*scans, hash_voxels(labels.round() if labels.dtype.kind == "f" else labels, "u1")])
+    return scans, digest([*scans, hash_voxels(labels, "u1")])
 
 
 def hash_images(image: Volume) -> list[str]:
