@@ -31,9 +31,8 @@ HASHES = ("sha256", "image", "content")  # of a case's files; of its (first) ima
 class Case:
     """One scan of one patient: where each modality and the mask lie.
 
-    `patient` is what a split groups by: time points of one patient share it (see `naming`). `layout` names an entry
-    of `LAYOUTS`. `images` maps a modality ("flair", "t1", "t1ce", "t2") to its source. `modalities`: those that are
-    read, in this order; with `fill`, one that is not there is read as 0.
+    `patient` is what a split groups by (see `naming`). `layout` names an entry of `LAYOUTS`. `images` maps a modality
+    ("flair", "t1", "t1ce", "t2") to its source. `modalities` are read, in this order; with `fill`, absent ones as 0.
     """
 
     id: str
@@ -219,8 +218,7 @@ def is_copy(reason: str) -> bool:
 def without_copies(cases: Iterable[tuple[Case, list[str]]]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the patient of each case, and the cases that are copies of another one, with the reason.
 
-    `cases`: each case and the hashes of its images. Two patients who share a scan are one person: all their cases get
-    one name.
+    `cases`: each case and the hashes of its images. Two patients who share a scan are one person, and get one name.
     """
     first, copies, same, patients = dict[str, Case](), dict[str, str](), dict[str, str](), dict[str, str]()
 

@@ -35,8 +35,7 @@ class Finding:
 class Report:
     """What reading every case of a cohort showed; as a string, what `unetlib check` prints.
 
-    `findings`: id -> what was found in a case that can be read. `left_out`: id -> the sentence why not,
-    by file names or by content.
+    `findings`: id -> what was found in a case that can be read. `left_out`: id -> why not, by file names or content.
     """
 
     cohort: Cohort
@@ -101,9 +100,8 @@ def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
 def check(data: Path, workers: int | None = None, assume: str | None = None, modalities: str = "flair") -> Report:
     """Read the images and the mask of every case in `data`, the headers of the rest, and report.
 
-    `workers` is the number of processes; `assume` and `modalities`, those that a case must have and that are read, as
-    in `find_cases`. A case that cannot be read is listed in the report; raises `UnetlibError` when there is no case at
-    all, as `find_cases` does.
+    `workers` is the number of processes; `assume`, and `modalities`, which a case must have and which are read, as in
+    `find_cases`. A case that cannot be read is listed in the report; raises `UnetlibError` where `find_cases` does.
     """
     cohort = find_cases(data, modalities, assume)
     findings: dict[str, Finding] = {}

@@ -34,8 +34,7 @@ NAME_CHANNELS = (
 class Draft:
     """A case while its files are collected; `files` maps (kind, slice number) to the path.
 
-    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: a sentence about a file
-    that looks like the one that the case lacks.
+    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: which file it may lack.
     """
 
     id: str
@@ -131,8 +130,7 @@ def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> boo
 class Folder:
     """What lies in a data folder: `drafts` by the id as file systems compare it; `unknown`: files of no layout.
 
-    `tests` counts images without masks by design (imagesTs), which are cases only if not `masked`. `notes` are
-    sentences for the user.
+    `tests` counts images without masks by design (imagesTs), cases only if not `masked`. `notes` are for the user.
     """
 
     root: Path

@@ -155,8 +155,7 @@ def recognise(path: str) -> Found | None:
 def task_layout(task: Path) -> tuple[Layout | None, str]:
     """Return the layout of a folder that holds `imagesTr`, as its files and `dataset.json` say, and a note.
 
-    One file per channel, `NAME_0000.nii.gz`, is nnU-Net; all channels in one file is the Decathlon. `None` where
-    nothing says which channel is FLAIR.
+    One file a channel, `NAME_0000.nii.gz`, is nnU-Net; all in one, the Decathlon. `None`: nothing says which is FLAIR.
     """
     inside = {path.name.lower(): path for path in task.iterdir()}
     images = inside.get("imagestr", inside.get("imagests"))

@@ -51,9 +51,8 @@ __all__ = ["Case", "Cohort", "find_cases", "find_images", "read_case", "read_lab
 class Cohort:
     """The cases of a folder.
 
-    `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: the other cases,
-    id -> the sentence why. `notes`: what a user should read. `assume`: the orientation of files that do not say
-    theirs, as in `Source`. `table`: id -> patient, as `patients.csv` says.
+    `cases`: usable as far as file names tell (image and mask are there), sorted by id. `left_out`: id -> the sentence
+    why not. `notes`: what a user should read. `assume`: as in `Source`. `table`: id -> patient, as in `patients.csv`.
     """
 
     root: Path
@@ -70,10 +69,9 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`). Each case must have
     all `modalities` (words, as in the recipe) beside its mask; if those that are `missing` become `"zero"`, one of them
-    will do. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; without
-    it, they are refused on reading. A table `patients.csv` (case, patient) in the folder says who is one patient where
-    the names do not. Raises `UnetlibError` when there is no such folder, no case in it, no case with one of the
-    modalities, or the table cannot be used.
+    will do. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; reading refuses them without.
+    A table `patients.csv` (case, patient) in the folder says who is one patient where the names do not. Raises
+    `UnetlibError` when there is no folder, no case in it, none with one of the modalities, or the table is of no use.
     """
     assume, wanted, fill = assumption(assume), tuple(modalities.split()), missing == "zero"
     if unknown := set(wanted or [modalities]) - set(MODALITIES):

@@ -107,8 +107,7 @@ def _scheme(recipe: Recipe, layout: str) -> str:
 def with_scheme(recipe: Recipe, layouts: Iterable[str]) -> Recipe:
     """Return a recipe with the scheme of its patients' labels, if its regions need one.
 
-    Raises `UnetlibError` as `Regions.of` does, and where labels mean different things: in data sets of two schemes, or
-    in the names of the files and in `recipe.labels`.
+    Raises `UnetlibError` as `Regions.of` does, and where data sets, or files and `recipe.labels`, are of two schemes.
     """
     if recipe.regions == "whole":
         return recipe

@@ -1,8 +1,7 @@
-"""Read a 3-D volume from NIfTI or TIFF in one orientation, and return results to the file's own.
+"""Read a 3-D volume from NIfTI or TIFF in one orientation, LPS, and return results to the file's own.
 
-Every volume is turned to LPS voxel order: x grows towards the patient's left, y towards the back
-(posterior), z towards the head (superior). Then `voxels[:, :, z].T` is an axial slice in
-radiological display: the nose at the top, the patient's right on the left of the image.
+In LPS order, x grows towards the patient's left, y towards the back (posterior), z towards the head (superior): then
+`voxels[:, :, z].T` is an axial slice in radiological display, nose at the top, the patient's right on the left.
 """
 
 import os
