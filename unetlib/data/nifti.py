@@ -20,7 +20,6 @@ MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes after the voxels
 ENDINGS = (".nii.gz", ".hdr.gz", ".img.gz", ".nii", ".hdr", ".img")
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
-EXPECTED = "A NIfTI file, .nii or .nii.gz, was expected."
 IMAGES = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.nifti2.Nifti2Pair)
 CODES = nib.nifti1.xform_codes.value_set("code")
 
@@ -54,7 +53,7 @@ def open_nifti(path: Path) -> Iterator[Any]:
 
     Raises `UnetlibError` with the file, what is wrong with it and what to do.
     """
-    require_file(path, EXPECTED)
+    require_file(path, "A NIfTI file, .nii or .nii.gz, was expected.")
     ending, files = _ending(path), files_of(path)
     if ending in PARTNER and len(files) < 2:
         kind = "header" if ending == ".hdr" else "voxels"
