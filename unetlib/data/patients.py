@@ -5,7 +5,6 @@ silence: its case is left out by name, with a sentence that says why, and which 
 """
 
 import re
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -177,14 +176,17 @@ def _ignored(folder: Folder) -> Iterator[str]:
 
 def _suggest(folder: Folder, modality: str) -> None:
     """Note as a case's `hint` which file, under a name that no layout knows, looks like the one that it lacks."""
-    owners, names, homes = folder.owners(), sorted((fold(path.name), path) for path in folder.images), defaultdict(list)
+    owners, homes, named = folder.owners(), defaultdict(list), defaultdict(list)
     for path in folder.images:
         homes[path.parent].append(path)
+    for name, path in sorted((fold(path.name), path) for path in folder.images):
+        for start in (name, *beginnings(name)):
+            named[start].append(path)
     for key, draft in list(folder.drafts.items()):
         lacks = modality if modality not in draft.case().images else "" if draft.has(MASK, AUTOMATIC) else MASK
         if draft.clash or not lacks or not (draft.has(*IMAGE_KINDS) or lacks == modality):
             continue
-        near = [*_starting_with(names, key)]
+        near = [*named[key]]
         for place in draft.folders:
             alone = all(other is draft or not other.has(*IMAGE_KINDS) for other in owners[place])
             near += homes[place] if alone else []
@@ -199,15 +201,6 @@ def _rename(path: Path, draft: Draft, kind: str) -> str:
     if kind == MASK:
         what, name = "its mask", draft.layout.mask.format(id=draft.id)
     return f"{path} looks like {what}: if it is, rename it {name}."
-
-
-def _starting_with(names: list[tuple[str, Path]], key: str) -> Iterator[Path]:
-    """Yield the files of a sorted list whose names begin with a case's id."""
-    at = bisect_left(names, (key,))
-    while at < len(names) and names[at][0].startswith(key):
-        if not names[at][0][len(key) :][:1].isalnum():
-            yield names[at][1]
-        at += 1
 
 
 def _looks_like(path: Path, kind: str) -> bool:
