@@ -182,7 +182,7 @@ class Folder:
         return self.drafts.setdefault(fold(id), Draft(unicodedata.normalize("NFC", id), layout))
 
     def _in_task(self, place: Path, name: str) -> Found | None:
-        if place.name.lower() not in ("imagestr", "labelstr", "imagests"):
+        if place.name.lower() not in layouts.TASK:
             return None
         if (task := place.parent) not in self.tasks:
             self.tasks[task], note = layouts.task_layout(task)

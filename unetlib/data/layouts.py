@@ -88,7 +88,7 @@ SEG = {**WORDS, "seg|segm|segmentations?": MASK}
 _brats = partial(Layout, words=SEG, labels={0: 0, 1: 1, 2: 2, 4: 4}, scheme="brats2021")
 KAGGLE, MSD, NNUNET = "TCGA-LGG (Kaggle)", "Medical Segmentation Decathlon", "nnU-Net"
 NAMELESS, BRATS_STYLE = "A folder per case", "BraTS-style names"
-_TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST}  # folders; dataset.json says which channel is FLAIR
+TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST}  # folders; dataset.json says which channel is FLAIR
 _NNUNET_PATH = r"(?P<word>labelsTr|(?P<image>imagesT[rs]))/ID(?(image)_(?P<channel>\d{4}))"
 _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(?:_(?:mask|dseg|roi|seg))?|dseg"
 
@@ -106,8 +106,8 @@ LAYOUTS = (
            mask="{id}-seg.nii.gz"),
     Layout("BraTS 2023/2024", "BraTS-GLI-00000-000-t2f.nii.gz", r"brats-[a-z-]+-\d+(?:-\d+)?", SEG, "ID[-_]WORD",
            mask="{id}-seg.nii.gz", scheme="brats2023"),
-    Layout(NNUNET, "imagesTr/NAME_0000.nii.gz", "[^/]+?", _TASK, _NNUNET_PATH, mask="labelsTr/{id}.nii.gz", sure=False),
-    Layout(MSD, "imagesTr/BRATS_001.nii.gz", "[^/]+?", _TASK, "WORD/ID", {label: label for label in range(4)},
+    Layout(NNUNET, "imagesTr/NAME_0000.nii.gz", "[^/]+?", TASK, _NNUNET_PATH, mask="labelsTr/{id}.nii.gz", sure=False),
+    Layout(MSD, "imagesTr/BRATS_001.nii.gz", "[^/]+?", TASK, "WORD/ID", {label: label for label in range(4)},
            {"flair": 0, "t1": 1, "t1ce": 2, "t2": 3}, "labelsTr/{id}.nii.gz", sure=False,
            scheme="decathlon"),
     Layout(KAGGLE, "TCGA_CS_5395_19981004_8.tif", r"tcga_[^/]+_\d{8}", {"": STACK, "_mask": MASK},
