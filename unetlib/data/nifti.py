@@ -23,8 +23,6 @@ PARTNER = {".hdr": ".img", ".img": ".hdr"}
 IMAGES = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.nifti2.Nifti2Pair)
 CODES = nib.nifti1.xform_codes.value_set("code")
 
-Stream = gzip.GzipFile | io.BufferedReader
-
 
 def stem(name: str) -> str:
     """Return a file's name without the ending of NIfTI."""
@@ -73,13 +71,13 @@ def require_name(path: Path) -> None:
             raise UnetlibError(f"{path} is not named .nii or .nii.gz. {advice}")
 
 
-def _open(path: Path) -> Stream:
+def _open(path: Path) -> io.BufferedIOBase:
     """Return an open file, unpacked if it is gzip: by its first bytes, not its name."""
     packed = first_bytes(path).startswith(b"\x1f\x8b")
     return igzip.open(path) if packed else open(path, "rb")  # 2.7 x faster than gzip
 
 
-def _read(stream: Stream, voxels: Stream, path: Path) -> Any:
+def _read(stream: io.BufferedIOBase, voxels: io.BufferedIOBase, path: Path) -> Any:
     """Return the image whose header is in one stream and whose voxels are in another, perhaps the same."""
     with damage_in(path):
         head = stream.read(540)
