@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetlib.data.slices import Window, first_of_sequences, foreground, resize
+from unetlib.data.slices import Window, foreground, resize
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, brief
 
@@ -39,12 +39,12 @@ class Cube:
         spacing.
         """
         x, _, z = _require_spacing(spacing)
-        voxels, window = first_of_sequences(voxels), Window.of(voxels, recipe, spacing)
+        window, slices = Window.of(voxels, recipe, spacing), voxels.shape[-1]
         inside = np.flatnonzero(foreground(voxels).mean((0, 1)) >= 0.01)
-        low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, voxels.shape[2])
+        low, high = (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, slices)
         height = max(round(window.side * x / z), 1)
         bottom = max(low - (height - (high - low)) // 2, high - height)
-        return cls(window, bottom, height, voxels.shape[2])
+        return cls(window, bottom, height, slices)
 
     def planes(self, slices: Tensor) -> Tensor:
         """Return slices (Z, C, S, S) in 0..1 as a cube (C, S, S, S); its axes are z from the feet up, y, x."""

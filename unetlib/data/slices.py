@@ -47,11 +47,10 @@ class Window:
         """
         if not recipe.crop:
             return cls.whole(voxels.shape[-3:])
-        voxels = first_of_sequences(voxels)
         bright = foreground(voxels)
         inside = [np.flatnonzero(bright.mean(axes) >= 0.01) for axes in ((1, 2), (0, 2))]
         if not all(map(len, inside)):
-            return cls.whole(voxels.shape)
+            return cls.whole(bright.shape)
         spans = [(int(found[0]), int(found[-1]) + 1) for found in inside]
         ratio = spacing[1] / spacing[0] if spacing is not None and recipe.dims == 3 else 1.0
         longest = max(round((end - begin) * scale) for (begin, end), scale in zip(spans, (1.0, ratio), strict=True))
@@ -80,7 +79,7 @@ class Window:
 
 def first_of_sequences(voxels: np.ndarray) -> np.ndarray:
     """Return the first sequence of a volume (C, X, Y, Z) that is not empty, or a volume (X, Y, Z) itself."""
-    return voxels if voxels.ndim == 3 else voxels[first_seen(voxels)]
+    return voxels[first_seen(voxels)] if voxels.ndim == 4 else voxels
 
 
 def first_seen(voxels: np.ndarray) -> int:
@@ -91,8 +90,10 @@ def first_seen(voxels: np.ndarray) -> int:
 def foreground(voxels: np.ndarray) -> np.ndarray:
     """Return whether each voxel is brighter than the mean of its volume: head, not air.
 
-    In an image whose head was scaled to the mean 0, which is also the value of its air, the head is all but this value.
+    Of several sequences (C, X, Y, Z), the first that is not empty shows it. In an image whose head was scaled to the
+    mean 0, which is also the value of its air, the head is all but this value.
     """
+    voxels = first_of_sequences(voxels)
     air = _air_at_mean(voxels)
     return voxels > voxels.mean() if air is None else voxels != air
 
@@ -205,7 +206,7 @@ def resize(slices: Tensor, size: int | tuple[int, int]) -> Tensor:
 
 
 def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarray:
-    """Return the z indices of the slices to keep, for a volume (X, Y, Z) and its boolean mask of any region.
+    """Return the z indices of the slices to keep, for a volume and its boolean mask (X, Y, Z) of any region.
 
     `tumour`: at least one voxel of the mask. `brain`: at least 2 % foreground (see `foreground`). `all`: every slice.
     """
@@ -214,5 +215,5 @@ def choose_slices(voxels: np.ndarray, mask: np.ndarray, policy: str) -> np.ndarr
     elif policy == "brain":
         keep = foreground(voxels).mean((0, 1)) >= 0.02
     else:
-        keep = np.ones(voxels.shape[2], dtype=bool)
+        keep = np.ones(voxels.shape[-1], dtype=bool)
     return np.flatnonzero(keep)
