@@ -121,28 +121,24 @@ class Prepared:
         return SliceDataset(self.images, self.masks, parts, numbers, neighbours, str(self.folder), regions)
 
     def __str__(self) -> str:
-        cases = self.about["cases"]
-        patients = {part: len(getattr(self.split, part)) for part in PARTS}
-        slices = {part: len(found) for part, found in self.dataset().parts.items()}
+        recipe, published = self.about["recipe"], Recipe.published
         size, dims = " x ".join(map(str, self.images.shape[2:])), self.images.ndim - 2
-        kinds = f"{size} voxels" if dims == 3 else f"{self.about['recipe']['slices']} slices, {size} pixels"
+        unit = SAMPLE_NAMES[dims]
+        kinds = f"{size} voxels" if dims == 3 else f"{recipe['slices']} slices, {size} pixels"
+        beyond = f"; sequences {recipe['modalities']}; regions {recipe['regions']}"
+        if (recipe["modalities"], recipe["regions"]) == (published.modalities, published.regions):
+            beyond = ""
+        parts = [
+            f"{part} {len(self.split.patients(part))} ({counted(len(found), unit)})"
+            for part, found in self.dataset().parts.items()
+        ]
         lines = [
-            f"{self.folder}: {len(self.images)} {SAMPLE_NAMES[dims]}s of {len(cases)} cases ({kinds})"
-            + self._beyond_default(),
-            "split by patient: "
-            + ", ".join(f"{part} {patients[part]} ({counted(slices[part], SAMPLE_NAMES[dims])})" for part in PARTS)
-            + f"; made by unetlib {self.version}",
+            f"{self.folder}: {len(self.images)} {unit}s of {len(self.about['cases'])} cases ({kinds}){beyond}",
+            f"split by patient: {', '.join(parts)}; made by unetlib {self.version}",
         ]
         if left_out := self.about["left_out"]:
             lines.append(f"left out: {len(left_out)} ({', '.join(sorted(left_out))})")
         return "\n".join(lines)
-
-    def _beyond_default(self) -> str:
-        """Name the sequences and regions if they are not FLAIR and the whole tumour."""
-        recipe, published = self.about["recipe"], Recipe.published
-        if (recipe["modalities"], recipe["regions"]) == (published.modalities, published.regions):
-            return ""
-        return f"; sequences {recipe['modalities']}; regions {recipe['regions']}"
 
 
 def _map(path: Path, dtype: type) -> np.ndarray:
