@@ -76,7 +76,7 @@ def _resize(columns: Tensor, number: int) -> Tensor:
     return resize(columns[None, None], (len(columns), number))[0, 0]
 
 
-def _require_spacing(spacing: tuple[float, float, float] | None) -> tuple[float, float, float]:
+def _require_spacing(spacing: tuple[float, float, float] | None) -> tuple[float, ...]:
     if spacing is None:
         raise UnetlibError(
             "a 3-D network needs the size of the voxels in millimetres: give the spacing of the volume, as in "
@@ -91,5 +91,4 @@ def _require_spacing(spacing: tuple[float, float, float] | None) -> tuple[float,
             f"its voxels are {brief(sizes or spacing)} mm wide; three sizes, the longest at most {MOST} times the "
             "shortest, were expected for a 3-D network. Export the image again, or use a network for slices (dims 2)."
         )
-    x, y, z = sizes
-    return x, y, z
+    return sizes

@@ -51,10 +51,10 @@ def prepare_case(job: Job) -> str | None:
         np.savez(
             file,
             **arrays,
-            sha256=np.array(files.sha256(*job.case.files())),
-            image=np.array(scans[0]),
-            content=np.array(content),
-            scans=np.array(scans),
+            sha256=files.sha256(*job.case.files()),
+            image=scans[0],
+            content=content,
+            scans=scans,
             resampled=np.array(volume.resampled, dtype=str),
             regions=regions.any((1, 2, 3)),
         )
@@ -67,7 +67,7 @@ def _slices(volume: Volume, regions: np.ndarray, recipe: Recipe) -> dict[str, An
     z = choose_slices(volume.voxels, mask, recipe.slices)
     images = image_to_slices(volume.voxels, recipe, z)  # 5 x faster than resizing all, then selecting
     masks = mask_to_slices(regions, recipe, z, Window.of(volume.voxels, recipe))
-    return {**_stored(images, masks), "z": z, "tumour_voxels": mask[:, :, z].sum((0, 1)), "outside": np.array(0)}
+    return {**_stored(images, masks), "z": z, "tumour_voxels": mask[:, :, z].sum((0, 1)), "outside": 0}
 
 
 def _cube(volume: Volume, regions: np.ndarray, recipe: Recipe) -> dict[str, Any]:
