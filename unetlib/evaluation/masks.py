@@ -17,7 +17,7 @@ from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.regions import Regions, region_names, with_scheme
-from unetlib.data.volumes import Source, Volume, assumption, read_volume, whole_labels
+from unetlib.data.volumes import Source, Volume, read_volume, whole_labels
 from unetlib.evaluation.scores import ScoreFolder, compare
 from unetlib.evaluation.summary import SUMMARY_FILE, read_earlier
 from unetlib.recipe import Recipe
@@ -40,16 +40,14 @@ NAMES = "Name a mask as its case, such as {0}.nii.gz or {0}_mask.nii.gz, or put 
 class Masks:
     """The masks of a folder, or one mask, for cases of a cohort: `found` maps the id of a case to its mask.
 
-    `note` says what is not scored. `assume`: the orientation of files that do not state theirs, as in `Source`. The
-    regions to score are those of `recipe`.
+    `note` says what is not scored. The regions to score are those of `recipe`.
     """
 
     root: Path
     cohort: Cohort
     found: dict[str, Path]
     note: str
-    assume: str | None
-    recipe: Recipe = Recipe.published
+    recipe: Recipe
 
     @classmethod
     def find(
@@ -86,8 +84,7 @@ class Masks:
                 f"NIfTI were expected. {NAMES.format(_example(cohort))}"
             )
         note = " ".join(_notes(maps, cohort, found))
-        found_one = {id: own[0] for id, own in sorted(found.items())}
-        return cls(root, cohort, found_one, note, assumption(assume), recipe)
+        return cls(root, cohort, {id: own[0] for id, own in sorted(found.items())}, note, recipe)
 
     @property
     def cases(self) -> list[Case]:
@@ -102,7 +99,7 @@ class Masks:
         """
         image, labels, _ = read_labels(case)
         path = self.found[case.id]
-        mask = read_volume(Source((path,), assume=self.assume))
+        mask = read_volume(Source((path,), assume=self.cohort.assume))
         _require_grid(path, mask, case, image)
         found = whole_labels(mask.voxels)
         _require_labels(path, found)
@@ -129,7 +126,8 @@ class Masks:
         found = set[float]()
         for path in self.found.values():
             with suppress(UnetlibError):  # `read` says what is wrong with a mask
-                found.update(np.unique(read_volume(Source((path,), assume=self.assume)).voxels)[:MOST_LABELS].tolist())
+                voxels = read_volume(Source((path,), assume=self.cohort.assume)).voxels
+                found.update(np.unique(voxels)[:MOST_LABELS].tolist())
         return found
 
     @property
@@ -159,7 +157,7 @@ class Masks:
         own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels, self.binary]
         what += [self.older] if self.older else []
-        return [own, case.stamp(self.cohort.root), case.patient, self.assume, *what]
+        return [own, case.stamp(self.cohort.root), case.patient, self.cohort.assume, *what]
 
 
 def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
