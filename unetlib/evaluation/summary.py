@@ -104,9 +104,10 @@ def _regions(patients: list[Row]) -> Iterator[tuple[Row, list[Row]]]:
         yield {} if region is None else {"region": region}, [row for row in rows if row.get("region") == region]
 
 
-def _mean(name: str, values: list[float]) -> Row:
+def _mean(name: str, values: list[float] | np.ndarray) -> Row:
     """Return a mean over patients and its interval, under a name; nothing where there is no value."""
-    return {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(np.array(values))} if values else {}
+    found = np.array(values)
+    return {name: float(found.mean()), f"{name}_interval": bootstrap_interval(found)} if len(found) else {}
 
 
 def lesion_summary(patients: list[Row]) -> list[Row]:
@@ -129,8 +130,8 @@ def volume_summary(patients: list[Row]) -> list[Row]:
             truth, prediction = (np.array(_values(rows, f"{which}_{unit}")) for which in ("truth", "prediction"))
             if len(truth):
                 entry = {**label, "unit": unit, "patients": len(truth)}
-                entry |= _mean("truth", truth.tolist()) | _mean("prediction", prediction.tolist())
-                entry |= _mean("difference", (prediction - truth).tolist())
+                entry |= _mean("truth", truth) | _mean("prediction", prediction)
+                entry |= _mean("difference", prediction - truth)
                 entries.append(entry | {"limits": limits_of_agreement(prediction - truth)})
     return entries
 
@@ -153,17 +154,16 @@ def surface_summary(patients: list[Row]) -> Row | list[Row]:
 
     Of several regions, it is a list of one entry for each.
     """
-    entries = [{**label, **_surface(rows)} for label, rows in _regions(patients)]
+    entries = []
+    for label, rows in _regions(patients):
+        distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
+        surface = {
+            "hd95_mm": float(np.mean(distances)) if distances else None,
+            "hd95_patients": len(distances),
+            "hd95_undefined": len(rows) - len(distances),
+            "surface_dice": float(np.mean(_values(rows, "surface_dice"))),
+            "tolerance_mm": TOLERANCE_MM,
+            "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
+        }
+        entries.append({**label, **surface})
     return entries[0] if len(entries) == 1 else entries
-
-
-def _surface(rows: list[Row]) -> Row:
-    distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
-    return {
-        "hd95_mm": float(np.mean(distances)) if distances else None,
-        "hd95_patients": len(distances),
-        "hd95_undefined": len(rows) - len(distances),
-        "surface_dice": float(np.mean([row["surface_dice"] for row in rows])),
-        "tolerance_mm": TOLERANCE_MM,
-        "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
-    }
