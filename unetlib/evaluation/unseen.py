@@ -111,21 +111,19 @@ def choose_others(
             )
         return cohort, chosen, [_warning(parts[case.id] for case in chosen)]
     chosen = [case for case in cohort.cases if parts[case.id] not in ("train", "val")]
-    seen = len(cohort.cases) - len(chosen)
-    by_name = (
-        f" {first_of(strangers, 3)}: known by name alone. If these are other people, give them other names."
-        if (strangers := sorted({case.patient for case in cohort.cases if parts[case.id] in ("train", "val")} & named))
-        else ""
-    )
+    seen = [case.patient for case in cohort.cases if parts[case.id] in ("train", "val")]
+    by_name = ""
+    if strangers := sorted(named.intersection(seen)):
+        by_name = f" {first_of(strangers, 3)}: known by name alone. If these are other people, give them other names."
+    if not cohort.cases:
+        raise UnetlibError(f"{root} holds no patient who can be scored.{reasons(cohort)}")
+    number = counted(len(seen), "case")
     if not chosen:
         raise UnetlibError(
-            f"{root} holds only patients whom the run was trained or validated on ({counted(seen, 'case')}): their "
-            f"scores would be too high.{by_name}{reasons(cohort)} Name another folder with --data, or ask for these "
-            "with --split all."
-            if seen
-            else f"{root} holds no patient who can be scored.{reasons(cohort)}"
+            f"{root} holds only patients whom the run was trained or validated on ({number}): their scores would be "
+            f"too high.{by_name}{reasons(cohort)} Name another folder with --data, or ask for these with --split all."
         )
-    note = f"Left out: {counted(seen, 'case')} of patients whom the run was trained or validated on.{by_name}"
+    note = f"Left out: {number} of patients whom the run was trained or validated on.{by_name}"
     first, copies = dict[str, Case](), dict[str, str]()
     for case in chosen:
         if (other := first.setdefault(hashes[case.id].get("image", case.id), case)) is not case:
@@ -147,7 +145,8 @@ def _parts(cohort: Cohort, run: Run, hashes: dict[str, dict[str, Any]]) -> tuple
     for case in cohort.cases:
         record = {"patient": case.patient, **hashes[case.id]}
         by_scan = {by_sign.get(sign) for sign in signs(record, case.id)} - {None}
-        known |= {case.patient} if by_scan else set()
+        if by_scan:
+            known.add(case.patient)
         found = {by_name.get(key(case.patient)), *by_scan}
         if first := next((part for part in PARTS if part in found | {parts.get(case.patient)}), None):
             parts[case.patient] = first
