@@ -99,7 +99,11 @@ def export_nnunet(
     }
     with files.locked(folder):
         if (folder / RESULT).exists():
-            return _reuse(folder, key)
+            known = files.read_json(folder / RESULT)
+            _require_same(folder, known, key)
+            Parts(folder).remove()  # left by a kill before the last line of `_export`
+            say(f"{folder} is written already, from the same data: reused.")
+            return known
         begun = Parts.open(folder).path(BEGUN)
         if begun.exists():
             _require_same(folder, files.read_json(begun), key)
@@ -135,15 +139,6 @@ def _require_same(folder: Path, about: dict[str, Any], key: str) -> None:
             f"{folder} was written, or begun, from other data or with other choices. Choose another folder, or delete "
             "this one first."
         )
-
-
-def _reuse(folder: Path, key: str) -> dict[str, Any]:
-    """Return what a finished folder says; raises `UnetlibError` unless it was made from the same."""
-    about = files.read_json(folder / RESULT)
-    _require_same(folder, about, key)
-    Parts(folder).remove()  # left by a kill before the last line of `_export`
-    say(f"{folder} is written already, from the same data: reused.")
-    return about
 
 
 def _labels(recipe: Recipe) -> dict[str, Any]:
