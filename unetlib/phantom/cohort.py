@@ -87,18 +87,18 @@ def make_patient(seed: int, index: int, varied: bool = False, parts: bool = Fals
 def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
     """Make `out` the folder of this cohort, or continue it; refuse any other folder."""
     record = out / "phantom.json"
-    known = {"varied": False, **read_json(record)} if record.exists() else {}  # older records lack it
-    if known:  # and this
+    if record.exists():
+        known = {"varied": False, **read_json(record)}  # older records lack this, and the sequences
         known.setdefault("modalities", " ".join(_chosen(None, known["varied"])))
-    found = {key: known.get(key) for key in identity}
-    if not known:
+        if (found := {key: known.get(key) for key in identity}) != identity:
+            raise UnetlibError(
+                f"{out} holds a synthetic cohort made with {found}, but {identity} was asked for. "
+                "Choose an empty folder, or delete this one."
+            )
+        patients = max(patients, known.get("patients", 0))
+    else:
         require_empty(out, "a folder of synthetic patients")
-    elif found != identity:
-        raise UnetlibError(
-            f"{out} holds a synthetic cohort made with {found}, but {identity} was asked for. "
-            "Choose an empty folder, or delete this one."
-        )
-    write_json(record, {**identity, "patients": max(patients, known.get("patients", 0))})
+    write_json(record, {**identity, "patients": patients})
     with atomic(out / "SYNTHETIC.txt") as temporary:
         shutil.copyfile(NOTICE, temporary)
 
