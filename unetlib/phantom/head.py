@@ -5,13 +5,13 @@ teach a network that bright fat and grey muscle are no tumour. Lengths are in mm
 the brain (x to the left, y to the back, z up), signals relative to grey matter. Arrays are float32 on the scan's grid.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
-from unetlib.phantom.anatomy import Rng
+from unetlib.phantom.anatomy import Rng, field, fine
 
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]  # centre and radii
 # Ellipsoids whose x is not 0 are on both sides: at x and at -x.
@@ -50,7 +50,7 @@ class Head:
     the skin and 0 in air.
     """
 
-    layers: tuple[tuple[str, np.ndarray | float, np.ndarray | float], ...]
+    layers: list[tuple[str, np.ndarray | float, np.ndarray | float]]
     outline: np.ndarray
 
     def paint(self, gain: Mapping[str, float]) -> np.ndarray:
@@ -61,14 +61,12 @@ class Head:
         return head * self.outline
 
 
-def draw_head(
-    rng: Rng, points: np.ndarray, distance: np.ndarray, fluid: float, smooth: Callable[[float], np.ndarray]
-) -> Head:
-    """Return everything but the brain at `points` (3, X, Y, Z).
+def draw_head(rng: Rng, points: np.ndarray, distance: np.ndarray, fluid: float) -> Head:
+    """Return everything but the brain at `points` (3, X, Y, Z), `distance` from it; `fluid`: the signal of CSF."""
 
-    `distance` is that to the brain, `fluid` the signal of CSF, and `smooth(width)` a new smooth random field of that
-    width, mean 0 and deviation 1.
-    """
+    def smooth(width: float) -> np.ndarray:
+        return fine(field(rng, width), distance.shape)
+
     gap, skull, scalp = (rng.uniform(*limits) * np.exp(0.2 * smooth(40)) for limits in ((1, 4), (4, 8), (3, 9)))
     # A slice is thick: where a surface is oblique to it, several tissues share a voxel.
     blur = (0.5 + 0.2 * np.abs(np.gradient(distance, axis=2))).astype(np.float32)
@@ -107,4 +105,4 @@ def draw_head(
     ]
     eye = inside(EYES)
     layers.append(("eye", expit(eye / 0.6), rng.uniform(0.1, 0.5) + 0.5 * np.exp(-((eye / 1.5) ** 2))))
-    return Head(tuple(layers), expit((skin - 0.5) / blur))
+    return Head(layers, expit((skin - 0.5) / blur))

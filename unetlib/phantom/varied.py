@@ -123,9 +123,8 @@ class _View:
 
     def points(self) -> np.ndarray:
         """Return the positions (3, X, Y, Z) of the voxels, in mm from the middle of the box."""
-        points = np.stack(np.meshgrid(*(np.arange(size, dtype=np.float32) for size in self.shape), indexing="ij"))
-        points = np.einsum("ij,jxyz->ixyz", (self.turn * self.spacing).astype(np.float32), points)
-        return points + column(self.corner).astype(np.float32)
+        matrix, voxels = (self.turn * self.spacing).astype(np.float32), np.indices(self.shape, np.float32)
+        return np.einsum("ij,jxyz->ixyz", matrix, voxels) + column(self.corner).astype(np.float32)
 
 
 def _draw_view(rng: Rng) -> _View:
@@ -145,7 +144,7 @@ def _draw_head(rng: Rng, view: _View, brain: np.ndarray, fluid: float) -> Head:
     distance = view.sample(
         _distance(np.pad(brain, pad)), 2 * MIDDLE / (np.array(COARSE) - 1), pad * STEP, mode="nearest"
     )
-    return draw_head(rng, view.points(), distance, fluid, lambda width: fine(field(rng, width), view.shape))
+    return draw_head(rng, view.points(), distance, fluid)
 
 
 def _scan(
