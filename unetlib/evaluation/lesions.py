@@ -62,10 +62,9 @@ def lesion_figures(
         own = truth & (lesions == lesion)
         if round(own.sum() * float(np.prod(spacing)), 3) <= SMALLEST_MM3:
             continue
-        matched = np.zeros(found + 1, bool)
-        matched[pairs[1, pairs[0] == lesion]] = True
-        missed += not matched.any()
-        scores.append(_compare(matched[parts], own, spacing))
+        match = np.isin(parts, pairs[1, pairs[0] == lesion])
+        missed += not match.any()
+        scores.append(_compare(match, own, spacing))
     false_alarms = found - len(np.unique(pairs[1]))
     means = np.mean([*scores, *[(0.0, WORST)] * false_alarms] or [(1.0, 0.0)], axis=0)
     return LesionFigures(float(means[0]), float(means[1]), len(scores), missed, false_alarms)
