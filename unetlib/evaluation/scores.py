@@ -134,8 +134,8 @@ class ScoreFolder:
         """Write the tables and the summary, `about` first, of cases whose parts are all there; return the summary."""
         scores = [read_json(self.part(case)) for case in cases]
         rows, volumes = ([row for score in scores for row in score[name]] for name in ("slices", "volumes"))
-        patients, places = patient_rows(rows, volumes), {(row["case"], row["z"]): 0 for row in rows}
-        places |= {(row["case"], row["z"]): 1 for row in rows if row["tumour"]}  # of any region
+        patients, slices = patient_rows(rows, volumes), {(row["case"], row["z"]) for row in rows}
+        with_tumour = {(row["case"], row["z"]) for row in rows if row["tumour"]}  # of any region
         summary = {
             "key": self.key,
             "unetlib": __version__,
@@ -143,8 +143,8 @@ class ScoreFolder:
             "note": self.note,
             "patients": len({case.patient for case in cases}),
             "cases": len(cases),
-            "slices": len(places),
-            "tumour_slices": sum(places.values()),
+            "slices": len(slices),
+            "tumour_slices": len(with_tumour),
             "figures": results(rows),
             "surface": surface_summary(patients),
             "lesions": lesion_summary(patients),
