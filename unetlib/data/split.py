@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from unetlib.data.naming import TABLE
@@ -39,7 +39,7 @@ class Split:
     @property
     def hash(self) -> str:
         """SHA-256 of the ids, part by part."""
-        return digest({part: getattr(self, part) for part in PARTS})
+        return digest(asdict(self))
 
     def patients(self, *parts: str) -> set[str]:
         """Return the ids in these parts, by default in all of them."""
@@ -52,7 +52,7 @@ class Split:
     @takes_paths
     def save(self, path: Path) -> None:
         """Write the ids and their hash as JSON."""
-        write_json(path, {part: list(getattr(self, part)) for part in PARTS} | {"hash": self.hash})
+        write_json(path, {**asdict(self), "hash": self.hash})
 
     @classmethod
     @takes_paths
