@@ -79,8 +79,7 @@ def _warning(parts: Iterable[str | None]) -> str:
 def divided_note(found: Cohort, known: dict[str, dict[str, Any]]) -> str:
     """Return a note on patients with scans in two parts of a run; empty if there are none.
 
-    Older versions knew fewer naming schemes. `found`: the cases of the run's data as they are named today; `known`: its
-    recorded cases.
+    Older versions knew fewer naming schemes. `found`: the run's data as named today; `known`: its recorded cases.
     """
     parts = {id: case["part"] for id, case in known.items()}
     if not (names := divided(parts, {case.id: case.patient for case in found.cases})):

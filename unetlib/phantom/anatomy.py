@@ -99,8 +99,7 @@ def push(coords: np.ndarray, centre: np.ndarray, strength: float, reach: float, 
 def tissues_at(coords: np.ndarray, atrophy: float, crisp: float = 2) -> tuple[np.ndarray, np.ndarray]:
     """Return the fractions of CSF, grey and white matter at atlas voxels `coords`, and the brain mask.
 
-    The template is an average of many heads; the power `crisp` makes its tissues sharp again, and `atrophy` > 1 widens
-    furrows and ventricles.
+    The template averages many heads; the power `crisp` sharpens it, `atrophy` > 1 widens furrows and ventricles.
     """
     grey, white, brain = (ndimage.map_coordinates(one, coords, order=1) for one in atlas())
     tissue = np.stack([atrophy * np.clip(1 - grey - white, 0, 1), grey, white]) ** crisp

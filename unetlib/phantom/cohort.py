@@ -42,8 +42,7 @@ def make_cohort(
     a varied patient FLAIR. Its mask has the labels 1, 2 and 4, but only 2, the whole tumour, beside FLAIR alone.
 
     Raises `UnetlibError` when `patients` < 1 or `seed` < 0, for an unknown sequence, when `out` holds anything but a
-    cohort of this seed, generator, kind and sequences, when another process is writing it, and when it cannot be
-    written.
+    cohort of this seed, generator, kind and sequences, is in use by another process, or cannot be written.
     """
     if patients < 1 or seed < 0:
         raise UnetlibError(
@@ -72,8 +71,7 @@ def _chosen(modalities: str | None, varied: bool) -> tuple[str, ...]:
 def make_patient(seed: int, index: int, varied: bool = False, parts: bool = False) -> Phantom:
     """Return patient number `index` of the cohort `seed`, a pure function of its arguments.
 
-    `parts`: a varied patient has all four sequences and the labels 1, 2 and 4, as a plain one always has, not FLAIR and
-    the label 2 alone.
+    `parts`: a varied patient, too, has all four sequences and the labels 1, 2 and 4, not just FLAIR and the label 2.
 
     The tumour grows by reaction and diffusion along the white matter (Swanson et al. 2000, Cell Proliferation 33) and
     pushes the tissue aside; lesions, bright rims, flow artefacts, a bias field and Rician noise (Gudbjartsson & Patz

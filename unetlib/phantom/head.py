@@ -46,8 +46,7 @@ EYES: tuple[Ellipsoid, ...] = (((31, -77, -38), (12.5, 12.5, 12.5)),)
 class Head:
     """What is around a brain: layers, each painted over those before it.
 
-    `layers`: tissue, weight (0..1) and signal on FLAIR of each, (X, Y, Z) or a number. `outline`: (X, Y, Z), 1 inside
-    the skin and 0 in air.
+    `layers`: tissue, weight (0..1) and signal on FLAIR, (X, Y, Z) or a number. `outline`: (X, Y, Z), 0 in air, else 1.
     """
 
     layers: list[tuple[str, np.ndarray | float, np.ndarray | float]]
