@@ -3,10 +3,4 @@
 Each study is a command: `python -m studies.NAME --help`. `results.csv` holds what every run has reached.
 """
 
-import sys
-
-if sys.argv[0] == "-m":  # one of them is being started, not imported
-    import unetlib.__main__  # noqa: F401 (before all else: it heeds a Ctrl-C)
-    from unetlib.support.command import begin
-
-    begin()
+import benchmarks  # noqa: F401 (before all else: it heeds a Ctrl-C)
