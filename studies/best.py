@@ -22,7 +22,7 @@ from studies.cells import (
     NETWORK,
     STRONG,
     Cell,
-    make_fold,
+    make_folds,
     pretrained,
     require_committed,
     shuffled_patients,
@@ -83,9 +83,7 @@ ARMS = {
 
 def folds_of(data: Path) -> list[Split]:
     """Return five splits: each tests a fifth, validates on the next fifth and trains on the others."""
-    patients = shuffled_patients(data)
-    fifths = [patients[fold::FOLDS] for fold in range(FOLDS)]
-    return [make_fold(patients, fifths[fold], fifths[(fold + 1) % FOLDS]) for fold in range(FOLDS)]
+    return make_folds(shuffled_patients(data), most=None)
 
 
 def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":

@@ -67,10 +67,10 @@ def shuffled_patients(data: Path) -> list[str]:
     return [str(name) for name in generator(0, 0).permutation(names)]
 
 
-def make_folds(patients: Sequence[str]) -> list[Split]:
-    """Return five splits of the shuffled patients: each tests a fifth, and validates on 8 of the next fifth."""
-    fifths = [patients[fold::FOLDS] for fold in range(FOLDS)]
-    return [make_fold(patients, fifths[fold], fifths[(fold + 1) % FOLDS][:VALIDATION]) for fold in range(FOLDS)]
+def make_folds(patients: Sequence[str], folds: int = FOLDS, most: int | None = VALIDATION) -> list[Split]:
+    """Return splits of the shuffled patients: each tests a part, validates on at `most` so many of the next one."""
+    parts = [patients[fold::folds] for fold in range(folds)]
+    return [make_fold(patients, parts[fold], parts[(fold + 1) % folds][:most]) for fold in range(folds)]
 
 
 def make_fold(patients: Sequence[str], test: Sequence[str], val: Sequence[str]) -> Split:

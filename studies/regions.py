@@ -16,7 +16,7 @@ from studies.cells import (
     STRONG,
     Cell,
     Scores,
-    make_fold,
+    make_folds,
     pretrained,
     scores_of_regions,
     shuffled_patients,
@@ -59,9 +59,7 @@ class RegionsCell(Cell):
 
 def folds_of(data: Path) -> list[Split]:
     """Return six splits: each tests a sixth, validates on the next sixth and trains on the others."""
-    patients = shuffled_patients(data)
-    sixths = [patients[fold::FOLDS] for fold in range(FOLDS)]
-    return [make_fold(patients, sixths[fold], sixths[(fold + 1) % FOLDS]) for fold in range(FOLDS)]
+    return make_folds(shuffled_patients(data), FOLDS, most=None)
 
 
 def cell(arm: str, fold: int, data: Path) -> RegionsCell:
