@@ -26,7 +26,7 @@ from studies.phantoms import FOUR
 from studies.results import Result
 from unetlib import Recipe
 from unetlib.data.split import Split
-from unetlib.metrics import COUNTS, bootstrap_interval
+from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval
 from unetlib.runs.run import Run
 from unetlib.support.command import run_command
 
@@ -39,6 +39,7 @@ SHOWN = (  # columns, their names in the table, and digits
     ("lesion_dice", "lesion-wise Dice", 3),
     ("lesion_hd95_mm", "lesion-wise HD95, mm (less is better)", 1),
 )
+POOLED = ("dice", "accuracy", "precision", "recall", "specificity")
 ARMS = {"flair": FLAIR, "four": FLAIR.but(modalities=FOUR["modalities"]), "published": Recipe.published}
 AGAIN = {"flair-seed-1": FLAIR.but(seed=1), "four-seed-1": ARMS["four"].but(seed=1)}  # fold 0 alone: the noise
 
@@ -88,12 +89,10 @@ def compared(found: dict[str, Result]) -> str:
     return markdown_table(names, rows)
 
 
-def as_published(result: Result) -> str:
+def as_published(result: Result) -> list[str]:
     """Return the scores of the whole tumour as the recipe's author measures, and per patient on the native grid."""
-    tp, fp, fn, tn = (result[f"model.{name}"].astype(float).sum() for name in COUNTS)
-    ratios = ((2 * tp, fp + fn), (tp + tn, fp + fn), (tp, fp), (tp, fn), (tn, fp))
-    pooled = [right / (right + wrong) for right, wrong in ratios]
-    return " | ".join([*(f"{value:.4f}" for value in pooled), mean_text(result["dice"])])
+    counts = Counts(*(result[f"model.{name}"].astype(float).sum() for name in COUNTS))
+    return [*(f"{METRICS[name](counts):.4f}" for name in POOLED), mean_text(result["dice"])]
 
 
 def write(data: Path) -> None:
@@ -113,19 +112,9 @@ def write(data: Path) -> None:
             ]
             blocks.append(f"Another seed on fold 0, {arm}: mean Dice {', '.join(noise)}.")
     if found:
-        heads = "| arm | pooled Dice | accuracy | precision | recall | specificity | per patient, native |"
-        lines = [f"| {arm} | {as_published(own)} |" for arm, own in found.items()]
-        blocks.append(
-            "\n".join(
-                [
-                    "Whole tumour; pooled over slices with tumour on the model's grid:",
-                    "",
-                    heads,
-                    "|" + "---|" * 7,
-                    *lines,
-                ]
-            )
-        )
+        columns = ("arm", "pooled Dice", *POOLED[1:], "per patient, native")
+        table = markdown_table(columns, [[arm, *as_published(own)] for arm, own in found.items()])
+        blocks += ["Whole tumour; pooled over slices with tumour on the model's grid:", table]
     record("regions", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
 
 
