@@ -319,17 +319,8 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
         folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
         minutes = seconds_of_training(*results) / 60
         rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
-    columns = (
-        "Dice per patient",
-        "median",
-        "folds",
-        "precision",
-        "recall",
-        "Dice per slice",
-        "false, ml",
-        "HD95, mm (undefined)",
-    )
-    table = markdown_table(("recipe", *columns, f"below {LOW}", "min to train"), rows)
+    columns = ("recipe", "Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml")
+    table = markdown_table((*columns, "HD95, mm (undefined)", f"below {LOW}", "min to train"), rows)
     strong, before = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
     none = before.difference([name for split in folds_of(data)[:CHOSEN_ON] for name in split.val])
     against = (

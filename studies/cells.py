@@ -261,11 +261,7 @@ def scores_of(folder: Path, data: Path) -> Scores:
             else:
                 false += fp * millilitres[one["case"]]
         scores = {name: float(row[name]) if row[name] else None for name in SCORES if name in row}
-        found[row["patient"]] = {
-            **scores,
-            "dice_slices": float(np.mean(dices)) if dices else None,
-            "false_ml": false,
-        }
+        found[row["patient"]] = {**scores, "dice_slices": float(np.mean(dices)) if dices else None, "false_ml": false}
     return found
 
 

@@ -66,14 +66,8 @@ def drawn(command: str) -> Iterator[list[str]]:
     official = by_brats(command, [(*pair, CUBES) for pair in pairs])
     for (question, (*_, why)), pair, found in zip(DRAWN.items(), pairs, official, strict=True):
         ours = lesion_figures(*pair, CUBES)
-        yield [
-            question,
-            f"{ours.dice:.4g}",
-            f"{dice_of(found):.4g}",
-            f"{ours.hd95:.4g}",
-            f"{found['sq_hd95']:.4g}",
-            why,
-        ]
+        figures = (ours.dice, dice_of(found), ours.hd95, found["sq_hd95"])
+        yield [question, *(f"{figure:.4g}" for figure in figures), why]
 
 
 def measured(command: str, data: Path) -> tuple[list[str], bool]:
@@ -102,15 +96,8 @@ def main() -> int:
     if not (command := shutil.which(arguments.brats)):
         raise UnetlibError(f"{arguments.brats} was not found; name the command of brats-evaluation with --brats.")
     command = str(Path(command).absolute())
-    columns = (
-        "drawn case",
-        "Dice, unetlib",
-        "Dice, brats-evaluation",
-        "HD95, unetlib",
-        "HD95 of its matches",
-        "our reason",
-    )
-    table, (lines, agree) = markdown_table(columns, [*drawn(command)]), measured(command, arguments.data)
+    columns = ("drawn case", "Dice, unetlib", "Dice, brats-evaluation", "HD95, unetlib", "HD95 of its matches")
+    table, (lines, agree) = markdown_table((*columns, "our reason"), drawn(command)), measured(command, arguments.data)
     versions = f"unetlib {__version__}, {version_of(command)}"
     about = f"`python -m studies.lesions {arguments.data.name}`, {machine(PACKAGES)}, {versions}."
     record("lesion by lesion", "\n\n".join([about, table, *lines]), page=PAGE)

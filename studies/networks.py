@@ -96,18 +96,8 @@ def compared(found: dict[str, Result]) -> str:
         minutes = seconds_of_training(*(run for _, run in own.groupby("run"))) / 60
         words = [f"{rate:g}", epochs, f"{epochs * SECONDS[AGAIN.get(name, name)] / 60:.0f}", f"{minutes:.1f}"]
         rows.append([name, len(own), mean_text(own[DICE]), f"{own[DICE].median():.3f}", against, *words])
-    columns = (
-        "arm",
-        "patients",
-        "Dice",
-        "median",
-        "against unet, 95 % interval",
-        "rate",
-        "epochs",
-        "minutes",
-        "measured",
-    )
-    return markdown_table(columns, rows)
+    columns = ("arm", "patients", "Dice", "median", "against unet, 95 % interval")
+    return markdown_table((*columns, "rate", "epochs", "minutes", "measured"), rows)
 
 
 def write(data: Path) -> None:

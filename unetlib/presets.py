@@ -2,12 +2,7 @@
 
 from unetlib.recipe import PREPARE, TRAIN, Recipe
 
-PRESETS = {
-    "published": Recipe.published,
-    "strong": Recipe.strong,
-    "best": Recipe.best,
-    "volume": Recipe.volume,
-}
+PRESETS = {"published": Recipe.published, "strong": Recipe.strong, "best": Recipe.best, "volume": Recipe.volume}
 USUAL = {2: "published", 3: "volume"}  # without --recipe, by the number of dimensions
 
 
