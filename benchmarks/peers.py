@@ -5,23 +5,15 @@ see also Computers in Biology and Medicine 109, 2019; the tutorial of segmentati
 Losses are those of the libraries. What differs from the tutorials stands in `RACE.md`.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetlib.losses import Loss, dice
 from unetlib.unet import UNet
 
 Volumes = list[tuple[np.ndarray, np.ndarray]]  # image (X, Y, Z) and mask of each patient
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def dice_of_batch(logits: Tensor, masks: Tensor) -> Tensor:
-    """Return the Dice loss of all pixels of a batch together, with 1 added above and below, as Buda has it."""
-    probabilities = torch.sigmoid(logits)
-    return 1 - (2 * (probabilities * masks).sum() + 1) / (probabilities.sum() + masks.sum() + 1)
 
 
 class Peer:
@@ -43,8 +35,8 @@ class Peer:
         raise NotImplementedError
 
     def make_loss(self) -> Loss:
-        """Return the loss, of logits and masks."""
-        return dice_of_batch
+        """Return the loss, of logits and masks: ours is what Buda has, with 1 added above and below."""
+        return dice
 
     def on_grid(self, slices: Tensor) -> Tensor:
         """Return slices on the grid of the network."""
@@ -125,9 +117,7 @@ class Monai(Peer):
         """Return the logits by windows that slide over the slices."""
         from monai.inferers import sliding_window_inference
 
-        found = sliding_window_inference(slices, (self.crop, self.crop), 4, self.network)
-        assert isinstance(found, Tensor)
-        return found
+        return sliding_window_inference(slices, (self.crop, self.crop), 4, self.network)
 
 
 class Basic(Monai):

@@ -30,7 +30,6 @@ from unetlib import Predictor, Recipe, Run, UnetlibError, find_cases, metrics, p
 from unetlib.data.patients import read_case
 from unetlib.data.split import Split
 from unetlib.prediction.decision import Decision
-from unetlib.prediction.predictor import Trained
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.show.plots import DISCLAIMER, save
 from unetlib.support.command import run_command
@@ -71,9 +70,8 @@ def score(predict: Predict, val: Volumes) -> list[float]:
         probabilities = predict(image)
         if not np.isfinite(probabilities).all():
             raise UnetlibError("the network gives probabilities that are not finite: its training has failed.")
-        found = probabilities >= 0.5
-        tp, fp, fn = (found & truth).sum(), (found & ~truth).sum(), (~found & truth).sum()
-        dices.append(float(metrics.dice(metrics.Counts(tp, fp, fn, truth.size - tp - fp - fn))))
+        counts = metrics.count(probabilities[None, None] >= 0.5, truth[None, None])
+        dices.append(metrics.dice(counts).item())
     return dices
 
 
@@ -108,9 +106,8 @@ def race_ours(name: str, data: Path, split: Split, work: Path, val: Volumes, don
 def last(run: Run) -> Predictor:
     """Return the predictor of a run's last averaged weights, in the place of those that validation has chosen."""
     predictor = Predictor.open(run, "cpu", Decision(0.5), threads=1)
-    trained = predictor.members[0] if predictor.members else predictor
-    assert isinstance(trained, Trained)
-    trained.network.load_state_dict(load_checkpoint(run.latest)["average"])
+    inner = predictor.members[0]  # without the mirror image
+    inner.network.load_state_dict(load_checkpoint(run.latest)["average"])
     return predictor
 
 
