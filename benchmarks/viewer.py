@@ -97,18 +97,17 @@ def measure(page: Page, cell: Locator, slider: str) -> Result:
 
 def table(ours: Result, theirs: Result) -> str:
     """Return both results as a Markdown table, with the ratios."""
+
+    def times(title: str, mine: float, other: float) -> tuple[str, ...]:
+        return title, f"{mine:.1f} ms", f"{other:.0f} ms", f"{other / mine:.1f}"
+
     rows = [
-        (title, f"{mine:.1f} ms", f"{other:.0f} ms", f"{other / mine:.1f}")
-        for title, mine, other in (
-            ("single press, median", ours.median, theirs.median),
-            ("single press, p90", ours.p90, theirs.p90),
-            ("burst: lag after the last key", ours.lag, theirs.lag),
-        )
+        times("single press, median", ours.median, theirs.median),
+        times("single press, p90", ours.p90, theirs.p90),
+        (f"burst: images shown of {PRESSES}", ours.shown, theirs.shown, f"{theirs.shown / ours.shown:.2f}"),
+        times("burst: lag after the last key", ours.lag, theirs.lag),
+        ("burst: keys a second", f"{ours.rate:.0f}", f"{theirs.rate:.0f}", ""),
     ]
-    rows.insert(
-        2, (f"burst: images shown of {PRESSES}", str(ours.shown), str(theirs.shown), f"{theirs.shown / ours.shown:.2f}")
-    )
-    rows.append(("burst: keys a second", f"{ours.rate:.0f}", f"{theirs.rate:.0f}", ""))
     return markdown_table(("", "SliceViewer", "interact + matplotlib", "ratio"), rows)
 
 
