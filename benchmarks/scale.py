@@ -81,12 +81,11 @@ def draw(counts: list[int], found: list[dict[str, float]]) -> None:
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    labels = {
-        "training": "most while training",
-        "own": "its own, after every slice was read once",
-        "total": "with mapped pages of the slices, which the system takes back",
-    }
-    for (key, label), style in zip(labels.items(), ("o-", "s--", "^:"), strict=True):
+    for key, style, label in (
+        ("training", "o-", "most while training"),
+        ("own", "s--", "its own, after every slice was read once"),
+        ("total", "^:", "with mapped pages of the slices, which the system takes back"),
+    ):
         axes.plot(counts, [row[key] for row in found], style, label=label)
     axes.axhline(2, color="0.6", linewidth=1)
     axes.set(xscale="log", xlabel="patients", ylabel="memory, GB", ylim=(0, None), xticks=counts)
