@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetlib import Recipe, register_network
+from unetlib import register_network
 from unetlib.losses import LOSSES, get_loss
 from unetlib.unet import UNet
 
@@ -61,9 +61,5 @@ def deep_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 def register() -> None:
     """Make network and loss known as "deep"."""
-
-    def factory(recipe: Recipe, in_channels: int, out_channels: int) -> nn.Module:
-        return DeepUNet(in_channels, out_channels, recipe.width, recipe.depth)
-
-    register_network("deep", factory)
+    register_network("deep", lambda recipe, before, after: DeepUNet(before, after, recipe.width, recipe.depth))
     LOSSES[LOSS] = deep_loss
