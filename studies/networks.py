@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import endless, machine, markdown_table, record
 from studies.cells import STRONG, Cell, study_parser
 from studies.regions import FOLDS, folds_of, mean_text
 from studies.results import DICE, Result, gain_text, seconds_of_training
@@ -71,15 +71,12 @@ def seconds_of_epoch(arm: str, data: Path, work: Path, steps: int = 12) -> float
     if not (folder / "split.json").exists():
         folds_of(data)[0].save(folder / "split.json")
     loop = open_loop(prepare(data, folder, recipe), Run(work / f"time-{arm}"), recipe, threads=1)
-    order = loop.order()
     torch.set_num_threads(1)
-    begun = 0.0
-    for number in range(steps + 2):
-        if number == 2:  # the first two are slower
-            begun = time.process_time()
-        size = recipe.batch_size
-        place = number % (len(order) // size)
-        loop.step(order[place * size : (place + 1) * size])
+    training = endless(loop)
+    next(training), next(training)  # the first two are slower
+    begun = time.process_time()
+    for _ in range(steps):
+        next(training)
     step = (time.process_time() - begun) / steps
     begun = time.process_time()
     loop.validate()
