@@ -6,7 +6,6 @@ once. A stage waits for the one before. Several processes may do some arms or fo
 read, not computed again.
 """
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from studies.cells import (
     NETWORK,
     STRONG,
     Cell,
+    copied,
     make_folds,
     pretrained,
     require_committed,
@@ -138,10 +138,7 @@ class BestCell(Cell):
         """Return the folder of its patients, with the faint phantoms if it learns from them."""
         if not any(name.startswith("Faint") for name in self.split.train):
             return super().patients(data, work)
-        folder = work / f"mixed-{data.name}"
-        for case in find_cases(data).cases:
-            if not (folder / case.id).exists():
-                shutil.copytree(case.files()[0].parent, folder / case.id)
+        folder = copied(data, work / f"mixed-{data.name}", {case.patient for case in find_cases(data).cases})
         make_faint(folder)
         return super().patients(folder, work)
 
