@@ -24,12 +24,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"unetlib {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        text = (function.__doc__ or "").removesuffix(".")
+        text = text[:1].lower() + text[1:]
         sub = subparsers.add_parser(function.__name__, help=text, description=f"{text}. {DESCRIPTION.split('. ')[1]}")
         sub.set_defaults(function=function)
         return sub
 
-    sub = command(commands.check, "report what a data folder (or .tar) holds, and what cannot be used")
+    sub = command(commands.check)
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, in any of the known layouts")
     text = "sequences that a case must have, of flair, t1, t1ce and t2 (default: flair)"
     sub.add_argument("--modalities", nargs="+", action=flags.Words, default="flair", metavar="M", help=text)
@@ -37,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.workers(sub)
     flags.strict(sub)
 
-    sub = command(commands.phantom, "make a synthetic cohort in BraTS 2021 layout")
+    sub = command(commands.phantom)
     sub.add_argument("out", type=flags.path, metavar="OUT", help="folder to write")
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--modalities", nargs="+", action=flags.Words, metavar="M", help=text)
     flags.workers(sub)
 
-    sub = command(commands.prepare, "turn volumes into slices, or cubes for 3-D networks, on disk, split by patient")
+    sub = command(commands.prepare)
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients, or its .tar")
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help="folder to write")
     add_recipe_flags(sub, PREPARE)
@@ -58,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.workers(sub)
     flags.strict(sub)
 
-    sub = command(commands.train, "train a U-Net or another network, or resume a stopped training")
+    sub = command(commands.train)
     text = "folder made by `unetlib prepare`, or of patients, which are then prepared in RUN-prepared"
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
@@ -75,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "that of the run, else one for each idle processor")
 
-    sub = command(commands.export, "write patients for nnU-Net, with the split of `unetlib prepare`")
+    sub = command(commands.export)
     text = "folder of patients, or one made by `unetlib prepare`, whose split, sequences and regions are then used"
     sub.add_argument("data", type=flags.path, metavar="DATA", help=text)
     text = "folder to write, with a name such as Dataset501_Tumours, in the folder nnUNet_raw"
@@ -85,13 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
     flags.assume(sub)
     flags.workers(sub)
 
-    sub = command(
-        commands.networks, "list the networks by name, and measure what a training step of each costs on this machine"
-    )
+    sub = command(commands.networks)
     sub.add_argument("--image-size", type=flags.positive, default=96, metavar="S", help="default: %(default)s")
     sub.add_argument("--dims", type=int, choices=(2, 3), default=2, help="slices or volumes (default: %(default)s)")
 
-    sub = command(commands.evaluate, "score a run on test patients and print one table")
+    sub = command(commands.evaluate)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
     flags.others(sub)
     sub.add_argument(
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
 
-    sub = command(commands.score, "score the masks of any tool, and draw the best, median and worst patient")
+    sub = command(commands.score)
     text = "folder of NIfTI masks, named as the cases of DATA (CASE.nii.gz, CASE_mask.nii.gz, CASE/...), or one mask"
     sub.add_argument("masks", type=flags.path, metavar="MASKS", help=text)
     sub.add_argument("data", type=flags.path, metavar="DATA", help="folder of patients with their reference masks")
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--labels", default="auto", metavar="SCHEME", help=text)
     flags.assume(sub)
 
-    sub = command(commands.predict, "write a tumour mask for NIfTI images")
+    sub = command(commands.predict)
     sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
     text = "FLAIR volume, .nii or .nii.gz, or a folder of patients with all sequences that RUN sees"
@@ -130,27 +130,21 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")
 
-    sub = command(
-        commands.figures, "draw curves, metrics, the network and overlays of a run, evaluated first if necessary"
-    )
+    sub = command(commands.figures)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="its folder")
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="default: RUN/figures")
     flags.device(sub)
 
-    sub = command(
-        commands.card, "write a model card: what a run was trained on, its scores, its failures and its limits"
-    )
+    sub = command(commands.card)
     sub.add_argument(
         "run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`; evaluated first if necessary"
     )
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="folder of README.md and images (default: RUN/card)")
     flags.device(sub)
 
-    command(
-        commands.lab, "open JupyterLab with the notebooks; flags of JupyterLab, such as --no-browser, are passed on"
-    )
+    command(commands.lab)
 
-    sub = command(commands.course, "run all notebooks, and save each as a page that opens without a network")
+    sub = command(commands.course)
     sub.add_argument("--data", type=flags.path, metavar="DATA", help="folder of patients (default: a synthetic cohort)")
     flags.assume(sub)
     sub.add_argument("--out", type=flags.path, default=Path("course"), metavar="DIR", help="default: %(default)s")

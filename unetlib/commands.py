@@ -1,4 +1,4 @@
-"""What each command of the command line does with its arguments."""
+"""What each command of the command line does with its arguments; the docstring is its help."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from unetlib.support.messages import first_process, say
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print what a data folder holds."""
+    """Report what a data folder (or .tar) holds, and what cannot be used."""
     report = unetlib.check(args.data, args.workers, args.assume, args.modalities)
     say(str(report))
     if report.left_out and (args.strict or not report.findings):
@@ -25,13 +25,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def phantom(args: argparse.Namespace) -> None:
-    """Write a synthetic cohort."""
+    """Make a synthetic cohort in BraTS 2021 layout."""
     unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, args.modalities)
     say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Write slices and split."""
+    """Turn volumes into slices, or cubes for 3-D networks, on disk, split by patient."""
     from unetlib.data.prepare import prepare_shard
 
     chosen = PRESETS[args.recipe or USUAL[args.dims or 2]].stage(PREPARE)
@@ -47,7 +47,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train, or resume training; a folder of patients is prepared first."""
+    """Train a U-Net or another network, or resume a stopped training."""
     from unetlib.data.prepare import holds_patients
     from unetlib.networks import build_network
     from unetlib.pipeline import run_recipe
@@ -94,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Write the patients for another program."""
+    """Write patients for nnU-Net, with the split of `unetlib prepare`."""
     from unetlib.data.export import export_nnunet
 
     if (chosen := given(args, PREPARE)) and (args.data / "prepared.json").exists():
@@ -111,14 +111,14 @@ def export(args: argparse.Namespace) -> None:
 
 
 def networks(args: argparse.Namespace) -> None:
-    """List the networks and what each costs here."""
+    """List the networks by name, and measure what a training step of each costs on this machine."""
     from unetlib.engine.costs import costs_table
 
     say(costs_table(args.image_size, args.dims))
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Score a run and print the table."""
+    """Score a run on test patients and print one table."""
     from unetlib.evaluation.table import results_table
 
     runs = [args.run, *args.others]
@@ -126,40 +126,40 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    """Score the masks of any tool and print the table."""
+    """Score the masks of any tool, and draw the best, median and worst patient."""
     from unetlib.evaluation.table import results_table
 
     say(results_table(unetlib.score(args.masks, args.data, args.out, args.assume, args.regions, args.labels)))
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Write a mask for each image or patient."""
+    """Write a tumour mask for NIfTI images."""
     options = (args.probabilities, args.channel, args.overwrite, args.device, args.assume, args.threads)
     unetlib.predict([args.run, *args.others], [*args.images, *args.files], args.out, *options)
 
 
 def figures(args: argparse.Namespace) -> None:
-    """Draw the figures of a run."""
+    """Draw curves, metrics, the network and overlays of a run, evaluated first if necessary."""
     for path in unetlib.plots.make_figures(args.run, args.out, args.device):
         say(str(path))
 
 
 def card(args: argparse.Namespace) -> None:
-    """Write the model card of a run."""
+    """Write a model card: what a run was trained on, its scores, its failures and its limits."""
     from unetlib.show.card import write_card
 
     say(str(write_card(args.run, args.out, args.device)))
 
 
 def lab(args: argparse.Namespace) -> None:
-    """Open JupyterLab with the notebooks."""
+    """Open JupyterLab with the notebooks; flags of JupyterLab, such as --no-browser, are passed on."""
     from unetlib.course.chapters import open_lab
 
     open_lab(args.flags)
 
 
 def course(args: argparse.Namespace) -> None:
-    """Run the notebooks."""
+    """Run all notebooks, and save each as a page that opens without a network."""
     from unetlib.course.chapters import refresh_notebooks, run_course
 
     if args.refresh:
