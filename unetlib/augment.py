@@ -58,19 +58,13 @@ def _only(images: Tensor, channels: Tensor) -> Tensor:
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:
-    """Return three coin tosses for each slice of a batch, as (3, `slices`) booleans.
-
-    A pure function of its arguments, so a resumed run needs no generator state.
-    """
+    """Return three coin tosses for each slice of a batch, (3, `slices`) booleans; a pure function of its arguments."""
     coins = generator(AUGMENTATION, seed, epoch, step).integers(0, 2, size=(3, slices))
     return torch.from_numpy(coins.astype(bool))
 
 
 def apply_symmetries(batch: Tensor, coins: Tensor) -> Tensor:
-    """Return (N, C, H, H) images transposed and flipped as the (3, N) `coins` say.
-
-    Pixels are moved; their values do not change. Raises `UnetlibError` when the images are not square.
-    """
+    """Return images (N, C, H, H) transposed and flipped as the (3, N) `coins` say; `UnetlibError` unless square."""
     if batch.shape[-1] != batch.shape[-2]:
         raise UnetlibError(
             f"slices of shape {tuple(batch.shape)} cannot be rotated by 90 degrees; squares were expected."

@@ -66,9 +66,8 @@ def count(prediction: np.ndarray, truth: np.ndarray) -> Counts:
         )
     p, t = _as_bool(prediction, "prediction"), _as_bool(truth, "truth")
     axes = tuple(range(2, p.ndim))
-    tp, positive, true = ((p & t).sum(axes), p.sum(axes), t.sum(axes))
-    pixels = np.prod(p.shape[2:], dtype=np.int64)
-    return Counts(*(np.asarray(x, np.int64) for x in (tp, positive - tp, true - tp, pixels - positive - true + tp)))
+    tp, positive, true = (p & t).sum(axes), p.sum(axes), t.sum(axes)
+    return Counts(tp, positive - tp, true - tp, np.prod(p.shape[2:], dtype=np.int64) - positive - true + tp)
 
 
 def _as_bool(mask: np.ndarray, name: str) -> np.ndarray:

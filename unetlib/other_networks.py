@@ -76,10 +76,6 @@ def _unetr(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _swin_unetr(recipe: Recipe) -> dict[str, Any]:
-    return {"feature_size": recipe.width}
-
-
 OTHERS = {
     "attention-unet": Other(
         "AttentionUnet", _attention_unet, "Oktay et al., 'Attention U-Net', MIDL 2018", width=16, depth=4, unit=2
@@ -104,7 +100,7 @@ OTHERS = {
     "unetr": Other("UNETR", _unetr, "Hatamizadeh et al., 'UNETR', WACV 2022", width=16, depth=4, depths=range(4, 5)),
     "swin-unetr": Other(
         "SwinUNETR",
-        _swin_unetr,
+        lambda recipe: {"feature_size": recipe.width},
         "Hatamizadeh et al., 'Swin UNETR', BrainLes 2021",
         width=24,
         depth=5,

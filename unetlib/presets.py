@@ -7,10 +7,7 @@ USUAL = {2: "published", 3: "volume"}  # without --recipe, by the number of dime
 
 
 def mixed_presets(recipe: Recipe) -> str:
-    """Return a hint if the slices mostly follow a preset but the training does not, or the other way round.
-
-    The hint is empty if both agree. It may be ignored if the mixture is intended.
-    """
+    """Return a hint if the slices mostly follow a preset but the training does not, or the reverse; else empty."""
     for name, preset in PRESETS.items():
         if preset.dims != recipe.dims:
             continue
