@@ -187,7 +187,6 @@ def record_run(name: str, scores: Scores, about: dict[str, Any], recipe: Recipe)
     """Add the scores of an evaluation to the table as the run `name`; return its rows."""
     results.append(name, scores, {**about, "machine": machine(("torch",)), **_texts(recipe)})
     found = results.read(name)
-    assert found is not None
     say(f"{name}: mean Dice {found[DICE].mean():.4f}")
     return found
 

@@ -108,7 +108,7 @@ def write(data: Path) -> None:
         for name in (arm, *(other for other, of in AGAIN.items() if of == arm)):
             folds = [cell(name, fold, data).result() for fold in range(FOLDS)]
             if any(own is not None for own in folds):
-                found[name] = pd.concat([own for own in folds if own is not None])
+                found[name] = pd.concat(folds)  # without those that are None
     blocks = [
         f"Measured so far: {', '.join(f'{name} {len(own)} patients' for name, own in found.items()) or 'nothing'}."
     ]

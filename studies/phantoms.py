@@ -45,7 +45,6 @@ def pack(run: Run, folder: Path) -> Run:
     write_json(packed.provenance_file, {**run.provenance, "recipe": fields, "data": ""})
     run.split.save(packed.split_file)
     decision, chosen = read_decision(run, recipe), read_json(run.decision_file)
-    assert decision is not None
     write_decision(packed, decision, chosen["validation_dice"], chosen["validation_patients"], recipe.mirror)
     return packed
 

@@ -69,9 +69,7 @@ def cells(data: Path, arm: str) -> list[Cell]:
 def finished(data: Path) -> dict[str, list[Result]]:
     """Return the results, one a fold, of the arms whose folds are all measured."""
     found = {arm: [cell.result() for cell in cells(data, arm)] for arm in ARMS}
-    return {
-        arm: [one for one in own if one is not None] for arm, own in found.items() if not any(r is None for r in own)
-    }
+    return {arm: own for arm, own in found.items() if all(result is not None for result in own)}
 
 
 def tables(done: dict[str, list[Result]], untouched: list[str]) -> list[str]:
