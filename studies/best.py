@@ -308,14 +308,10 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     for name, results in (arms | {"best": [*tested.values()]}).items():
         own = pd.concat(results)
         means = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
-        means += [
-            f"{own['false_ml'].mean():.1f}",
-            f"{own['hd95_mm'].mean():.1f} ({own['hd95_mm'].isna().sum()})",
-            f"{(own[DICE] < LOW).sum()}",
-        ]
+        means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95_mm'].mean():.1f} ({own['hd95_mm'].isna().sum()})"]
         folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
-        minutes = seconds_of_training(*results) / 60
-        rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, f"{minutes:.0f}"])
+        low, minutes = (own[DICE] < LOW).sum(), seconds_of_training(*results) / 60
+        rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, low, f"{minutes:.0f}"])
     columns = ("recipe", "Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml")
     table = markdown_table((*columns, "HD95, mm (undefined)", f"below {LOW}", "min to train"), rows)
     strong, before = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))

@@ -43,9 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=flags.path, metavar="OUT", help="folder to write")
     sub.add_argument("--patients", type=int, default=24, metavar="N", help="how many (default: %(default)s)")
     sub.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other patients")
-    sub.add_argument(
-        "--varied", action="store_true", help="as varied as hospital scans: heads, thick slices, random contrasts"
-    )
+    text = "as varied as hospital scans: heads, thick slices, random contrasts"
+    sub.add_argument("--varied", action="store_true", help=text)
     text = "sequences to write, of flair, t1, t1ce and t2 (default: all; with --varied flair and label 2 alone)"
     sub.add_argument("--modalities", nargs="+", action=flags.Words, metavar="M", help=text)
     flags.workers(sub)
@@ -65,15 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("prepared", type=flags.path, metavar="PREPARED", help=text)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder of the run; resumed when it exists")
     add_recipe_flags(sub, TRAIN, PREDICT)
-    sub.add_argument(
-        "--start-from", type=flags.path, metavar="OTHER", help=f"run whose best weights to start from, or {SHIPPED}"
-    )
+    text = f"run whose best weights to start from, or {SHIPPED}"
+    sub.add_argument("--start-from", type=flags.path, metavar="OTHER", help=text)
     sub.add_argument(
         "--checkpoint-every", type=flags.positive, default=100, metavar="STEPS", help="default: %(default)s"
     )
-    sub.add_argument(
-        "--max-steps", type=flags.positive, metavar="STEPS", help="do at most this many now, then save a checkpoint"
-    )
+    text = "do at most this many now, then save a checkpoint"
+    sub.add_argument("--max-steps", type=flags.positive, metavar="STEPS", help=text)
     flags.device(sub)
     flags.threads(sub, "that of the run, else one for each idle processor")
 
@@ -94,9 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(commands.evaluate)
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
     flags.others(sub)
-    sub.add_argument(
-        "--data", type=flags.path, metavar="OTHER", help="another folder of patients (default: the run's own)"
-    )
+    text = "another folder of patients (default: the run's own)"
+    sub.add_argument("--data", type=flags.path, metavar="OTHER", help=text)
     sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
     flags.assume(sub)
     flags.device(sub)
@@ -136,9 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
     flags.device(sub)
 
     sub = command(commands.card)
-    sub.add_argument(
-        "run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`; evaluated first if necessary"
-    )
+    text = "folder made by `unetlib train`; evaluated first if necessary"
+    sub.add_argument("run", type=flags.path, metavar="RUN", help=text)
     sub.add_argument("--out", type=flags.path, metavar="DIR", help="folder of README.md and images (default: RUN/card)")
     flags.device(sub)
 

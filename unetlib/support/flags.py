@@ -54,12 +54,8 @@ class Files(argparse.Action):
 
 def workers(parser: argparse.ArgumentParser) -> None:
     """Add `--workers`."""
-    parser.add_argument(
-        "--workers",
-        type=positive,
-        metavar="N",
-        help="processes (default: one for each idle processor, fewer for small jobs)",
-    )
+    text = "processes (default: one for each idle processor, fewer for small jobs)"
+    parser.add_argument("--workers", type=positive, metavar="N", help=text)
 
 
 def strict(parser: argparse.ArgumentParser) -> None:
