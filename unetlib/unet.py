@@ -1,5 +1,6 @@
 """The U-Net of the recipe, for slices or for volumes."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,12 +56,8 @@ class UNet(nn.Module):
                 "each must be at least 1."
             )
         self.dims, channels = dims, [width * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(
-            DoubleConv(before, after, dims) for before, after in zip([in_channels, *channels], channels, strict=False)
-        )
-        self.up = nn.ModuleList(
-            DoubleConv(below + skip, skip, dims) for below, skip in zip(channels[:0:-1], channels[-2::-1], strict=True)
-        )
+        self.down = nn.ModuleList(DoubleConv(above, own, dims) for above, own in pairwise([in_channels, *channels]))
+        self.up = nn.ModuleList(DoubleConv(below + own, own, dims) for below, own in pairwise(channels[::-1]))
         self.head = LAYERS[dims][0](width, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
