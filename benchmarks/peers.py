@@ -108,9 +108,7 @@ class Monai(Peer):
     def _corner(self, mask: Tensor, tumour: bool) -> tuple[int, int]:
         inside = torch.nonzero(mask > 0 if tumour and mask.any() else mask == 0)
         centre = inside[int(self.rng.integers(len(inside)))]
-        y, x = (
-            int(min(max(c - self.crop // 2, 0), side - self.crop)) for c, side in zip(centre, mask.shape, strict=True)
-        )
+        y, x = np.clip(centre.numpy() - self.crop // 2, 0, np.subtract(mask.shape, self.crop))
         return y, x
 
     def forward(self, slices: Tensor) -> Tensor:
