@@ -145,15 +145,14 @@ def gap(ours: Any, theirs: Any) -> dict[str, float]:
 
 def compare_counts(pairs: list[Pair]) -> Iterator[tuple[Row, str, Any, Any]]:
     """Yield row, what is compared, our values and the others', for every metric made from counts."""
-    by_prediction = {
-        name: [pair for pair in pairs if pair.prediction == name] for name in {p.prediction: 0 for p in pairs}
-    }
+    names = dict.fromkeys(pair.prediction for pair in pairs)
+    by_prediction = [[pair for pair in pairs if pair.prediction == name] for name in names]
     for name, metric in METRICS.items():
         for other in ("MONAI", "scikit-learn", "scipy"):
             if name not in pairs[0].values[other]["slices"]:
                 continue
             row = (name, f"`{name}(count(...))`", other)
-            for some in by_prediction.values():
+            for some in by_prediction:
                 counts = Counts.concatenate([pair.counts for pair in some])
                 groups = np.repeat([pair.case for pair in some], [len(pair.counts.tp) for pair in some])
                 for what, part in (("slices", counts), ("patients", counts.grouped(groups)[1])):
@@ -245,7 +244,7 @@ def exams(pairs: list[Pair], cases: Iterable[Case]) -> Iterator[tuple[np.ndarray
     shapes = [read_case(case)[1].shape for case in cases]
     for pair in pairs:
         x, y, z = shapes[pair.case]
-        prediction, truth = (np.asarray(mask.todense()).reshape(z, x, y).transpose(1, 2, 0) for mask in pair.masks)
+        prediction, truth = (mask.toarray().reshape(z, x, y).transpose(1, 2, 0) for mask in pair.masks)
         yield prediction, truth, CUBES
 
 
