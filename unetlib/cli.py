@@ -147,26 +147,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Return the arguments of a command; a flag of another command is refused with the name of that command."""
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(arguments)
-    args.flags = unknown
-    if unknown and args.function is not commands.lab:
-        homes = {PREPARE: PREPARE, TRAIN: TRAIN, PREDICT: TRAIN}
-        stages = {flag(name): homes[stage] for stage in homes for name in Recipe.published.stage(stage)}
-        hints = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
-    return args
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with a message and status 1, a stop (SIGINT, SIGTERM) with status 130."""
     run_command(lambda: _run(arguments))
 
 
 def _run(arguments: list[str] | None) -> None:
-    args = _parse(arguments)
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(arguments)
+    args.flags = unknown
+    if unknown and args.function is not commands.lab:  # perhaps of another command, which is then named
+        homes = {PREPARE: PREPARE, TRAIN: TRAIN, PREDICT: TRAIN}
+        stages = {flag(name): homes[stage] for stage in homes for name in Recipe.published.stage(stage)}
+        hints = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
     if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not commands.train:
         raise UnetlibError(f"`unetlib {args.function.__name__}` runs in one process. Start it without torchrun.")
     args.function(args)
