@@ -132,15 +132,7 @@ class Metric(Protocol):
     def __call__(self, c: Counts, undefined: float | None = None) -> np.ndarray: ...  # noqa: D102
 
 
-METRICS: dict[str, Metric] = {
-    "dice": dice,
-    "iou": iou,
-    "accuracy": accuracy,
-    "precision": precision,
-    "recall": recall,
-    "specificity": specificity,
-    "f1": f1,
-}
+METRICS: dict[str, Metric] = {one.__name__: one for one in (dice, iou, accuracy, precision, recall, specificity, f1)}
 
 
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float] | None:
