@@ -65,8 +65,11 @@ class Arm:
     mixed: bool = False  # learns from further phantoms, too
 
     def cell(self, label: str, recipe: Recipe, fold: int, data: Path, part: str = "val") -> "BestCell":
-        """Return a training of it on a fold, whose name begins with `label`."""
-        return BestCell(f"{label}fold-{fold}", recipe, split_of(self, fold, data), part, pretraining=self.pretraining)
+        """Return a training of it on a fold, whose name begins with `label`, with the phantoms that it learns from."""
+        split = folds_of(data)[fold]
+        faint = [f"Faint_{index:05d}" for index in range(FAINT)] if self.mixed else []
+        split = Split((*split.train, *faint), split.val, split.test)
+        return BestCell(f"{label}fold-{fold}", recipe, split, part, pretraining=self.pretraining)
 
 
 ARMS = {
@@ -91,13 +94,6 @@ def cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
     arm = ARMS[name]
     recipe = arm.recipe.but(epochs=arm.on_brats) if where else arm.recipe
     return arm.cell(f"screen-{name}-{where}", recipe, fold, data)
-
-
-def split_of(arm: Arm, fold: int, data: Path) -> Split:
-    """Return the split of an arm on a fold, with the phantoms that it learns from."""
-    split = folds_of(data)[fold]
-    faint = [f"Faint_{index:05d}" for index in range(FAINT)] if arm.mixed else []
-    return Split((*split.train, *faint), split.val, split.test)
 
 
 def final_cell(name: str, fold: int, data: Path, where: str = "") -> "BestCell":
