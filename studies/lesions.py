@@ -49,8 +49,8 @@ def same_definition(prediction: np.ndarray, truth: np.ndarray) -> bool:
         {*map(tuple, np.unique(np.stack([grown[both], parts[both]]), axis=1).T.tolist())}
         for both in ((grown > 0) & prediction, truth & prediction)
     )
-    sizes, (of_lesions, of_parts) = np.bincount(lesions[truth])[1:], [[*zip(*touched, strict=True)] or [(), ()]][0]
-    one_to_one = len(set(of_lesions)) == len(of_lesions) and len(set(of_parts)) == len(of_parts)
+    sizes = np.bincount(lesions[truth])[1:]
+    one_to_one = all(len({*labels}) == len(labels) for labels in zip(*touched, strict=True))
     return number == alone and (sizes > SMALLEST_MM3).all() and one_to_one and touched == overlapped
 
 
