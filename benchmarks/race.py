@@ -40,10 +40,7 @@ from unetlib.support.messages import say
 MINUTES = (2.5, 5, 10, 20, 40)  # of peers
 EPOCHS = {5: 12, 10: 25, 20: 50, 40: 100}  # of ours, 24 s of a core each
 PAGE = Path(__file__).with_name("RACE.md")
-Predict = Callable[[np.ndarray], np.ndarray]  # image to probabilities, both (X, Y, Z)
 Point = dict[str, Any]  # planned and measured minutes, and the Dice of each patient
-
-
 NAMES = {
     "strong": "ours: Recipe.strong",
     "scratch": "ours, from random weights",
@@ -52,8 +49,6 @@ NAMES = {
     "brain-segmentation": "brain-segmentation-pytorch",
     "resnet": "segmentation_models U-Net, ResNet-18 of random weights",
 }
-
-
 OURS = {"strong": "-", "scratch": "--"}  # and their lines
 
 
@@ -63,7 +58,7 @@ def volumes(data: Path, patients: tuple[str, ...]) -> Volumes:
     return [(volume.voxels, truth) for volume, truth, _ in map(read_case, cases)]
 
 
-def score(predict: Predict, val: Volumes) -> list[float]:
+def score(predict: Callable[[np.ndarray], np.ndarray], val: Volumes) -> list[float]:
     """Return the volumetric Dice of each patient at a threshold of 0.5; raises `UnetlibError` for NaN."""
     dices = []
     for image, truth in val:
