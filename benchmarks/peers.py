@@ -141,7 +141,7 @@ class Attention(Monai):
 class Whole(Peer):
     """Whole slices, drawn with a probability that grows with their tumour, as in brain-segmentation-pytorch."""
 
-    size, neighbours = 256, 0
+    size = 256
 
     def on_grid(self, slices: Tensor) -> Tensor:
         """Return slices of 256 x 256."""
