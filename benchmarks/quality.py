@@ -9,7 +9,6 @@ Runs are kept in --work: a stopped benchmark resumes. Seconds are those of train
 
 import statistics
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,7 +47,7 @@ def main() -> None:
         for seed in arguments.seeds:
             run = arguments.work / f"{name}-{precision}-{seed}"
             train(prepared.folder, run, Recipe.published.but(precision=precision, seed=seed), "cpu")
-            progress: dict[str, Any] = load_checkpoint(Run(run).latest)["progress"]
+            progress = load_checkpoint(Run(run).latest)["progress"]
             history, taken = progress["history"], progress["seconds"]
             epoch, dice = reached(history), history[-1]["val_dice"]
             final.setdefault(precision, []).append(dice)
