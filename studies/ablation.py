@@ -2,8 +2,7 @@
 
 `python -m studies.ablation DATA [--steps 3 4 ...] [--status]`. Every step is one training: of the 56 patients whom
 fold 0 does not test, 16 validate (the first 8 of the next two fifths) and 40 train. A step changes one field of the
-recipe (more where one makes no sense alone) and keeps the changes of the step that it follows. Steps are independent:
-several processes may each do some of them. A stopped step is resumed, and a measured one is read from `results.csv`.
+recipe (more where one makes no sense alone) and keeps the changes of the step that it follows. Steps are independent.
 """
 
 from dataclasses import dataclass, field

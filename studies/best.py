@@ -1,9 +1,8 @@
 """The study of BEST.md: which changes make the strong recipe better at equal time.
 
 `python -m studies.best DATA [--brats FOLDER] [--stages 1 2 3] [--arms base quick ...] [--folds 0 1 ...] [--status]`
-trains what is missing, or resumes it. Stages 1 and 2 score validation patients alone; stage 3 scores each test patient
-once. A stage waits for the one before. Several processes may do some arms or folds each. A result in `results.csv` is
-read, not computed again.
+does what is missing. Stages 1 and 2 score validation patients alone; stage 3 scores each test patient once. A stage
+waits for the one before.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,9 +1,8 @@
 """The first part of NETWORKS.md: networks by name on patients of BraTS, at equal time and with equal care.
 
-`python -m studies.networks BRATS [--arms unet ...] [--folds 0 1 ...] [--rates] [--status]` trains what is missing, or
-resumes it, and scores each test patient once. `--rates` only chooses each arm's learning rate, on fold 0. Several
-processes may do some arms or folds each. A result in `results.csv` is read, not computed again. `--time` measures the
-seconds of an epoch of each arm, from which `EPOCHS` follow.
+`python -m studies.networks BRATS [--arms unet ...] [--folds 0 1 ...] [--rates] [--status]` scores each test patient
+once. `--rates` only chooses each arm's learning rate, on fold 0. `--time` measures the seconds of an epoch of each arm,
+from which the numbers of epochs follow.
 """
 
 import time

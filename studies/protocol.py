@@ -1,10 +1,8 @@
 """The protocol of PROTOCOL.md: published against strong on five folds of real patients.
 
-`python -m studies.protocol DATA [--arms published strong] [--folds 0 1] [--status] [--train-only]`. Everything that is
-missing is trained and then scored, or resumed; `--status` says how far it is. `--train-only` leaves the test patients
-alone. The strong recipes start from weights trained on phantoms, except for the arm from scratch. Test patients are
-scored when `unetlib` and `studies` are committed, and by one arm never again: a result in `results.csv` is read, not
-computed. Several processes may do some arms or folds each.
+`python -m studies.protocol DATA [--arms published strong] [--folds 0 1] [--status] [--train-only]`. `--train-only`
+leaves the test patients alone. The strong recipes start from weights trained on phantoms, except for the arm from
+scratch. Test patients are scored when `unetlib` and `studies` are committed, and by one arm never again.
 """
 
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The study of REGIONS.md: what further sequences give to each region of the tumour, on patients of BraTS.
 
-`python -m studies.regions BRATS [--arms four ...] [--folds 0 1 ...] [--status]` trains what is missing, or resumes it,
-and scores each test patient once. Several processes may do some arms or folds each. A result in `results.csv` is read,
-not computed again.
+`python -m studies.regions BRATS [--arms four ...] [--folds 0 1 ...] [--status]` scores each test patient once.
 """
 
 from dataclasses import dataclass

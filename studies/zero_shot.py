@@ -3,8 +3,8 @@
 `python -m studies.zero_shot DATA [--status]`. A network is trained on varied phantoms alone, its threshold chosen on
 phantoms; it is scored on the 20 real patients that come first in the protocol's order, which the phantoms' maker could
 look at, and once on the other 50. Then a network learns from 5, 10, 20 and 40 of fold 0's training patients, nested,
-starting from these weights and from scratch, in as many steps each, and fold 0's test patients are scored. Everything
-resumes. The recipe is the first strong one: it scored real patients once, and does not score them again.
+starting from these weights and from scratch, in as many steps each, and fold 0's test patients are scored. The recipe
+is the first strong one: it scored real patients once, and does not score them again.
 """
 
 from collections.abc import Iterator
