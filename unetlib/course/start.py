@@ -42,26 +42,17 @@ WIDTH = 16  # of the U-Net; 32, as in the published recipe, takes four times as 
 class Length:
     """How much the chapters compute: everything that decides whether the course takes minutes or seconds."""
 
-    patients: int  # of the embedded cohort
-    epochs: int  # of the network of chapter 3
-    strong_epochs: int  # of the second network of chapter 4
-    leak_steps: int  # of each network of chapter 2
-    stair_slices: int  # shown to each network of chapter 5, in whole epochs
-    sequence_slices: int  # the same of chapter 6
-    network_slices: int  # in an epoch of each network of chapter 7
-    network_seconds: float  # of one core, of its training
+    patients: int = 24  # of the embedded cohort
+    epochs: int = 10  # of the network of chapter 3
+    strong_epochs: int = 5  # of the second network of chapter 4
+    leak_steps: int = 240  # of each network of chapter 2
+    stair_slices: int = 4300  # shown to each network of chapter 5, in whole epochs
+    sequence_slices: int = 2200  # the same of chapter 6
+    network_slices: int = 256  # in an epoch of each network of chapter 7
+    network_seconds: float = 20  # of one core, of its training
 
 
-FULL = Length(
-    patients=24,
-    epochs=10,
-    strong_epochs=5,
-    leak_steps=240,
-    stair_slices=4300,
-    sequence_slices=2200,
-    network_slices=256,
-    network_seconds=20,
-)
+FULL = Length()
 SHORT = Length(
     patients=4,
     epochs=3,  # killed in the third
