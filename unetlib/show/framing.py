@@ -1,11 +1,9 @@
 """The box of its volumes that a viewer shows at first: the head, without the air around it."""
 
-from itertools import product
-
 import numpy as np
 
 from unetlib.data.slices import outermost
-from unetlib.show.panels import Panel
+from unetlib.show.panels import Panel, around
 
 SIGNAL = 0.15  # of the width of the window: smaller differences from the background are noise or ghosts
 LEAST = 0.005  # of a slice: fewer voxels are specks
@@ -18,10 +16,10 @@ def frames(panels: list[Panel]) -> list[np.ndarray]:
     It is one box in space: the smallest that holds all heads and masks, cut to the first volume. A voxel reaches from
     half below its index to half above.
     """
-    found = np.array([_around(_head(panel), np.linalg.inv(panel.link)) for panel in panels])
+    found = np.array([around(_head(panel), np.linalg.inv(panel.link)) for panel in panels])
     last = np.array(panels[0].volume.voxels.shape) - 0.5
     shown = np.clip([found[:, 0].min(0), found[:, 1].max(0)], -0.5, last)
-    return [_around(shown, panel.link) for panel in panels]
+    return [around(shown, panel.link) for panel in panels]
 
 
 def _head(panel: Panel) -> np.ndarray:
@@ -42,9 +40,3 @@ def _box(inside: np.ndarray, least: float) -> np.ndarray:
         along = np.flatnonzero(counts > least * inside.size / length)
         ends.append((along[0], along[-1] + 1) if along.size else (0, length))
     return np.array(ends, float).T
-
-
-def _around(box: np.ndarray, link: np.ndarray) -> np.ndarray:
-    """Return the box (2, 3) around a box in another volume; `link`: (4, 4), from voxels to voxels."""
-    corners = np.array([(*corner, 1) for corner in product(*box.T)]) @ link[:3].T
-    return np.stack([corners.min(0), corners.max(0)])

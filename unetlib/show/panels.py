@@ -230,9 +230,14 @@ def _labels(voxels: np.ndarray, name: str) -> np.ndarray:
 
 def _meet(link: np.ndarray, shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Tell whether two boxes of voxels overlap; `link`: (4, 4), from voxels of the first to those of the second."""
-    corners = np.array([(*corner, 1) for corner in product(*((-0.5, n - 0.5) for n in shape))])
-    reached = corners @ link[:3].T
-    return bool((reached.max(0) > -0.5).all() and (reached.min(0) < np.array(other) - 0.5).all())
+    low, high = around(np.array([(-0.5, n - 0.5) for n in shape]).T, link)
+    return bool((high > -0.5).all() and (low < np.array(other) - 0.5).all())
+
+
+def around(box: np.ndarray, link: np.ndarray) -> np.ndarray:
+    """Return the box (2, 3) around a box in another volume; `link`: (4, 4), from voxels to voxels."""
+    corners = np.array([(*corner, 1) for corner in product(*box.T)]) @ link[:3].T
+    return np.stack([corners.min(0), corners.max(0)])
 
 
 def _default_window(voxels: np.ndarray) -> tuple[float, float]:
