@@ -28,6 +28,7 @@ const WORDS = { truth: "reference" }; // of a choice, where it is not its own na
 const RANGE_KEYS = ["ArrowUp", "ArrowRight", "ArrowDown", "ArrowLeft", "PageUp", "PageDown", "Home", "End"];
 
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+const within = (shape, place) => place.map((value, axis) => clip(value, 0, shape[axis] - 1));
 
 // A value with the digits that the steps of its volume allow: further ones would be those of rounding.
 const readable = (value, step) => {
@@ -286,9 +287,7 @@ class Picture {
     return place;
   }
 
-  voxelAt(point, at) {
-    return this.placeAt(point, at).map((value, axis) => clip(Math.round(value), 0, this.panel.shape[axis] - 1));
-  }
+  voxelAt(point, at) { return within(this.panel.shape, this.placeAt(point, at).map(Math.round)); }
 
   // Return the middle of the view after the image was moved by (dx, dy) CSS pixels.
   moved(middle, dx, dy) {
@@ -422,9 +421,7 @@ class Viewer {
   place(panel, at) { return panel === this.first ? at : transform(panel.link, at); }
   back(panel, at) { return panel === this.first ? at : transform(panel.back, at); }
 
-  voxel(panel, at = this.state.position) {
-    return this.place(panel, at).map((value, axis) => clip(Math.round(value), 0, panel.shape[axis] - 1));
-  }
+  voxel(panel, at = this.state.position) { return within(panel.shape, this.place(panel, at).map(Math.round)); }
 
   windowOf(panel) {
     const [low, high] = this.first.window, [own, top] = panel.window;
@@ -535,8 +532,7 @@ class Viewer {
 
   // Take new values of traits and draw them, unless nothing is new.
   take(news) {
-    const last = this.first.shape.map((length) => length - 1);
-    if (news.position) news.position = news.position.map((value, axis) => clip(value, 0, last[axis]));
+    if (news.position) news.position = within(this.first.shape, news.position);
     const fresh = Object.keys(news).filter((name) => !same(news[name], this.state[name]));
     if (!fresh.length) return [];
     for (const name of fresh) this.state[name] = news[name];
@@ -600,7 +596,7 @@ class Viewer {
     const next = clip(zoom * factor, this.smallest, LARGEST);
     if (next < 1.02) return this.look({ ...this.home(), zoom: next > 0.98 ? 1 : next });
     const moved = centre.map((value, axis) => fixed[axis] + ((value - fixed[axis]) * zoom) / next);
-    this.look({ zoom: next, centre: this.bounded(moved) });
+    this.look({ zoom: next, centre: within(this.first.shape, moved) });
   }
 
   zoomAt(picture, factor, point) {
@@ -612,10 +608,8 @@ class Viewer {
   pan(picture, view, dx, dy) {
     if (view.zoom <= 1) return;
     const { panel } = picture, moved = picture.moved(this.place(panel, view.centre), dx, dy);
-    this.look({ ...view, centre: this.bounded(this.back(panel, moved)) });
+    this.look({ ...view, centre: within(this.first.shape, this.back(panel, moved)) });
   }
-
-  bounded(centre) { return centre.map((value, axis) => clip(value, 0, this.first.shape[axis] - 1)); }
 
   // Keep the cross in view.
   follow() {
@@ -744,10 +738,9 @@ class Controls {
 
   // How many voxels of each group a panel has in the slice that belongs to a slice of the first volume.
   countsAt(panel, slice, groups) {
-    const { viewer } = this, { axis: through } = viewer;
+    const { viewer } = this, through = viewer.axis;
     const at = viewer.state.position.map((value, axis) => (axis === through ? slice : value));
-    const there = viewer.voxel(panel, at)[through];
-    const first = panel.kinds.length * there;
+    const first = panel.kinds.length * viewer.voxel(panel, at)[through];
     return groups.map(({ kinds }) => sum(kinds.map((kind) => panel.counts[through][first + kind])));
   }
 
