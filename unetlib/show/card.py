@@ -72,16 +72,15 @@ def write_card(run: Run | Path | str, out: Path | None = None, device: str = "au
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files that differ, the page last: while it is whole, everything that it links to is there."""
     stale = [path for path in folder.glob("failure-*.png") if path.name not in files]
-    paths = {folder / name: content for name, content in files.items()}
-    changed = [path for path, content in paths.items() if not path.exists() or path.read_bytes() != content]
+    paths = {name: folder / name for name in files}
+    changed = [name for name, path in paths.items() if not path.exists() or path.read_bytes() != files[name]]
     if not (stale or changed):
         return
-    page = folder / PAGE
-    _save(page, UNFINISHED.encode())
+    _save(paths[PAGE], UNFINISHED.encode())
     for path in stale:
         path.unlink()
-    for path in [*(path for path in changed if path != page), page]:
-        _save(path, paths[path])
+    for name in [*(name for name in changed if name != PAGE), PAGE]:
+        _save(paths[name], files[name])
 
 
 def _save(path: Path, content: bytes) -> None:
