@@ -28,11 +28,7 @@ STEPS = 5  # timed, after one that is not
 
 
 def open_samples(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
-    """Prepare slices or volumes for the networks of a recipe, and return course and samples.
-
-    Where the data of the course cannot be prepared so, as volumes whose true size in millimetres is lost, a sentence
-    says why, and the embedded cohort takes their place.
-    """
+    """Prepare slices, or volumes if their voxel size is known, as `prepare_or_embedded` does."""
     return prepare_or_embedded(course, lambda one: prepare(one.data, one.prepared_by(recipe, "networks"), recipe))
 
 

@@ -20,11 +20,7 @@ PARTS = "oedema", "core, not enhancing", "enhancing"  # of a tumour, without ove
 
 
 def open_sequences(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
-    """Prepare the sequences that most cases have, with the three regions of BraTS, and return course and slices.
-
-    Where the data of the course cannot be prepared so, for lack of sequences or labels, a sentence says why, and the
-    embedded cohort takes their place.
-    """
+    """Prepare the sequences that most cases have, with the three regions of BraTS, as `prepare_or_embedded` does."""
     return prepare_or_embedded(course, lambda one: _prepare(one, recipe))
 
 
