@@ -451,8 +451,9 @@ class Viewer {
 
   // True when what a part depends on has changed since it was drawn.
   stale(part, ...on) {
-    const key = JSON.stringify(on);
-    return this.done[part] !== key && ((this.done[part] = key), true);
+    const key = JSON.stringify(on), before = this.done[part];
+    this.done[part] = key;
+    return key !== before;
   }
 
   draw() {
