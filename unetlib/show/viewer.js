@@ -645,9 +645,7 @@ class Viewer {
 // What stands around the images: bar, slider, strip, legend and readout
 
 class Controls {
-  constructor(viewer) {
-    Object.assign(this, { viewer, find: viewer.find });
-  }
+  constructor(viewer) { Object.assign(this, { viewer, find: viewer.find }); }
 
   draw() {
     const { viewer, find } = this, { plane, show, style, opacity, position } = viewer.state;
