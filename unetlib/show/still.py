@@ -62,10 +62,10 @@ def _legend(viewer: "SliceViewer") -> list[Line2D]:
     layers = [layer for panel in viewer.panels for layer in panel.layers(viewer.show)]
     colours = {layer.name: layer.colour for layer in layers}
     entries = [Line2D([], [], color=colour, marker="s", ls="", label=name) for name, colour in colours.items()]
-    if not viewer.regions:
+    if not (viewer.regions and {*MASKS} <= {layer.of for layer in layers}):
         return entries
     lines = {layer.of for layer in viewer.regions.parts(layers, viewer.show, viewer.style)[1]}
-    for of, word in MASKS.items() if {*MASKS} <= {layer.of for layer in layers} else ():
+    for of, word in MASKS.items():
         dashes, marker = (LINES[of], "") if of in lines else ("", "s")
         entries.append(Line2D([], [], color="#AAAAAA", ls=dashes, marker=marker, label=word))
     return entries
