@@ -10,11 +10,11 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.runs.checkpoint import load_checkpoint, load_optimizer, load_weights, require_weights, restore
+from unetlib.runs.checkpoint import load_optimizer, load_weights, require_weights
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
+from unetlib.support.files import digest, read_csv, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
@@ -45,7 +45,7 @@ def write_history(run: Run, history: list[dict[str, float]]) -> None:
 
 
 def write_recipe(
-    run: Run, data: Prepared | Trainable, recipe: Recipe, prepared: dict[str, str], start_from: str | None = None
+    run: Run, data: Prepared | Trainable, recipe: Recipe, prepared: dict[str, str], start_from: str | None
 ) -> None:
     """Write the recipe and the split of a run, and what it is trained on."""
     about = {
@@ -68,25 +68,6 @@ def describe_members(run: Run) -> None:
     rows = zip(*(read_csv(one.history_file, numbers=HISTORY_COLUMNS) for one in run.members), strict=True)
     means = [{name: sum(float(row[name]) for row in same) / len(same) for name in HISTORY_COLUMNS} for same in rows]
     write_history(run, [{**row, "epoch": int(row["epoch"])} for row in means])
-
-
-def latest_checkpoint(run: Run) -> dict[str, Any] | None:
-    """Return the latest checkpoint of a run, its predecessor if it is damaged, or `None` if there is none.
-
-    Raises `UnetlibError` when the folder is not a run folder.
-    """
-    if not run.latest.exists():
-        if not run.exists:
-            require_empty(run.folder, "a run folder")
-        return None
-    return load_checkpoint(run.latest)
-
-
-def restore_checkpoints(run: Run) -> None:
-    """Replace damaged or missing checkpoints by their predecessors; without a latest one, the run starts over."""
-    for file in (run.latest, run.best):
-        if run.latest.exists():
-            restore(file)
 
 
 def contents_of(data: Prepared | Trainable) -> dict[str, str]:

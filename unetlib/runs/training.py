@@ -24,15 +24,14 @@ from unetlib.networks import build_network
 from unetlib.other_networks import ALL_USED, how_made
 from unetlib.presets import mixed_presets
 from unetlib.recipe import SAMPLE_NAMES, Recipe
+from unetlib.runs.checkpoint import load_checkpoint, restore
 from unetlib.runs.first_weights import begin_with, chosen_start, first_weights, refuse_leak
 from unetlib.runs.provenance import note_threads, write_provenance
 from unetlib.runs.resume import (
     contents_of,
     describe_members,
-    latest_checkpoint,
     recorded,
     refuse_changes,
-    restore_checkpoints,
     resume,
     write_history,
     write_recipe,
@@ -40,7 +39,7 @@ from unetlib.runs.resume import (
 from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import home, locked, takes_paths
+from unetlib.support.files import home, locked, require_empty, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import first_process, say
 
@@ -238,10 +237,13 @@ def open_loop(
         raise UnetlibError(
             "recipe: tune needs the patients of a prepared folder; for your own data set, set it to False."
         )
-    if first_process():
-        restore_checkpoints(run)
+    if first_process() and run.latest.exists():  # without it, the run starts over
+        restore(run.latest)
+        restore(run.best)
     engine.fabric.barrier()
-    content = latest_checkpoint(run)
+    if not (run.exists or run.latest.exists()):
+        require_empty(run.folder, "a run folder")
+    content = load_checkpoint(run.latest) if run.latest.exists() else None
     if content is None:
         start_from = chosen_start(recipe, start_from)
     first = first_weights(run, start_from, content)
