@@ -142,7 +142,7 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
 def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | None) -> None:
     """Raise `UnetlibError` for what would stop a later member: slices that it lacks, weights that it may not have."""
     begun, start = run.member(0).latest.exists(), chosen_start(recipe, other)
-    for place, part in [*enumerate(parts)][1:]:
+    for place, part in enumerate(parts[1:], 1):
         own = run.member(place)
         if own.latest.exists():
             continue
@@ -249,11 +249,11 @@ def open_loop(
     first = first_weights(run, start_from, content)
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
-        first = content.get("start_from")
+        first, start_from = content.get("start_from"), None  # it no longer needs that run
     if recipe.dims == 3 and (content is None or content["progress"].get("epoch") != recipe.epochs):
         require_memory(str(run), recipe, shape, regions, len(samples(dataset, "train")), engine.device)
     network = build_network(recipe, *channels).to(engine.device)
-    if content is None and start_from is not None:
+    if start_from is not None:
         begin_with(network, start_from, recipe, data)
     average = copy.deepcopy(network) if recipe.average else None
     if engine.fabric.world_size > 1:
@@ -267,8 +267,7 @@ def open_loop(
     about = {"recipe": recipe.as_dict(), "prepared": contents, "start_from": first, "channels": list(channels)}
     if first_process():
         write_recipe(run, data, recipe, contents, first)
-        origin = start_from if content is None else None
-        write_provenance(run, data, recipe, engine.device, origin, watched.number, how_made(network))
+        write_provenance(run, data, recipe, engine.device, start_from, watched.number, how_made(network))
         if loop.state.history:  # after a kill between the checkpoint and this file
             write_history(run, loop.state.history)
     averaging = [AveragedWeights()] if recipe.average else []
@@ -277,9 +276,9 @@ def open_loop(
 
 
 def _shape(dataset: Trainable, recipe: Recipe) -> tuple[tuple[int, ...], int]:
-    """Return the shape (C, S, S) of an image, and the regions; raises `UnetlibError` unless they fit the recipe.
+    """Return the shape of an image, (C, S, S) or (C, S, S, S), and the number of regions.
 
-    The shape of a volume is (C, S, S, S).
+    Raises `UnetlibError` unless they fit the recipe.
     """
     images, masks = get_batch(dataset, samples(dataset, "train")[:1])
     channels, *size = images.shape[1:]
