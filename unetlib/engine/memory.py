@@ -17,7 +17,6 @@ from unetlib.support.messages import say
 SPARE = 0.3e9  # bytes: PyTorch's code, and what convolutions take besides
 SYSTEM = Path("/proc/meminfo")  # of Linux
 GROUP = Path("/sys/fs/cgroup")  # of a container
-LIMITS = "memory.max", "memory.current"
 
 
 def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> int | None:
@@ -28,8 +27,7 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> i
     memory, on PyTorch's meta device, in single precision. With `SPARE`, the estimate was 0.9 to 1.3 times the peak that
     was measured in fp32 (widths 8 and 16, sides of 64 and 96, batches of 1 to 4), and 1.5 times that in bf16.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    twin = copy.deepcopy(network, {id(one): _on_meta(one) for one in tensors}).train()
+    twin = copy.deepcopy(network).to("meta").train()
     weights, kept = {_storage(one) for one in (*twin.parameters(), *twin.buffers())}, list[Tensor]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ def available_bytes(device: torch.device) -> int | None:
         lines = dict(line.split(":") for line in SYSTEM.read_text().splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
     with suppress(OSError, ValueError):  # without a limit, it is "max"
-        most, now = (int((GROUP / name).read_text()) for name in LIMITS)
+        most, now = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         with suppress(OSError, ValueError):  # files that were read take memory, but make room for anything else
             stats = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
             now -= int(stats.get("inactive_file", 0))
@@ -87,8 +85,7 @@ def require_memory(
         raise
     except Exception:  # a network of users may be made from numbers
         return
-    needed = step_bytes(network, (rows, *shape), 5 if recipe.average else 4)
-    there = available_bytes(device)
+    needed, there = step_bytes(network, (rows, *shape), 5 if recipe.average else 4), available_bytes(device)
     if needed is None:
         return
     volumes = f"{counted(rows, SAMPLE_NAMES[recipe.dims])} ({' x '.join(map(str, shape))})"
@@ -105,11 +102,6 @@ def require_memory(
 def gigabytes(number: float) -> str:
     """Return a number of bytes in words."""
     return f"{number / 1e9:.1f} GB"
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _storage(tensor: Tensor) -> int:

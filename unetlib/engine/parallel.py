@@ -120,7 +120,7 @@ def gather(fabric: Fabric, rows: Tensor, number: int) -> Tensor:
     """
     if fabric.world_size == 1:
         return rows
-    place = torch.arange(number, device=rows.device).tensor_split(fabric.world_size)[fabric.global_rank]
+    place = own_rows(fabric, torch.arange(number, device=rows.device))
     return _Sum.apply(rows.new_zeros(number, *rows.shape[1:]).index_copy(0, place, rows))
 
 
