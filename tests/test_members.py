@@ -12,6 +12,7 @@ from unetlib.data.patients import find_cases, read_case
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.split import Split
+from unetlib.engine import steps
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.hooks import Hook
 from unetlib.pipeline import run_recipe
@@ -20,7 +21,6 @@ from unetlib.prediction.predict import predict
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.tuning import tune
 from unetlib.recipe import OF_PATIENTS
-from unetlib.runs import training
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.card import write_card
@@ -253,7 +253,7 @@ def test_max_steps_are_those_of_all_members_together(data, tmp_path):
 
 def test_all_members_share_one_bar(data, tmp_path, monkeypatch):
     bars = []
-    monkeypatch.setattr(training, "progress", lambda *given: bars.append(progress(*given)) or bars[-1])
+    monkeypatch.setattr(steps, "progress", lambda *given: bars.append(progress(*given)) or bars[-1])
     train(data, tmp_path / "run", RECIPE, "cpu", threads=1)
     (bar,) = bars
     assert bar.n == bar.total > 0

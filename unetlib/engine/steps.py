@@ -7,19 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_fabric import Fabric
-
 from unetlib.engine.device import process_count
 from unetlib.engine.parallel import any_of
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
+from unetlib.support.jobs import progress
 
 
 @dataclass
 class Bar(Hook):
-    """Move a progress bar (of tqdm) with each step."""
+    """The progress bar of one call, over the steps of all `members` of a run."""
 
-    bar: Any
+    members: int = 1
+    bar: Any = None
+
+    def begin(self, place: int, done: int, total: int) -> None:
+        """Show the bar when a member begins with `done` of its `total` steps; `place`: its number, from 0."""
+        total, done = self.members * total, place * total + done
+        if self.bar is None:
+            self.bar = progress(total, "train", "step", done)
+        else:
+            self.bar.total, self.bar.n = total, done
 
     def on_step_end(self, loop: Loop, loss: float) -> None:
         """Show epoch and loss."""
@@ -27,22 +35,27 @@ class Bar(Hook):
         self.bar.update()
         self.bar.set_postfix_str(f"epoch {state.epoch + 1}/{loop.recipe.epochs}, loss {loss:.3f}", refresh=False)
 
+    def close(self) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
 
 @dataclass
 class Stop(Hook):
     """End the training after `max_steps` of this call, or after the step in which any process got a signal."""
 
-    asked: Callable[[], bool]
-    fabric: Fabric
-    max_steps: int | None = None
+    max_steps: int | None
+    asked: Callable[[], bool] = lambda: False  # whether this process got a signal
     taken: int = 0
     by_signal: bool = False
 
     def on_step_end(self, loop: Loop, loss: float) -> None:
         """Set `loop.stopping`, in all processes; another hook may have set it."""
+        fabric = loop.engine.fabric  # type: ignore[attr-defined]
         self.taken += 1
-        self.by_signal = any_of(self.fabric, self.asked())
-        loop.stopping = any_of(self.fabric, loop.stopping) or self.by_signal or self.taken == self.max_steps
+        self.by_signal = any_of(fabric, self.asked())
+        loop.stopping = any_of(fabric, loop.stopping) or self.by_signal or self.taken == self.max_steps
 
 
 @contextmanager

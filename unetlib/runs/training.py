@@ -40,7 +40,6 @@ from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import home, locked, require_empty, takes_paths
-from unetlib.support.jobs import progress
 from unetlib.support.messages import first_process, say
 
 
@@ -77,22 +76,22 @@ def train(
             raise UnetlibError(f"{name} is {steps}; a number of steps above 0 was expected.")
     data = Prepared.open(home(data)) if isinstance(data, str | Path) else data
     run, other = Run.of(run), Run.to_read(start_from) if start_from else None
-    options = _Options(device, checkpoint_every, max_steps, on_epoch, other, threads, tuple(hooks))
+    options = _Options(device, checkpoint_every, Stop(max_steps), on_epoch, other, threads, tuple(hooks))
     with locked(run.folder) if first_process() else nullcontext(), torch.random.fork_rng(devices=[]):
         _refuse_other_kind(run, recipe)
         if recipe.members > 1:
             return _train_members(data, run, recipe, options)
-        with closing(_Steps(max_steps)) as allowed:
-            return _take(_open(data, run, recipe, options), run, options, allowed)
+        with closing(Bar()) as bar:
+            return _take(_open(data, run, recipe, options), run, options, bar)
 
 
 @dataclass(frozen=True)
 class _Options:
-    """Arguments of `train` that change no result, and the run whose weights are the first."""
+    """Arguments of `train` that change no result, and the run whose weights are the first; `stop` counts the steps."""
 
     device: str
     checkpoint_every: int
-    max_steps: int | None
+    stop: Stop
     on_epoch: Callable[[Rows], None] | None
     start_from: Run | None
     threads: int | None
@@ -122,7 +121,7 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
     recipe, states = data.fit(recipe), list[State]()
     parts = [data.of_member(place) for place in range(recipe.members)]
     _look_ahead(parts, run, recipe, options.start_from)
-    with closing(_Steps(options.max_steps, recipe.members)) as steps:
+    with closing(Bar(recipe.members)) as bar:
         for place, part in enumerate(parts):
             own, single = run.member(place), recipe.but(members=1, tune=False, seed=(recipe.seed + place) % 2**32)
             with locked(own.folder, run.folder) if first_process() else nullcontext():
@@ -130,7 +129,7 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
                 if first_process() and not place:  # only now: the first member has refused what may not change
                     kept = recipe.but(precision=loop.recipe.precision)
                     write_recipe(run, data, kept, data.contents, own.about()["start_from"])
-                states.append(_take(loop, own, options, steps, place))
+                states.append(_take(loop, own, options, bar, place))
             if states[-1].epoch < recipe.epochs:
                 return states[-1]
     if first_process():
@@ -157,37 +156,15 @@ def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | No
             refuse_leak(start, part)
 
 
-@dataclass
-class _Steps:
-    """The steps that one call may still take, and their bar: those of all `members` of a run."""
-
-    left: int | None
-    members: int = 1
-    bar: Any = None
-
-    def show(self, place: int, done: int, total: int) -> Any:
-        """Return the bar, when a member begins with `done` of its `total` steps."""
-        total, done = self.members * total, place * total + done
-        if self.bar is None:
-            self.bar = progress(total, "train", "step", done)
-        else:
-            self.bar.total, self.bar.n = total, done
-        return self.bar
-
-    def close(self) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-
 def _open(data: Prepared | Trainable, run: Run, recipe: Recipe, options: _Options) -> Loop:
     return open_loop(data, run, recipe, options.device, options.start_from, options.threads, options.checkpoint_every)
 
 
-def _take(loop: Loop, run: Run, options: _Options, allowed: _Steps, place: int = 0) -> State:
-    """Take the steps of one network; `place` is its number among several members, which share them and their bar."""
-    state, recipe, steps, history = loop.state, loop.recipe, loop.steps, History(run, options.on_epoch)
-    if state.epoch >= recipe.epochs or allowed.left == 0:
+def _take(loop: Loop, run: Run, options: _Options, bar: Bar, place: int = 0) -> State:
+    """Take the steps of one network; `place` is its number among several members, which share `bar` and `stop`."""
+    state, recipe, steps, stop = loop.state, loop.recipe, loop.steps, options.stop
+    history = History(run, options.on_epoch)
+    if state.epoch >= recipe.epochs or stop.taken == stop.max_steps:
         history.on_start(loop)
         return state
     assert isinstance(loop.engine, FabricEngine)
@@ -197,17 +174,15 @@ def _take(loop: Loop, run: Run, options: _Options, allowed: _Steps, place: int =
         f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(options.checkpoint_every, steps)} steps: a "
         "kill loses no more than those."
     )
-    done, total = state.epoch * steps + state.step, recipe.epochs * steps
+    done = state.epoch * steps + state.step
     if not done and (hint := mixed_presets(recipe)):
         say(f"{run}: {hint}")
-    with stop_on_signal() as asked:
-        stop = Stop(asked, loop.engine.fabric, allowed.left)
+    with stop_on_signal() as stop.asked:
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
-        always, checkpoints = loop.hooks[:-1], loop.hooks[-1]
-        bar = Bar(allowed.show(place, done, total))
+        *always, checkpoints = loop.hooks
+        bar.begin(place, done, recipe.epochs * steps)
         loop.hooks = [*always, bar, *options.hooks, stop, checkpoints, history]
         loop.run()
-    allowed.left = None if allowed.left is None else allowed.left - stop.taken
     if loop.stopping and state.epoch < recipe.epochs:
         text = f"Stopped at epoch {state.epoch + 1}, step {state.step} of {steps}, with a checkpoint. "
         text += "The same command goes on there."
