@@ -1,5 +1,6 @@
 """What `predict` takes: an image, the files of one patient, or a folder of patients; and what they are called."""
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +64,7 @@ class Reader:
         """
         if isinstance(images, dict):
             return [self._of_files(images)], []
-        if _is_folder(images):
+        if os.path.isdir(images):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
             return self._in_folder(images)
         if len(self.modalities) > 1:
             raise UnetlibError(
@@ -139,13 +140,6 @@ class Reader:
         if volume.resampled:
             say(f"{scan.name}: {' and '.join(volume.resampled)} resampled to the grid of {next(iter(images))}.")
         return volume
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # a name that is too long: reading the image will say so
-        return False
 
 
 def _id_of(files: dict[str, Path]) -> str:
