@@ -49,7 +49,6 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
     require_members(run)
     cohort = find_own(run)
     asked = [(member, case) for member in run.members for case in own_cases(member, cohort, "val")]
-    cases, patients = [case for _, case in asked], {case.patient for _, case in asked}
     with locked(run.folder):
         parts, weights = Parts.open(run.folder), {member: member.weights for member in run.members}
         paths = {
@@ -59,7 +58,7 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
         todo = [(member, case) for member, case in asked if not paths[case.id].exists()]
         threshold = Decision(recipe.threshold)
         predictors = {member: Predictor.open(member, device, threshold, threads) for member in run.members}
-        for member, case in watched(todo, "tune", "case", len(cases) - len(todo)):
+        for member, case in watched(todo, "tune", "case", len(asked) - len(todo)):
             volume, truth = read_regions(case, recipe)
             found = predictors[member].volume(volume.voxels, volume.spacing)
             tables = [
@@ -67,21 +66,21 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             ]
             write_json(paths[case.id], {"dice": tables if len(names) > 1 else tables[0]})
         by_patient: dict[str, list[Any]] = {}
-        for case in cases:  # a patient with two time points counts once
+        for _, case in asked:  # a patient with two time points counts once
             by_patient.setdefault(case.patient, []).append(read_json(paths[case.id])["dice"])
         of_patients = np.array([np.mean(own, axis=0) for own in by_patient.values()])
-        of_patients = of_patients.reshape(len(patients), len(names), len(THRESHOLDS), len(SIZES_ML))
+        of_patients = of_patients.reshape(len(by_patient), len(names), len(THRESHOLDS), len(SIZES_ML))
         regions, dices = {}, {}
         for k, name in enumerate(names):
             regions[name] = choose(of_patients[:, k].tolist(), keeps_largest(name))
             dices[name] = float(np.max(np.mean(of_patients[:, k], axis=0)))
         decision, several = joined(regions), len(names) > 1
-        write_decision(run, decision, dices if several else dices[names[0]], len(patients), recipe.mirror)
+        write_decision(run, decision, dices if several else dices[names[0]], len(by_patient), recipe.mirror)
         parts.remove()
     for name, one in regions.items():
         say(
             f"{run}{f', {name}' if several else ''}: threshold {one.threshold:g} and components from "
-            f"{one.smallest_ml:g} ml on, chosen on {counted(len(patients), 'validation patient')}: mean Dice "
+            f"{one.smallest_ml:g} ml on, chosen on {counted(len(by_patient), 'validation patient')}: mean Dice "
             f"{dices[name]:.4f} (per patient, all slices, native grid)."
         )
     return decision
