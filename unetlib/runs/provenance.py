@@ -53,7 +53,7 @@ def write_provenance(
     about["recipe"] = recipe.as_dict()
     about["network"] = {"name": recipe.network, **network}
     about["earlier"] = learned(start_from) if start_from else before.get("earlier", {})
-    sessions, now = before.get("sessions", []), _session(recipe, device) | ({"threads": threads} if threads else {})
+    sessions, now = before.get("sessions", []), _session(recipe, device, threads)
     write_json(run.provenance_file, {**about, "sessions": sessions if sessions[-1:] == [now] else [*sessions, now]})
 
 
@@ -84,8 +84,8 @@ def _described(data: Prepared) -> dict[str, Any]:
 def note_threads(run: Run, threads: int) -> None:
     """Add a session to `provenance.json`: the last one with another number of threads."""
     about = run.provenance
-    session = {**about["sessions"][-1], "threads": threads}
-    write_json(run.provenance_file, {**about, "sessions": [*about["sessions"], session]})
+    about["sessions"].append({**about["sessions"][-1], "threads": threads})
+    write_json(run.provenance_file, about)
 
 
 def find_own(run: Run) -> Cohort:
@@ -167,7 +167,7 @@ def part_by_sign(cases: Iterable[dict[str, Any]]) -> dict[str, str]:
     return {sign: case["part"] for case in last_first for sign in signs(case)}
 
 
-def _session(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def _session(recipe: Recipe, device: torch.device, threads: int | None) -> dict[str, Any]:
     return {
         "unetlib": __version__,
         "commit": _commit(),
@@ -176,7 +176,7 @@ def _session(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": processor(),
         "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": recipe.precision,
         "seed": recipe.seed,
