@@ -241,9 +241,9 @@ def _channels(run: Run, recipe: Recipe, content: dict[str, Any]) -> tuple[int, i
     of_patients = run.exists and bool(run.about()["data"])
     for name, found in (("modalities", sequences), ("regions", regions)):
         named, published = getattr(recipe, name), getattr(Recipe.published, name)
+        own = getattr(run.recipe, name) if run.exists else named
         fits = found == len(named.split()) or (named == published and not of_patients)
-        if rest or not fits or (run.exists and getattr(run.recipe, name) != named):
-            own = getattr(run.recipe, name) if run.exists else named
+        if rest or not fits or own != named:
             raise UnetlibError(
                 f"{run.best} holds a network with {counted(before, 'input channel')} for {counted(regions, 'region')}, "
                 f"trained with {name} {named}, and the recipe of {run} has {name} {own}. Restore {run.best.name} and "

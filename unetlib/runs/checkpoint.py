@@ -49,12 +49,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return _load(path)
     except UnetlibError as error:
-        problem = str(error)
-    try:
-        content = _load(previous(path))
-    except UnetlibError:
-        raise UnetlibError(f"{problem} Restore it from a copy, or delete it to start over.") from None
-    note = f"{problem} {previous(path).name}, the checkpoint before it, is used."
+        try:
+            content = _load(previous(path))
+        except UnetlibError:
+            raise UnetlibError(f"{error} Restore it from a copy, or delete it to start over.") from None
+        note = f"{error} {previous(path).name}, the checkpoint before it, is used."
     say(note)
     return {**content, "note": note}
 

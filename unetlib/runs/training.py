@@ -100,12 +100,11 @@ class _Options:
 
 def _refuse_other_kind(run: Run, recipe: Recipe) -> None:
     """Raise `UnetlibError` if a run has begun with another number of members."""
+    before = recipe.members
     if run.member(0).folder.exists():
         before = recorded(run).get("recipe", {}).get("members") or max(recipe.members, 2)
     elif run.latest.exists():
         before = 1
-    else:
-        return
     if before != recipe.members:
         networks = "one network" if before == 1 else f"{before} members"
         raise UnetlibError(
