@@ -27,7 +27,7 @@ class Decision:
     """How probabilities become a mask: tumour from `threshold` on, in components of at least `smallest_ml`.
 
     With `keep_largest` the largest component is always kept, so that a limit chosen on large tumours cannot erase a
-    small one. This holds for the whole tumour alone, which every patient has (see `keeps_largest`).
+    small one; see `keeps_largest`.
     """
 
     threshold: float
@@ -80,10 +80,9 @@ class Decisions:
 
 
 def keeps_largest(region: str) -> bool:
-    """Tell whether the largest component of a region always stays: that of the whole tumour only.
+    """Tell whether the largest component of a region always stays: that of the whole tumour, which every patient has.
 
-    A patient may have no core and no enhancing tumour, and nothing is known of a region of one's own, even if it is the
-    only one. There a limit may leave the mask empty; a piece that stays whatever its size would be invented tumour.
+    A patient may lack any other region, where a piece that stays whatever its size would be invented tumour.
     """
     return region == "whole"
 
