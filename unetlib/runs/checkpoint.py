@@ -22,6 +22,8 @@ from unetlib.support.files import atomic, keep_as, takes_paths
 from unetlib.support.messages import say
 from unetlib.support.records import refuse_packed
 
+RESTORE = "Restore it from a copy, or delete it to start over."
+
 
 def previous(path: Path) -> Path:
     """Return the path of a checkpoint's predecessor, `previous_<name>`."""
@@ -52,7 +54,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         try:
             content = _load(previous(path))
         except UnetlibError:
-            raise UnetlibError(f"{error} Restore it from a copy, or delete it to start over.") from None
+            raise UnetlibError(f"{error} {RESTORE}") from None
         note = f"{error} {previous(path).name}, the checkpoint before it, is used."
     say(note)
     return {**content, "note": note}
@@ -139,10 +141,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, content: dict[str, Any], pa
                 raise TypeError
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        raise UnetlibError(
-            f"{path} holds the optimizer's state of another network. Restore it from a copy, or delete it to "
-            "start over."
-        ) from error
+        raise UnetlibError(f"{path} holds the optimizer's state of another network. {RESTORE}") from error
 
 
 def is_plain(value: object) -> bool:

@@ -10,7 +10,7 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.runs.checkpoint import load_optimizer, load_weights, require_weights
+from unetlib.runs.checkpoint import RESTORE, load_optimizer, load_weights, require_weights
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
@@ -20,7 +20,6 @@ from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
 
 HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_dice")
-RESTORE = "Restore it from a copy, or delete it to start over."
 
 
 def _is_history(rows: Any) -> bool:
