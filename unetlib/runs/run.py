@@ -183,13 +183,13 @@ class Run:
         """The content of `provenance.json`; empty if a version before 0.3 made the run."""
         return read_json(self.provenance_file) if self.provenance_file.exists() else {}
 
-    def load(self, path: Path | None = None) -> tuple[nn.Module, Recipe, dict[str, Any]]:
-        """Return the trained network (in evaluation mode), its recipe and the checkpoint, by default the best one.
+    def load(self) -> tuple[nn.Module, Recipe, dict[str, Any]]:
+        """Return the network with the best weights (in evaluation mode), its recipe and the checkpoint.
 
         Of several members it is the first. Raises `UnetlibError` when the file is missing, damaged, of another network,
         or not a `best_model.pth`.
         """
-        path = path or self.members[0].best
+        path = self.members[0].best
         content = load_checkpoint(path)
         if not isinstance(content.get("epoch"), int) or content["epoch"] < 1:
             raise UnetlibError(
