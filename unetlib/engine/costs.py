@@ -40,7 +40,14 @@ def network_costs(image_size: int = 96, dims: int = 2) -> list[Cost]:
     thread: of a batch of 4 slices, divided by 4, or of one volume. A network that cannot be made has a `note` instead.
     """
     base = (Recipe.volume if dims == 3 else Recipe.published.but(dims=dims)).but(network="", image_size=image_size)
-    return [_cost(name, base) for name in watched(("unet", *OTHERS), "networks", "network")]
+    costs = []
+    for name in watched(("unet", *OTHERS), "networks", "network"):
+        width, depth = (OTHERS[name].width, OTHERS[name].depth) if name in OTHERS else (base.width, base.depth)
+        try:
+            costs.append(measure(base.but(network=name, width=width, depth=depth), batch=4 if dims == 2 else 1))
+        except UnetlibError as error:
+            costs.append(Cost(name, width, depth, note=str(error)))
+    return costs
 
 
 def measure(recipe: Recipe, batch: int, repeats: int = REPEATS) -> Cost:
@@ -74,15 +81,6 @@ def costs_table(image_size: int = 96, dims: int = 2) -> str:
         f"{REPEATS} steps of {batch}, divided by their number. Another load gives other times.",
     ]
     return "\n".join(lines)
-
-
-def _cost(name: str, base: Recipe) -> Cost:
-    """Return the cost of a network of the library at its usual width and depth."""
-    width, depth = (OTHERS[name].width, OTHERS[name].depth) if name in OTHERS else (base.width, base.depth)
-    try:
-        return measure(base.but(network=name, width=width, depth=depth), batch=4 if base.dims == 2 else 1)
-    except UnetlibError as error:
-        return Cost(name, width, depth, note=str(error))
 
 
 def _gflop(recipe: Recipe) -> float:
