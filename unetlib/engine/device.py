@@ -19,15 +19,15 @@ def pick_device(name: str) -> torch.device:
     Raises `UnetlibError` when there is no such device on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [kind for kind, there in available.items() if there]
     if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
+        return torch.device(here[0])
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or not available.get(device.type, False):
-        here = ", ".join(kind for kind, there in available.items() if there)
-        raise UnetlibError(f"there is no device {name!r} here; auto or one of {here} was expected.")
+    if device is None or device.type not in here:
+        raise UnetlibError(f"there is no device {name!r} here; auto or one of {', '.join(here)} was expected.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UnetlibError(f"there is no device {name!r} here; there are {torch.cuda.device_count()} CUDA devices.")
     return device
