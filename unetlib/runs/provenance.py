@@ -41,13 +41,7 @@ def write_provenance(
     """Write `provenance.json` of a run: what it is trained on, how its `network` was made, and a list of sessions.
 
     A new session is added when its software, machine, device or number of threads differ from those of the last.
-
-    `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its files
-    as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels, `content` of
-    the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its number of
-    prepared slices. `left_out` names the cases that could not be used. `earlier` holds the cases that the run
-    `start_from` and those before it have learned from. `prepared_by` is the version of the library that prepared the
-    data. The user's own data set has none of these but `earlier`.
+    `earlier` holds the cases that the run `start_from` and those before it have learned from.
     """
     about, before = _described(data) if isinstance(data, Prepared) else {}, run.provenance
     about["recipe"] = recipe.as_dict()
@@ -58,7 +52,12 @@ def write_provenance(
 
 
 def _described(data: Prepared) -> dict[str, Any]:
-    """Return the provenance of prepared slices."""
+    """Return the provenance of prepared slices.
+
+    `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its files
+    as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels, `content` of
+    the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its slices.
+    """
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     described = (*HASHES, "images", "slices", "named_by")  # 0.3 knows only two
     cases = {
