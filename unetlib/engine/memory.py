@@ -40,11 +40,8 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> i
     except Exception:  # a network of users may do what needs numbers
         return None
     sizes = {_storage(one): one.untyped_storage().nbytes() for one in kept if _storage(one) not in weights}
-    return (
-        sum(copies * one.nbytes for one in network.parameters())
-        + sum(sizes.values())
-        + 3 * max(sizes.values(), default=0)
-    )
+    held = copies * sum(one.nbytes for one in network.parameters())
+    return held + sum(sizes.values()) + 3 * max(sizes.values(), default=0)
 
 
 def available_bytes(device: torch.device) -> int | None:
