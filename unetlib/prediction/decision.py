@@ -3,7 +3,7 @@
 Both come from the recipe, or are chosen after training on the validation patients, never on test patients.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,10 +197,9 @@ def read_decision(run: Run, recipe: Recipe) -> Decision | Decisions | None:
     return joined({name: Decision(*pair, keeps_largest(name)) for name, pair in zip(names, pairs, strict=True)})
 
 
-def _for_each(names: Iterable[str], kind: Kind) -> Kind:
+def _for_each(names: Sequence[str], kind: Kind) -> Kind:
     """Return the kind of an object with a value of a kind for each of the names, in any order."""
-    wanted = set(names)
     return Kind(
-        lambda value: RECORD.fits(value) and value.keys() == wanted and all(map(kind.fits, value.values())),
+        lambda value: RECORD.fits(value) and value.keys() == set(names) and all(map(kind.fits, value.values())),
         f"for each of {', '.join(names)} {kind.expected}",
     )
