@@ -159,6 +159,12 @@ def test_refuses_another_cohort(tmp_path, key):
     assert json.loads((tmp_path / "phantom.json").read_text()) == record
 
 
+def test_refuses_a_record_that_was_edited(tmp_path):
+    (tmp_path / "phantom.json").write_text(json.dumps({"generator": 1, "seed": 0, "patients": "many"}))
+    with pytest.raises(UnetlibError, match=r"its patients is 'many'; a whole number of at least 0 was expected"):
+        make_cohort(tmp_path, patients=1, workers=1)
+
+
 @pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)])
 def test_refuses_to_mix_plain_and_varied_patients(tmp_path, monkeypatch, first, then):
     monkeypatch.setattr("unetlib.phantom.cohort.run_jobs", lambda *_: iter(()))

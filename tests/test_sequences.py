@@ -14,6 +14,7 @@ from tests.conftest import LPS, SMALL
 from unetlib import augment
 from unetlib.augment import drop_sequences
 from unetlib.data.cases import read_case, read_regions
+from unetlib.data.check import check
 from unetlib.data.patients import find_cases
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
@@ -209,6 +210,7 @@ def test_any_changed_sequence_is_a_change_and_any_equal_one_the_same_scan(cohort
     shutil.copy(cohort / "BraTS2021_00001" / "BraTS2021_00001_t2.nii.gz", other / "BraTS2021_00008_t2.nii.gz")
     about = prepare(tmp_path / "more", tmp_path / "q", FOUR, workers=1).about
     assert "same voxels as that of BraTS2021_00001" in about["left_out"]["BraTS2021_00008"]
+    assert check(tmp_path / "more", workers=1, modalities=ALL).left_out == about["left_out"]
 
 
 def test_regions_follow_the_labels_of_each_data_set(tmp_path):

@@ -111,6 +111,21 @@ def test_the_files_of_a_patient_give_one_label_map_and_a_probability_for_each_re
         assert 2 * (one & other).sum() / (one.sum() + other.sum()) > 0.6
 
 
+def test_an_orientation_that_is_assumed_for_any_sequence_tells_masks_apart(patient):
+    volume = nib.load(patient / f"{patient.name}_t2.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(volume.dataobj), None), patient / f"{patient.name}_t2.nii.gz")
+    readers = [scans.Reader(FOUR, assume=assume) for assume in ("ras", "lps")]
+    marks = [reader.fingerprint(reader.find(files_of(patient))[0][0]) for reader in readers]
+    assert [mark[-1] for mark in marks] == ["ras", "lps"]
+
+
+def test_a_scan_that_shares_any_sequence_with_another_is_scored_once(run, tmp_path, capsys):
+    first, second = (write_four(tmp_path / "other", index) for index in (50, 51))
+    shutil.copy(*(patient / f"{patient.name}_t2.nii.gz" for patient in (first, second)))
+    assert evaluate(run, data=tmp_path / "other", device="cpu")["cases"] == 1
+    assert f"has the same voxels as that of {first.name}" in capsys.readouterr().out
+
+
 def test_the_labels_are_those_of_the_training_data(patients, patient, tmp_path, make_run):
     other = tmp_path / "data"
     for index, folder in enumerate(sorted(patients.iterdir())):

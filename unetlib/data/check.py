@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unetlib.data.cases import SHARE, Case, copy_of, hash_images, read_case, unforeseen
+from unetlib.data.cases import SHARE, Case, hash_images, read_case, unforeseen, without_copies
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.volumes import Volume, read_shape
@@ -21,14 +21,14 @@ LINES = textwrap.TextWrapper(100, subsequent_indent=" " * 11, break_long_words=F
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one case showed: `tumour` is the fraction of voxels in the mask, `scan` the hash of the image."""
+    """What reading one case showed: `tumour` is the fraction of voxels in the mask, `scans` the hash of each image."""
 
     labels: frozenset[int]
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     tumour: float
     notes: tuple[str, ...]
-    scan: str
+    scans: list[str]
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,9 @@ def check(data: Path, workers: int | None = None, assume: str | None = None, mod
             findings[case.id] = result
         else:
             left_out[case.id] = result
-    first: dict[str, str] = {}
-    for case in cohort.cases:  # in the order of `prepare`
-        if case.id in findings and (other := first.setdefault(findings[case.id].scan, case.id)) != case.id:
-            left_out[case.id] = copy_of(other)
-            del findings[case.id]
-    return Report(cohort, dict(sorted(findings.items())), left_out)
+    _, copies = without_copies((case, findings[case.id].scans) for case in cohort.cases if case.id in findings)
+    usable = {id: finding for id, finding in sorted(findings.items()) if id not in copies}
+    return Report(cohort, usable, left_out | copies)
 
 
 def _inspect(case: Case) -> Finding | str:
@@ -124,7 +121,7 @@ def _inspect(case: Case) -> Finding | str:
     try:
         image, mask, labels = read_case(case)
         notes = tuple(filter(None, (_compare(case, modality, image) for modality in case.images)))
-        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_images(image)[0])
+        return Finding(labels, mask.shape, image.spacing, float(mask.mean()), notes, hash_images(image))
     except UnetlibError as error:
         return str(error).removeprefix(f"{case.id}: ")
     except Exception as error:  # one strange file must not end the check of a thousand

@@ -75,8 +75,8 @@ class Split:
     def of_member(self, member: int) -> "Split":
         """Return the split of one of several networks, counted from 0: it validates on other patients.
 
-        The first keeps this split. Each further one validates on as many of the training patients, none of them twice,
-        and trains on all others but the test patients. Raises `UnetlibError` when none is left to validate on.
+        The first keeps this split. Each further one validates on as many of the training patients, or on those left,
+        none of them twice, and trains on all others but the test patients. Raises `UnetlibError` when none is left.
         """
         number = len(self.val)
         val = _shuffled(self.train, 0)[(member - 1) * number : member * number] if member else [*self.val]

@@ -122,7 +122,7 @@ def _folder(runs: list[Run], data: Path | None, part: str | None) -> Path:
         return folder if part in (None, "test") else folder / str(part)
     folder = folder / "-".join(filter(None, ("data", data.resolve().name, part)))
     known = read_earlier(folder / SUMMARY_FILE)
-    if known is not None and Path(known.get("data", "")).resolve() != data.resolve():
+    if known is not None and Path(str(known.get("data", ""))).resolve() != data.resolve():
         raise UnetlibError(f"{folder} holds the result of another folder of that name. Rename it first.")
     return folder
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetlib.data.cases import SHARE, copy_of, hash_images, read_images
+from unetlib.data.cases import SHARE, hash_images, read_images, without_copies
 from unetlib.data.naming import TABLE, divided, key, patient_of
 from unetlib.data.patients import Case, Cohort, find_cases
 from unetlib.data.sequences import stack
@@ -123,10 +123,7 @@ def choose_others(
             f"too high.{by_name}{reasons(cohort)} Name another folder with --data, or ask for these with --split all."
         )
     note = f"Left out: {number} of patients whom the run was trained or validated on.{by_name}"
-    first, copies = dict[str, Case](), dict[str, str]()
-    for case in chosen:
-        if (other := first.setdefault(hashes[case.id].get("image", case.id), case)) is not case:
-            copies[case.id] = copy_of(other.id)
+    _, copies = without_copies((case, hashes[case.id].get("images", [])) for case in chosen)
     cohort = replace(cohort, left_out={**cohort.left_out, **copies})
     return cohort, [case for case in chosen if case.id not in copies], [note] if seen else []
 

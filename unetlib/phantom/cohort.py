@@ -19,6 +19,7 @@ from unetlib.recipe import MODALITIES
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic, locked, read_json, require_empty, takes_paths, write_json
 from unetlib.support.jobs import run_jobs
+from unetlib.support.records import COUNT, optional, require
 
 GENERATOR = 1  # raised whenever the voxels of a given seed change
 NOTICE = Path(__file__).with_name("notice.txt")
@@ -87,6 +88,7 @@ def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
     record = out / "phantom.json"
     if record.exists():
         known = {"varied": False, **read_json(record)}  # older records lack this, and the sequences
+        require(known, record, "Choose an empty folder, or delete this one.", patients=optional(COUNT))
         known.setdefault("modalities", " ".join(_chosen(None, known["varied"])))
         if (found := {key: known.get(key) for key in identity}) != identity:
             raise UnetlibError(

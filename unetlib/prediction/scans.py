@@ -114,12 +114,12 @@ class Reader:
 
     def fingerprint(self, scan: Scan) -> tuple[str, int, str]:
         """Return a hash of a scan's images in 12 digits, the channel of a 4-D file (or 0), and what was assumed."""
-        source, hashes = next(iter(scan.sources.values())), [sha256(*files) for _, files in scan.files]
-        assumed = "" if is_tiff(source.paths[0]) else read_assumed(source)
+        sources, hashes = [*scan.sources.values()], [sha256(*files) for _, files in scan.files]
+        assumed = {read_assumed(source) for source in sources if not is_tiff(source.paths[0])}
         if len(self.modalities) == 1:
-            return hashes[0][:12], source.channel or 0, assumed
+            return hashes[0][:12], sources[0].channel or 0, max(assumed, default="")
         each = [[name, one.channel, hash] for (name, one), hash in zip(scan.sources.items(), hashes, strict=True)]
-        return digest(each)[:12], 0, assumed
+        return digest(each)[:12], 0, max(assumed, default="")  # all that need one have the same
 
     def read(self, scan: Scan) -> Volume:
         """Return the images of a scan as one volume, on the grid of the first; say what is missing or was resampled.

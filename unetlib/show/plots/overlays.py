@@ -230,7 +230,7 @@ def scroll_animation(
     from the whole volume.
     """
     slices = np.flatnonzero(truth.any((*range(truth.ndim - 1),))) if truth.any() else np.arange(truth.shape[-1])
-    bright = image > image.mean()
+    bright = image > image.mean() if np.ptp(image) else np.ones_like(image, bool)
     x, y = (slice(at[0], at[-1] + 1) for at in (np.flatnonzero(bright.any((1, 2))), np.flatnonzero(bright.any((0, 2)))))
     window = np.percentile(image[x, y], (0.5, 99.5))  # one for all frames, lest they flicker
     pictures = []
