@@ -214,7 +214,8 @@ def array_to_volume(array: np.ndarray, affine: np.ndarray, name: str) -> Volume:
     Raises `UnetlibError` with `name` when it is not 3-D, holds other than finite real numbers, or
     the affine is not that of voxels in LPS order.
     """
-    array = array.reshape(_without_ones(array.shape))
+    if (shape := _without_ones(array.shape)) != array.shape:
+        array = array.reshape(shape)
     if array.ndim != 3 or not array.size:
         raise UnetlibError(f"{name} has shape {array.shape}; a 3-D array (X, Y, Z) was expected. Choose one volume.")
     _require_finite(array, name)
