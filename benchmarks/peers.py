@@ -5,6 +5,8 @@ see also Computers in Biology and Medicine 109, 2019; the tutorial of segmentati
 Losses are those of the libraries. What differs from the tutorials stands in `RACE.md`.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,18 @@ class Peer:
         self.optimizer.zero_grad()
         self.loss(self.network(images), masks).backward()
         self.optimizer.step()
+
+    def state(self, spent: float) -> dict[str, Any]:
+        """Return all that the next step depends on, and the seconds `spent` so far."""
+        network, optimizer = self.network.state_dict(), self.optimizer.state_dict()
+        return {"network": network, "optimizer": optimizer, "rng": self.rng.bit_generator.state, "spent": spent}
+
+    def restore(self, state: dict[str, Any]) -> float:
+        """Go on from a `state`; return the seconds spent."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        return float(state["spent"])
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray) -> np.ndarray:

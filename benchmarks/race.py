@@ -34,7 +34,7 @@ from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.show.plots import DISCLAIMER, save
 from unetlib.support.command import run_command
 from unetlib.support.errors import first_of
-from unetlib.support.files import read_json, write_json
+from unetlib.support.files import atomic, read_json, write_json
 from unetlib.support.messages import say
 
 MINUTES = (2.5, 5, 10, 20, 40)  # of peers
@@ -70,14 +70,18 @@ def score(predict: Callable[[np.ndarray], np.ndarray], val: Volumes) -> list[flo
     return dices
 
 
-def race_peer(peer: Peer, val: Volumes) -> Iterator[Point]:
-    """Yield a point after each of `MINUTES`."""
-    spent = 0.0
-    for minutes in MINUTES:
+def race_peer(peer: Peer, val: Volumes, kept: Path, done: int) -> Iterator[Point]:
+    """Yield a point after each of `MINUTES`, without those that are `done`; the peer is kept once a minute."""
+    spent = saved = peer.restore(torch.load(kept)) if kept.exists() else 0.0
+    for minutes in MINUTES[done:]:
         while spent < 60 * minutes:
             start = time.process_time()
             peer.step()
             spent += time.process_time() - start
+            if spent >= saved + 60 or spent >= 60 * minutes:
+                with atomic(kept) as temporary:
+                    torch.save(peer.state(spent), temporary)
+                saved = spent
         yield {"planned": minutes, "minutes": spent / 60, "dice": score(peer.predict, val)}
 
 
@@ -118,11 +122,11 @@ def race(name: str, data: Path, work: Path) -> None:
     torch.set_num_threads(1)
     split = folds_of(data)[0]
     val = volumes(data, split.val)
+    points = measured(name, work)
     if name in OURS:
-        points = measured(name, work)
         made = race_ours(name, data, split, work, val, len(points))
-    else:  # a peer keeps no checkpoint, and begins anew
-        points, made = [], race_peer(PEERS[name](volumes(data, split.train)), val)
+    else:
+        made = race_peer(PEERS[name](volumes(data, split.train)), val, work / f"{name}.pt", len(points))
     for point in made:
         say(f"{name}: {point['minutes']:.1f} minutes, Dice {np.mean(point['dice']):.3f}")
         points.append(point)

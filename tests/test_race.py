@@ -72,6 +72,26 @@ def test_the_table_puts_points_under_their_planned_minutes():
     ]
 
 
+def test_a_peer_that_was_stopped_goes_on_where_it_was(volumes, tmp_path, monkeypatch):
+    times = iter(range(0, 10**6, 20))  # each step takes 20 seconds of this clock
+    monkeypatch.setattr(race.time, "process_time", lambda: next(times))
+    monkeypatch.setattr(race, "MINUTES", (1, 3))
+    monkeypatch.setattr(race, "score", lambda predict, val: [0.0])
+    monkeypatch.setattr(peers.Basic, "make", lambda self: torch.nn.Conv2d(1, 1, 3, padding=1))
+    whole, *stopped = (peers.Basic(volumes) for _ in range(4))
+    points = list(race.race_peer(whole, volumes, tmp_path / "whole.pt", 0))
+    kept = tmp_path / "kept.pt"
+    first = next(race.race_peer(stopped[0], volumes, kept, 0))
+    step, left = stopped[1].step, iter(range(4))  # the fifth is stopped: one of the four was not kept
+    monkeypatch.setattr(stopped[1], "step", lambda: next(left) is None or step())
+    begun = race.race_peer(stopped[1], volumes, kept, 1)
+    with pytest.raises(RuntimeError):
+        next(begun)
+    assert [first, *race.race_peer(stopped[2], volumes, kept, 1)] == points
+    for one, other in zip(whole.network.parameters(), stopped[2].network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", ["basic", "attention"])
 def test_the_loss_of_crops_is_that_of_each_and_the_cross_entropy(volumes, name):
     """The mean of the Dice losses of the crops, not one Dice of all crops together; crops without tumour pull, too."""
