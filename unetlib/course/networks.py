@@ -28,7 +28,7 @@ STEPS = 5  # timed, after one that is not
 
 
 def open_samples(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
-    """Prepare slices, or volumes if their voxel size is known, as `prepare_or_embedded` does."""
+    """Prepare slices or volumes for a recipe; return course and samples as `prepare_or_embedded` does."""
     return prepare_or_embedded(course, lambda one: prepare(one.data, one.prepared_by(recipe, "networks"), recipe))
 
 

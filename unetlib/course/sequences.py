@@ -20,7 +20,7 @@ PARTS = "oedema", "core, not enhancing", "enhancing"  # of a tumour, without ove
 
 
 def open_sequences(course: Course, recipe: Recipe) -> tuple[Course, Prepared]:
-    """Prepare the sequences that most cases have, with the three regions of BraTS, as `prepare_or_embedded` does."""
+    """Prepare the sequences that most cases have, in BraTS's three regions; return what `prepare_or_embedded` does."""
     return prepare_or_embedded(course, lambda one: _prepare(one, recipe))
 
 

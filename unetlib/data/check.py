@@ -100,8 +100,8 @@ def _ranges(rows: Iterable[tuple[float, ...]]) -> str:
 def check(data: Path, workers: int | None = None, assume: str | None = None, modalities: str = "flair") -> Report:
     """Read the images and the mask of every case in `data`, the headers of the rest, and report.
 
-    `workers` is the number of processes; `assume`, and `modalities`, which a case must have and which are read, as in
-    `find_cases`. A case that cannot be read is listed in the report; raises `UnetlibError` where `find_cases` does.
+    `workers` is the number of processes; `assume` and `modalities` are those of `find_cases`. A case that cannot be
+    read is listed in the report; raises `UnetlibError` where `find_cases` does.
     """
     cohort = find_cases(data, modalities, assume)
     findings: dict[str, Finding] = {}

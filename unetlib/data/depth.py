@@ -34,8 +34,8 @@ class Cube:
     def of(cls, voxels: np.ndarray, recipe: Recipe, spacing: tuple[float, float, float] | None) -> "Cube":
         """Return the cube of a volume (X, Y, Z) or (C, X, Y, Z); `spacing`: mm per voxel along x, y and z.
 
-        It is centred on the planes with at least 1 % foreground (see `foreground`); if these are too many, with the
-        neck among them, it ends with the top of the head. Raises `UnetlibError` without a usable spacing.
+        It is centred on the planes with at least 1 % foreground (see `foreground`); if it sees fewer, as where
+        the neck is among them, it ends with the top of the head. Raises `UnetlibError` without a usable spacing.
         """
         x, _, z = _require_spacing(spacing)
         window, slices = Window.of(voxels, recipe, spacing), voxels.shape[-1]

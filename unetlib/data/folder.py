@@ -34,7 +34,8 @@ NAME_CHANNELS = (
 class Draft:
     """A case while its files are collected; `files` maps (kind, slice number) to the path.
 
-    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: which file it may lack.
+    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: a sentence on a file that
+    looks like the one it lacks.
     """
 
     id: str

@@ -191,7 +191,7 @@ def is_table(path: Path) -> bool:
 def read_table(path: Path, ids: Collection[str]) -> dict[str, str]:
     """Return the patient of each case that a table `patients.csv` names; `ids` are the cases of the folder.
 
-    Raises `UnetlibError` when it cannot be read, lacks a column or patient, or names two patients or an unknown case.
+    Raises `UnetlibError` when it cannot be read, lacks a column or patient, gives a case two, or names an unknown one.
     """
     try:
         rows = read_csv(path)

@@ -68,9 +68,9 @@ def find_cases(data: Path, modalities: str = "flair", assume: str | None = None,
 
     `data` is a folder in any of the `LAYOUTS`, at any depth, or a .tar of one (see `open_data`). Each case must have
     all `modalities` (words, as in the recipe) beside its mask; if those that are `missing` become `"zero"`, one of them
-    will do. `assume` ("ras" or "lps") is the orientation of files that do not say theirs; reading refuses them without.
+    will do. `assume` ("ras" or "lps") is the orientation of files that do not say theirs: needed to read them.
     A table `patients.csv` (case, patient) in the folder says who is one patient where the names do not. Raises
-    `UnetlibError` when there is no folder, no case in it, none with one of the modalities, or the table is of no use.
+    `UnetlibError` when there is no folder, no case in it, none with one of the modalities, or the table cannot be used.
     """
     assume, wanted, fill = assumption(assume), tuple(modalities.split()), missing == "zero"
     if unknown := set(wanted or [modalities]) - set(MODALITIES):

@@ -27,7 +27,8 @@ def step_bytes(network: nn.Module, shape: tuple[int, ...], copies: int = 4) -> i
     memory, on PyTorch's meta device, in single precision. With `SPARE`, the estimate was 0.9 to 1.3 times the peak that
     was measured in fp32 (widths 8 and 16, sides of 64 and 96, batches of 1 to 4), and 1.5 times that in bf16.
     """
-    twin = copy.deepcopy(network).to("meta").train()
+    tensors = [*network.parameters(), *network.buffers()]
+    twin = copy.deepcopy(network, {id(one): _on_meta(one) for one in tensors}).train()
     weights, kept = {_storage(one) for one in (*twin.parameters(), *twin.buffers())}, list[Tensor]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -99,6 +100,11 @@ def require_memory(
 def gigabytes(number: float) -> str:
     """Return a number of bytes in words."""
     return f"{number / 1e9:.1f} GB"
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _storage(tensor: Tensor) -> int:

@@ -43,7 +43,7 @@ class Bar(Hook):
 
 @dataclass
 class Stop(Hook):
-    """End the training after `max_steps` of this call, or after the step in which any process got a signal."""
+    """End the training of a `FabricEngine` after `max_steps` of a call, or the step in which a process got a signal."""
 
     max_steps: int | None
     asked: Callable[[], bool] = lambda: False  # whether this process got a signal

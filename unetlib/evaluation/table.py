@@ -132,7 +132,7 @@ def read_patients(folder: Path, grid: str = "native", slices: str = "all") -> li
 def read_volumes(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], str]:
     """Return the predicted and the true volumes (N,) of the patients in an evaluation folder, and their unit.
 
-    They stand under the name of each of several regions, or under "". The unit is ml, or voxels of unknown size.
+    They stand under the name of each of several regions, or under "". The unit is ml; voxels, if their size is unknown.
     """
     rows = read_patients(folder)
     unit = "ml" if any(row.get("truth_ml") for row in rows) else "voxels"

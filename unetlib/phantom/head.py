@@ -46,7 +46,8 @@ EYES: tuple[Ellipsoid, ...] = (((31, -77, -38), (12.5, 12.5, 12.5)),)
 class Head:
     """What is around a brain: layers, each painted over those before it.
 
-    `layers`: tissue, weight (0..1) and signal on FLAIR, (X, Y, Z) or a number. `outline`: (X, Y, Z), 0 in air, else 1.
+    `layers`: tissue, weight (0..1) and signal on FLAIR, (X, Y, Z) or a number. `outline`: (X, Y, Z), from 0 in air to 1
+    inside the skin.
     """
 
     layers: list[tuple[str, np.ndarray | float, np.ndarray | float]]

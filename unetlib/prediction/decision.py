@@ -82,7 +82,8 @@ class Decisions:
 def keeps_largest(region: str) -> bool:
     """Tell whether the largest component of a region always stays: that of the whole tumour, which every patient has.
 
-    A patient may lack any other region, where a piece that stays whatever its size would be invented tumour.
+    A patient may lack any other region, also one of one's own that is the only one. There, a piece that stays whatever
+    its size would be invented tumour.
     """
     return region == "whole"
 

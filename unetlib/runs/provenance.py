@@ -56,7 +56,8 @@ def _described(data: Prepared) -> dict[str, Any]:
 
     `files` and `contents` are SHA-256 of the list of file names and of all images and masks. Every case has its files
     as (name, size, time of change in ns), three hashes (`sha256` of their bytes, `image` of its voxels, `content` of
-    the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its slices.
+    the voxels of images and mask; of several sequences, `images` has the hash of each), its part and its number of
+    slices. `left_out` names the cases that could not be used, `prepared_by` the version that prepared the data.
     """
     part_of = {patient: part for part in PARTS for patient in getattr(data.split, part)}
     described = (*HASHES, "images", "slices", "named_by")  # 0.3 knows only two
