@@ -145,7 +145,7 @@ def race_table(found: dict[str, list[Point]]) -> str:
 
 def race_figure(found: dict[str, list[Point]]) -> Figure:
     """Return validation Dice over minutes."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, points in found.items():
         style = {"lw": 2.5, "color": "black", "ls": OURS[name]} if name in OURS else {"lw": 1.2}
@@ -155,7 +155,7 @@ def race_figure(found: dict[str, list[Point]]) -> Figure:
     axes.set_xticks(MINUTES, [f"{minutes:g}" for minutes in MINUTES])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=2)
     figure.supxlabel(DISCLAIMER, fontsize=8)
     return figure
 
