@@ -1,5 +1,7 @@
 """The race: what its contenders learn from, and how they are scored."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,18 @@ def test_the_table_puts_points_under_their_planned_minutes():
         "| ours: Recipe.strong |  | 0.800 (10.1) |",
         "| MONAI BasicUNet | 0.100 (2.5) | 0.500 (10.0) |",
     ]
+
+
+def test_the_readme_has_the_scores_of_the_page():
+    readme, page = (
+        [re.findall(r"(\d\.\d{3})", row) for row in text.splitlines() if row.startswith("| ") and "0." in row]
+        for text in (
+            race.PAGE.parents[1].joinpath("README.md").read_text("utf-8").partition("**Time to quality**")[2],
+            race.PAGE.read_text("utf-8").partition("<!-- race -->")[2],
+        )
+    )
+    assert len(page) == len(race.NAMES)
+    assert sorted(readme) == sorted(scores[-4:] for scores in page), "without the column of 2.5 minutes"
 
 
 def test_a_peer_that_was_stopped_goes_on_where_it_was(volumes, tmp_path, monkeypatch):
