@@ -1,4 +1,4 @@
-"""The second part of NETWORKS.md: nnU-Net itself, on our split, at 1, 3 and 10 times 25 core minutes.
+"""The second part of NETWORKS.md: nnU-Net itself, on our split, at 1, 3 and 10 times 25 core minutes; its figure.
 
 `python -m studies.nnunet LGG --nnunet ENV [--times 1 3 10] [--status]` exports the patients, plans and prepares,
 trains, and scores its masks of the validation patients; what is done is not done again, and a training goes on
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import race
 from benchmarks.common import machine, markdown_table, record
 from studies import results
 from studies.best import folds_of
@@ -23,6 +24,7 @@ from studies.cells import scores_of, study_parser
 from studies.results import DICE
 from unetlib import score
 from unetlib.data.export import export_nnunet
+from unetlib.show.plots import save
 from unetlib.support.command import run_command
 from unetlib.support.files import read_json, write_json
 from unetlib.support.messages import say
@@ -142,11 +144,12 @@ def status(nnunet: NnUnet, times: int) -> str:
 
 
 def write() -> None:
-    """Renew the table of the page from what is measured."""
-    rows = []
+    """Renew the table of the page and the figure, beside the race's curves, from what is measured."""
+    rows, curve = [], []
     for times, epochs in EPOCHS.items():
         if (found := results.read(run_name(times))) is not None:
             minutes = float(found["seconds"].iloc[0]) / 60
+            curve.append((minutes, float(found[DICE].mean())))
             scores = (f"{found[name].mean():.3f}" for name in (DICE, "precision", "recall"))
             rows.append(
                 [times * MINUTES, f"{minutes:.0f}", epochs, 250 * epochs, *scores, f"{found['hd95_mm'].mean():.1f}"]
@@ -154,6 +157,9 @@ def write() -> None:
     columns = ("planned core minutes", "measured", "epochs", "iterations", "Dice", "precision", "recall")
     table = markdown_table((*columns, "HD95, voxels"), rows) if rows else "Measured so far: nothing."
     record("nnunet", table, f"nnU-Net 2.8, 14 validation patients; {machine(('torch',))}", page=PAGE)
+    if curve:
+        curves = race.race_curves(race.PAGE.read_text(encoding="utf-8"))
+        save(race.race_figure({**curves, "nnU-Net 2.8 itself": curve}), PAGE.with_name("nnunet.png"))
 
 
 def main() -> None:

@@ -75,15 +75,19 @@ def test_the_table_puts_points_under_their_planned_minutes():
 
 
 def test_the_readme_has_the_scores_of_the_page():
-    readme, page = (
-        [re.findall(r"(\d\.\d{3})", row) for row in text.splitlines() if row.startswith("| ") and "0." in row]
-        for text in (
-            race.PAGE.parents[1].joinpath("README.md").read_text("utf-8").partition("**Time to quality**")[2],
-            race.PAGE.read_text("utf-8").partition("<!-- race -->")[2],
-        )
-    )
-    assert len(page) == len(race.NAMES)
-    assert sorted(readme) == sorted(scores[-4:] for scores in page), "without the column of 2.5 minutes"
+    text = race.PAGE.parents[1].joinpath("README.md").read_text("utf-8").partition("**Time to quality**")[2]
+    readme = [[*map(float, found)] for row in text.splitlines() if (found := re.findall(r"(\d\.\d{3}) \|", row))]
+    curves = race.race_curves(race.PAGE.read_text("utf-8"))
+    assert [*curves] == [*race.NAMES.values()]
+    page = [[dice for minutes, dice in points if minutes > 4] for points in curves.values()]
+    assert sorted(readme) == sorted(page)
+
+
+def test_the_figure_has_a_curve_for_each_contender():
+    curves = {race.NAMES["strong"]: [(5.0, 0.8), (40.0, 0.9)], "another": [(250.0, 0.7)]}
+    axes = race.race_figure(curves).axes[0]
+    assert {line.get_label(): [*map(tuple, line.get_xydata())] for line in axes.lines} == curves
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2.5", "5", "10", "20", "40", "80", "160"]
 
 
 def test_a_peer_that_was_stopped_goes_on_where_it_was(volumes, tmp_path, monkeypatch):

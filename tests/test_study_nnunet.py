@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import race
 from studies import nnunet, results
 from studies.best import folds_of
 from tests.conftest import write_patient
@@ -90,6 +91,21 @@ def test_it_is_planned_trained_and_scored_once(ran, data):
     assert len(calls) == 3
     nnunet.measure(found, data, 3)  # planned already
     assert [call[0] for call in calls[3:]] == ["nnUNetv2_train"]
+
+
+def test_its_curve_stands_beside_those_of_the_race(ran, data, monkeypatch, tmp_path):
+    nnunet.measure(ran[0], data, 3)
+    (tmp_path / "page.md").write_text("<!-- nnunet -->\n<!-- end of nnunet -->\n", "utf-8")
+    drawn = []
+    monkeypatch.setattr(nnunet, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(nnunet, "save", lambda figure, path: drawn.append((figure, path)))
+    nnunet.write()
+    [(figure, path)] = drawn
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert lines.pop("nnU-Net 2.8 itself") == [[2.0, 1.0]]
+    assert [*lines] == [*race.NAMES.values()]
+    assert path == tmp_path / "nnunet.png"
+    assert "| 75 | 2 | 9 | 2250 | 1.000 | 1.000 | 1.000 | 0.0 |" in (tmp_path / "page.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
