@@ -226,6 +226,86 @@ def test_data_without_a_usable_case_are_refused_with_the_reasons(cohort, tmp_pat
     assert "nominal" not in str(error.value)
 
 
+def test_a_case_named_like_the_image_of_another_keeps_its_files(tmp_path):
+    """Image 1 of P1 and the mask of P1_0001 have one name, in two folders of nnU-Net."""
+    data, folder = tmp_path / "data", tmp_path / "Dataset501_x"
+    for index, id in enumerate(["P1", "P1_0000", "P1_0001", "P2", "P3"]):
+        write(tmp_path, index)
+        (data / id).mkdir(parents=True)
+        for path in (tmp_path / f"BraTS2021_{index:05d}").iterdir():
+            path.rename(data / id / path.name.replace(path.parent.name, id))
+    export_nnunet(data, folder, Recipe.published.but(modalities="flair t1"), workers=1)
+    for id in (path.name for path in data.iterdir()):
+        for kind, end, source in (("images", "_0000", "flair"), ("images", "_0001", "t1"), ("labels", "", "seg")):
+            (path,) = folder.glob(f"{kind}T?/{id}{end}.nii.gz")
+            voxels = load(data / id / f"{id}_{source}.nii.gz")[0]
+            np.testing.assert_array_equal(load(path)[0], voxels > 0 if source == "seg" else voxels)
+
+
+@pytest.mark.parametrize("lost", ["imagesTr", "labelsTs", "splits_final.json"])
+def test_files_that_are_gone_are_named(cohort, tmp_path, monkeypatch, lost):
+    folder = tmp_path / "Dataset501_x"
+    about = export_nnunet(cohort, folder, workers=1)
+    kept = tmp_path / "kept"
+    (folder / lost).rename(kept)
+    first = {"imagesTr": "_0000.nii.gz", "labelsTs": ".nii.gz"}.get(lost, lost)
+    assert f"lacks {lost}" in (told := refused(cohort, folder))
+    assert first in told
+    kept.rename(folder / lost)
+    assert export_nnunet(cohort, folder, workers=1) == about
+
+
+def test_a_file_that_was_moved_before_a_stop_and_is_gone_is_named(cohort, tmp_path, monkeypatch):
+    folder, write = tmp_path / "Dataset501_x", module.files.write_json
+
+    def stops(path, content):
+        if path.name == "splits_final.json":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.files, "write_json", stops)
+        with pytest.raises(KeyboardInterrupt):
+            export_nnunet(cohort, folder, workers=1)
+    shutil.rmtree(folder / "imagesTr")
+    assert "was written before the last stop, and is gone" in refused(cohort, folder)
+
+
+def test_an_export_that_failed_may_be_begun_anew_with_other_choices(cohort, tmp_path):
+    folder, about = tmp_path / "Dataset501_x", None
+    assert "no case has a voxel of solid" in refused(cohort, folder, Recipe.published.but(regions="solid=7"))
+    about = export_nnunet(cohort, folder, Recipe.published.but(regions="solid=1+2+4"), workers=1)
+    assert about["numTraining"] == len(names(folder, "imagesTr"))
+
+
+@pytest.mark.parametrize("name", ["background", "ignore"])
+def test_names_that_nnu_net_uses_itself_are_refused(cohort, tmp_path, name):
+    told = refused(cohort, tmp_path / "Dataset501_x", Recipe.published.but(regions=f"{name}=1"))
+    assert f"the region '{name}' has a name that nnU-Net uses itself" in told
+
+
+def test_notes_on_the_data_and_resampled_sequences_are_said_as_by_prepare(patients, tmp_path, caplog):
+    data, recipe = shutil.copytree(patients, tmp_path / "data"), Recipe.published.but(modalities="flair t1")
+    for number, path in enumerate(sorted(data.iterdir())):
+        for file in path.iterdir():
+            file.rename(path / file.name.replace(path.name, f"{17 + number // 2}_{number}"))
+        path.rename(data / f"{17 + number // 2}_{number}")
+    t1 = data / "17_0" / "17_0_t1.nii.gz"
+    image = nib.load(t1)
+    fine = np.repeat(np.asarray(image.dataobj), 2, axis=0)
+    nib.save(nib.Nifti1Image(fine, image.affine @ np.diag([0.5, 1.0, 1.0, 1.0])), t1)
+    said = []
+    for make in (
+        lambda: prepare(data, tmp_path / "prepared", recipe.but(image_size=32), workers=1),
+        lambda: export_nnunet(data, tmp_path / "Dataset501_x", recipe, workers=1),
+    ):
+        caplog.clear()
+        make()
+        said.append([line for line in caplog.messages if "Resampled" in line or "could be scans" in line])
+    assert said[0] == said[1]
+    assert len(said[0]) == 2
+
+
 def test_what_cannot_be_exported_is_said(patients, cohort, tmp_path):
     good = tmp_path / "Dataset501_x"
     assert "Dataset501_Tumours was expected" in refused(cohort, tmp_path / "Dataset51_x")

@@ -17,6 +17,7 @@ from unetlib.data.patients import Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names, with_scheme
 from unetlib.data.reuse import differing
+from unetlib.data.sequences import say_resampled
 from unetlib.data.split import Split, make_split
 from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
 from unetlib.support import files
@@ -28,6 +29,7 @@ from unetlib.support.parts import Parts
 SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 NAME = re.compile(r"Dataset\d{3}_\w+")
 RESULT = "dataset.json"  # written last: if it exists, the folder is complete
+SPLITS = "splits_final.json"
 BEGUN = "begun"  # the first part: what all others are made from
 
 
@@ -40,10 +42,16 @@ class _Job:
     part: Path
 
     @property
-    def names(self) -> list[str]:
-        """The names of its files: a number for each sequence, then the label map."""
-        ends = [*(f"_{place:04d}" for place in range(len(self.case.modalities))), ""]
-        return [f"{self.case.id}{end}.nii.gz" for end in ends]
+    def files(self) -> dict[tuple[str, str], Path]:
+        """Its files by kind and name, and where each lies until all cases are written."""
+        found = _files(self.case.id, len(self.case.modalities))
+        return {(kind, name): self.part.with_name(f"{kind}-{name}") for kind, name in found}
+
+
+def _files(case: str, sequences: int) -> list[tuple[str, str]]:
+    """Return kind and name of the files of a case: a number for each sequence, then the label map."""
+    images = [("images", f"{case}_{place:04d}.nii.gz") for place in range(sequences)]
+    return [*images, ("labels", f"{case}.nii.gz")]
 
 
 @files.takes_paths
@@ -60,12 +68,14 @@ def export_nnunet(
     `data`: a folder of patients, which are divided by `split`, or as `prepare` would divide them with this recipe; or a
     folder that `prepare` has made, whose patients, split, sequences and regions are used. `folder` has a name such as
     `Dataset501_Tumours`. It gets `imagesTr` and `labelsTr`, `imagesTs` and `labelsTs` (the test patients), and
-    `splits_final.json`, whose only fold is our training and validation. Images keep grid and values, as float32. One
-    region gets the label 1; the three of BraTS keep their labels, but 4 becomes 3, since nnU-Net counts without gaps. A
-    stopped call is resumed, a finished one reused. Cases that cannot be used are named and left out.
+    `splits_final.json`, whose only fold is our training and validation. Images keep grid and values, as float32; a
+    sequence on another grid than the first is resampled to it. One region gets the label 1; the three of BraTS get the
+    labels 1 to 3 without a gap, since nnU-Net counts so. A stopped call is resumed, a finished one reused. Cases that
+    cannot be used are named and left out.
 
     Raises `UnetlibError` for a folder of another name or content, or within the data, for unusable data, or data that
-    have changed since they were prepared, for other regions, or fewer than three patients.
+    have changed since they were prepared, for other regions, fewer than three patients, or files of an earlier call
+    that are gone.
     """
     if not NAME.fullmatch(folder.absolute().name):
         raise UnetlibError(
@@ -87,6 +97,8 @@ def export_nnunet(
         reasons = "".join(f"\n- {name}: {reason}" for name, reason in [*cohort.left_out.items()][:5])
         raise UnetlibError(f"{cohort.root}: none of {counted(len(cohort.left_out), 'case')} can be used:{reasons}")
     require_sequences(cohort.root, recipe.modalities.split(), cohort.cases)
+    for note in cohort.notes:
+        warn(note)
     recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     choices = {name: getattr(recipe, name) for name in OF_PATIENTS}
     stamps = {case.id: case.stamp(cohort.root) for case in cohort.cases}
@@ -101,10 +113,14 @@ def export_nnunet(
         if (folder / RESULT).exists():
             known = files.read_json(folder / RESULT)
             _require_same(folder, known, key)
+            _require_all(folder, known)
             Parts(folder).remove()  # left by a kill before the last line of `_export`
             say(f"{folder} is written already, from the same data: reused.")
             return known
         begun = Parts.open(folder).path(BEGUN)
+        moved = folder.is_dir() and [path for path in folder.iterdir() if path.name[0] != "."]
+        if begun.exists() and files.read_json(begun).get("made_from") != key and not moved:
+            Parts(folder).remove()  # of other choices, which may have failed
         if begun.exists():
             _require_same(folder, files.read_json(begun), key)
         else:
@@ -141,15 +157,29 @@ def _require_same(folder: Path, about: dict[str, Any], key: str) -> None:
         )
 
 
+def _require_all(folder: Path, about: dict[str, Any]) -> None:
+    """Raise `UnetlibError` if a file of a finished data set is gone."""
+    expected = [SPLITS] + [
+        f"{kind}{end}/{name}"
+        for end, cases in about.get("cases", {}).items()
+        for case in cases
+        for kind, name in _files(case, len(about["channel_names"]))
+    ]
+    if gone := [name for name in expected if not (folder / name).exists()]:
+        raise UnetlibError(f"{folder} lacks {first_of(gone)}, which was there. Delete the folder and export again.")
+
+
 def _labels(recipe: Recipe) -> dict[str, Any]:
     """Return the labels of the regions as `dataset.json` names them; raises `UnetlibError` for regions without any."""
     names = tuple(region_names(recipe))
+    if taken := {"background", "ignore"}.intersection(names):
+        raise UnetlibError(f"the region {taken.pop()!r} has a name that nnU-Net uses itself. Choose another name.")
     if len(names) == 1:
         return {"labels": {"background": 0, names[0]: 1}}
     if names != REGIONS:
         raise UnetlibError(
             f"the regions {recipe.regions} cannot be written for nnU-Net, which has one label a voxel; one region, or "
-            f"{' '.join(REGIONS)} in this order, was expected."
+            f"{' '.join(REGIONS)} in this order, was expected. Export DATA with such --regions, or prepare it anew so."
         )
     core, oedema, enhancing = (min(label, 3) for label in SCHEMES[recipe.labels])
     inside = {"whole": sorted((core, oedema, enhancing)), "core": sorted((core, enhancing)), "enhancing": [enhancing]}
@@ -183,14 +213,15 @@ def _export(
     part_of = {job.case.id: split.part_of(patients[job.case.id]) for job in jobs}
     for job in jobs:
         ends = ("Ts", "Tr") if part_of[job.case.id] == "test" else ("Tr", "Ts")
-        for name in job.names:
-            kind = "labels" if name == job.names[-1] else "images"
+        for (kind, name), path in job.files.items():
             goal, other = (folder / f"{kind}{end}" / name for end in ends)
-            _move(job.part.parent / name, goal, other)
+            _move(path, goal, other)
+    say_resampled([job.case.id for job in jobs if written[job.case.id]["resampled"]], recipe.modalities)
     fold = {part: [name for name, other in part_of.items() if other == part] for part in ("train", "val")}
-    about["numTraining"] = sum(map(len, fold.values()))
-    (folder / "splits_final.json").unlink(missing_ok=True)
-    files.write_json(folder / "splits_final.json", [fold])
+    training, test = [*fold["train"], *fold["val"]], [name for name, part in part_of.items() if part == "test"]
+    about |= {"numTraining": len(training), "cases": {"Tr": training, "Ts": test}}
+    (folder / SPLITS).unlink(missing_ok=True)
+    files.write_json(folder / SPLITS, [fold])
     files.write_json(folder / RESULT, about)
     parts.remove()
     return about
@@ -205,10 +236,11 @@ def _write(job: _Job) -> str | None:
     labels = masks[0] if len(masks) == 1 else Regions.of(job.recipe, job.case.layout).label_map(masks)
     sequences = image.voxels if image.voxels.ndim == 4 else image.voxels[None]
     arrays = [*(one.astype(np.float32) for one in sequences), np.minimum(np.asarray(labels, np.uint8), 3)]
-    for array, name in zip(arrays, job.names, strict=True):
-        with files.atomic(job.part.parent / name) as temporary:
+    for array, path in zip(arrays, job.files.values(), strict=True):
+        with files.atomic(path) as temporary:
             nib.save(nib.Nifti1Image(image.to_stored(array), image.stored_affine), temporary)
-    files.write_json(job.part, {"images": hash_images(image), "regions": masks.any((1, 2, 3)).tolist()})
+    about = {"regions": masks.any((1, 2, 3)).tolist(), "resampled": list(image.resampled)}
+    files.write_json(job.part, {"images": hash_images(image), **about})
     return None
 
 
@@ -218,4 +250,7 @@ def _move(path: Path, goal: Path, other: Path) -> None:
     for place in (path, other):
         if place.exists():
             os.replace(place, goal)
-            return
+    if not goal.exists():
+        raise UnetlibError(
+            f"{goal} was written before the last stop, and is gone. Delete {goal.parents[1]} and export again."
+        )

@@ -21,6 +21,7 @@ from unetlib.data.patients import Case, Cohort, find_cases, require_sequences
 from unetlib.data.prepared import Prepared
 from unetlib.data.regions import absent_regions, region_names, with_scheme
 from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
+from unetlib.data.sequences import say_resampled
 from unetlib.data.split import Split
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
@@ -219,11 +220,7 @@ def _merge(
             "stamp": job.stamp,
         }
     _require_regions(recipe, present, pixels_seen)
-    if moved := [name for name, case in cases.items() if "resampled" in case]:
-        say(
-            f"Resampled to the grid of {recipe.modalities.split()[0]}: sequences of {counted(len(moved), 'case')} "
-            f"({first_of(moved, 5)})."
-        )
+    say_resampled([name for name, case in cases.items() if "resampled" in case], recipe.modalities)
     if outside:
         shares = [f"{name} {100 * share:.1f} %" for name, share in outside.items()]
         warn(

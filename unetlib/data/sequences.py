@@ -8,7 +8,8 @@ from nibabel.affines import apply_affine
 
 from unetlib.data.slices import foreground
 from unetlib.data.volumes import TOLERANCE, Volume
-from unetlib.support.errors import UnetlibError
+from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.messages import say
 
 MIN_OVERLAP = 0.5  # of the head in the first sequence that each other one must show
 
@@ -39,6 +40,13 @@ def stack(images: dict[str, Volume], modalities: tuple[str, ...], fill: bool = F
     empty = np.zeros(first.voxels.shape, np.float32)
     voxels = np.stack([found.get(name, empty) for name in modalities], dtype=np.float32)
     return replace(first, voxels=voxels, resampled=tuple(moved))
+
+
+def say_resampled(cases: list[str], modalities: str) -> None:
+    """Say which cases have sequences that were resampled, if any."""
+    if cases:
+        first = modalities.split()[0]
+        say(f"Resampled to the grid of {first}: sequences of {counted(len(cases), 'case')} ({first_of(cases, 5)}).")
 
 
 def resampled(volume: Volume, grid: Volume, name: str) -> np.ndarray:
