@@ -16,6 +16,7 @@ from unetlib.data.prepared import Prepared
 from unetlib.recipe import PREDICT, STAGES, Recipe
 from unetlib.recipe import PREPARE as PREPARE_STAGE
 from unetlib.recipe import TRAIN as TRAIN_STAGE
+from unetlib.runs import plan
 from unetlib.runs.checkpoint import load_checkpoint, previous, save_checkpoint
 from unetlib.support.files import read_json, sha256
 
@@ -98,7 +99,31 @@ def test_train_prepares_a_folder_of_patients_first_by_the_recipe_and_resumes_bot
 def test_a_network_that_cannot_be_made_is_refused_before_the_patients_are_prepared(tall_cohort, tmp_path, capsys):
     words = ["--network", "segresnet", "--width", 12, "--depth", 3, "--device", "cpu"]
     told = fails(capsys, "train", tall_cohort, tmp_path / "r", *words)
-    assert "width is 12, a multiple of 8, such as 8 was expected" in told
+    assert "width is 12 (expected: a multiple of 8, such as 8)" in told
+    assert not (tmp_path / "r-prepared").exists()
+
+
+def test_memory_that_is_not_there_is_said_before_the_patients_are_prepared(tall_cohort, tmp_path, capsys, monkeypatch):
+    """The weights alone may be too large, so they are not made."""
+    build, made = plan.build_network, []
+    monkeypatch.setattr(plan, "build_network", lambda *given: made.append(build(*given)))
+    monkeypatch.setattr("unetlib.engine.memory.available_bytes", lambda device: 10**8)
+    words = ["--recipe", "volume", "--width", 64, "--device", "cpu"]
+    assert "r: a step on 1 volume (1 x 96 x 96 x 96) needs about" in fails(
+        capsys, "train", tall_cohort, tmp_path / "r", *words
+    )
+    assert {weight.device.type for network in made for weight in network.parameters()} == {"meta"}
+    assert not (tmp_path / "r-prepared").exists()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(["--recipe", "volume"], "dims: 2 -> 3"), (["--width", 8], "4 -> 8")])
+def test_a_run_of_another_recipe_is_refused_before_the_patients_are_prepared(
+    tall_cohort, run, tmp_path, capsys, words, expected
+):
+    shutil.copytree(run, tmp_path / "r")
+    told = fails(capsys, "train", tall_cohort, tmp_path / "r", *words, "--device", "cpu")
+    assert "was started with another recipe" in told
+    assert expected in told
     assert not (tmp_path / "r-prepared").exists()
 
 

@@ -253,21 +253,21 @@ def test_weights_that_stand_under_several_names_are_averaged_once():
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("swin-unetr", {"width": 16}, "width is 16, a multiple of 12, such as 12 was expected"),
-        ("swin-unetr", {"width": 40}, "width is 40, a multiple of 12, such as 36 was expected"),
-        ("swin-unetr", {"depth": 4}, "depth is 4, 5 was expected"),
+        ("swin-unetr", {"width": 16}, "width is 16 (expected: a multiple of 12, such as 12)"),
+        ("swin-unetr", {"width": 40}, "width is 40 (expected: a multiple of 12, such as 36)"),
+        ("swin-unetr", {"depth": 4}, "depth is 4 (expected: 5)"),
         (
             "swin-unetr",
             {"image_size": 32},
-            "image_size is 32, more than 32 (unetlib prepare --image-size) was expected",
+            "image_size is 32 (expected: more than 32, by unetlib prepare --image-size)",
         ),
-        ("swin-unetr", {"width": 7, "depth": 2}, "such as 12 was expected; depth is 2, 5 was expected"),
-        ("unetr", {"depth": 3}, "depth is 3, 4 was expected"),
-        ("unetr", {"image_size": 16}, "image_size is 16, more than 16"),
-        ("dynunet", {"depth": 1}, "depth is 1, 2 to 8 was expected"),
-        ("dynunet", {"depth": 6}, "image_size is 40, more than 64"),
-        ("segresnet", {"width": 12}, "width is 12, a multiple of 8, such as 8 was expected"),
-        ("attention-unet", {"width": 1}, "width is 1, a multiple of 2, such as 2 was expected"),
+        ("swin-unetr", {"width": 7, "depth": 2}, "such as 12); depth is 2 (expected: 5)"),
+        ("unetr", {"depth": 3}, "depth is 3 (expected: 4)"),
+        ("unetr", {"image_size": 16}, "image_size is 16 (expected: more than 16"),
+        ("dynunet", {"depth": 1}, "depth is 1 (expected: 2 to 8)"),
+        ("dynunet", {"depth": 6}, "image_size is 40 (expected: more than 64"),
+        ("segresnet", {"width": 12}, "width is 12 (expected: a multiple of 8, such as 8)"),
+        ("attention-unet", {"width": 1}, "width is 1 (expected: a multiple of 2, such as 2)"),
     ],
 )
 def test_a_recipe_that_a_network_cannot_take_is_refused_with_what_it_needs(name, change, words):

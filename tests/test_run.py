@@ -103,6 +103,14 @@ def test_weights_alone_predict_by_the_fields_of_their_training_and_say_so(prepar
     assert told in evaluate(alone, cohort, split="all", device="cpu")["note"]
 
 
+def test_weights_of_another_run_are_refused(prepared, copy, tmp_path):
+    other = Run(tmp_path / "other")
+    train(prepared, other, SMALL.but(width=2, epochs=1), device="cpu")
+    shutil.copy(other.best, copy.best)
+    with pytest.raises(UnetlibError, match=r"best_model.pth holds the weights of another run than .*width: 4 -> 2"):
+        copy.load()
+
+
 def test_weights_of_a_tuned_run_without_its_decision_get_advice_that_keeps_them(untuned, tmp_path, cohort):
     (alone := Run(tmp_path / "alone")).folder.mkdir()
     shutil.copy(Run(untuned).best, alone.best)

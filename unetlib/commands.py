@@ -49,9 +49,8 @@ def prepare(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """Train a U-Net or another network, or resume a stopped training."""
     from unetlib.data.prepare import holds_patients
-    from unetlib.networks import build_network
     from unetlib.pipeline import run_recipe
-    from unetlib.runs.first_weights import require_start
+    from unetlib.runs.plan import require_plan
 
     run, folder = unetlib.Run.of(args.run), args.prepared
     before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else None
@@ -64,8 +63,7 @@ def train(args: argparse.Namespace) -> None:
         folder = there.parent / f"{there.name}-prepared"
         chosen = before or Recipe.published
         planned = chosen.but(**given(args, TRAIN, PREDICT))
-        build_network(planned)  # refused now, not after hours
-        require_start(run, planned, args.start_from)
+        require_plan(run, planned, args.device, args.start_from)  # refused now, not after hours
         unetlib.prepare(args.prepared, folder, chosen)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]

@@ -54,7 +54,7 @@ def _segresnet(recipe: Recipe) -> dict[str, Any]:
 
 
 def _dynunet(recipe: Recipe) -> dict[str, Any]:
-    """As nnU-Net plans it; deep supervision leaves out the two lowest levels."""
+    """As nnU-Net plans it; deep supervision leaves out the two lowest levels, of depth 2 only the lowest."""
     return {
         "kernel_size": [3] * (recipe.depth + 1),
         "strides": [1] + [2] * recipe.depth,
@@ -177,11 +177,11 @@ def _refuse(name: str, other: Other, recipe: Recipe) -> None:
         wanted["depth"] = str(depths[0]) if len(depths) == 1 else f"{depths[0]} to {depths[-1]}"
     least = 2 ** (recipe.depth if recipe.depth in depths else depths[0])
     if recipe.image_size <= least:  # normalisation needs more than one pixel at the bottom
-        wanted["image_size"] = f"more than {least} (unetlib prepare {flag('image_size')})"
+        wanted["image_size"] = f"more than {least}, by unetlib prepare {flag('image_size')}"
     if recipe.deep_supervision and not other.deep_supervision:
-        wanted["deep_supervision"] = "False, as it has no outputs on its lower levels,"
+        wanted["deep_supervision"] = "False, as it has no outputs on its lower levels"
     if wanted:
-        asked = "; ".join(f"{field} is {getattr(recipe, field)}, {text} was expected" for field, text in wanted.items())
+        asked = "; ".join(f"{field} is {getattr(recipe, field)} (expected: {text})" for field, text in wanted.items())
         raise UnetlibError(f"the network {name!r} cannot be made for this recipe: {asked}.")
 
 

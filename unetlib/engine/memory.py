@@ -12,7 +12,6 @@ from unetlib.engine.device import process_count
 from unetlib.networks import build_network
 from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.messages import say
 
 SPARE = 0.3e9  # bytes: PyTorch's code, and what convolutions take besides
 SYSTEM = Path("/proc/meminfo")  # of Linux
@@ -69,8 +68,8 @@ def available_bytes(device: torch.device) -> int | None:
 
 def require_memory(
     name: str, recipe: Recipe, shape: tuple[int, ...], regions: int, number: int, device: torch.device
-) -> None:
-    """Say how much memory a step of a run needs; raises `UnetlibError` when the device has less.
+) -> str:
+    """Return how much memory a step of a run needs, in words, or ""; raises `UnetlibError` when the device has less.
 
     `shape`: of one image, (C, S, S, S). `number`: of training samples, if they are fewer than a batch. The network is
     made on PyTorch's meta device, since its weights alone may be too large.
@@ -82,10 +81,10 @@ def require_memory(
     except UnetlibError:
         raise
     except Exception:  # a network of users may be made from numbers
-        return
+        return ""
     needed, there = step_bytes(network, (rows, *shape), 5 if recipe.average else 4), available_bytes(device)
     if needed is None:
-        return
+        return ""
     volumes = f"{counted(rows, SAMPLE_NAMES[recipe.dims])} ({' x '.join(map(str, shape))})"
     about = f"a step on {volumes} needs about {gigabytes(needed + SPARE)}"
     if there is not None and needed + SPARE > there:
@@ -94,7 +93,7 @@ def require_memory(
             f"{recipe.batch_size}) or --width (now {recipe.width}), or prepare smaller volumes (--image-size, now "
             f"{recipe.image_size})."
         )
-    say(f"{name}: {about} of memory" + (f"; {device} has {gigabytes(there)}." if there else "."))
+    return f"{name}: {about} of memory" + (f"; {device} has {gigabytes(there)}." if there else ".")
 
 
 def gigabytes(number: float) -> str:

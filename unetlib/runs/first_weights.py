@@ -12,13 +12,10 @@ from unetlib.networks import build_network
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_weights
 from unetlib.runs.provenance import learned, part_by_sign, signs
-from unetlib.runs.run import SHIPPED, Run
+from unetlib.runs.run import SAME, SHIPPED, Run
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import sha256
-
-# What weights depend on.
-SAME = ("dims", "network", "width", "depth", "deep_supervision", "neighbours", "image_size", "normalise", "crop")
 
 
 def shipped_for(recipe: Recipe) -> Run:

@@ -28,6 +28,7 @@ def _is_history(rows: Any) -> bool:
     )
 
 
+ADVICE = "Choose a new run folder, or use what the run was started with."
 PROGRESS = {  # what a checkpoint must hold of a `State`
     "epoch": COUNT,
     "step": COUNT,
@@ -110,6 +111,15 @@ def resume(run: Run, content: dict[str, Any], network: nn.Module, average: nn.Mo
     say(f"{run}: {where}." + (f" Changed: {news}." if news else ""))
 
 
+def refuse_other_recipe(run: Run, theirs: dict[str, Any], recipe: Recipe) -> None:
+    """Raise `UnetlibError` if a run was started with fields that the recipe does not have and that may not change."""
+    free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)
+    if recipe.schedule == "constant":  # a cosine schedule depends on the number of epochs
+        free["epochs"] = 0
+    if differences := changed({**theirs, **free}, {**recipe.as_dict(), **free}):
+        raise UnetlibError(f"{run} was started with another recipe ({differences}). {ADVICE}")
+
+
 def refuse_changes(
     content: dict[str, Any],
     run: Run,
@@ -125,7 +135,6 @@ def refuse_changes(
     """
     hint = f"It is not a training checkpoint (perhaps a copy of {run.best.name}?). {RESTORE}"
     require(content, run.latest, hint, optimizer=RECORD, progress=RECORD, prepared=RECORD)
-    advice = "Choose a new run folder, or use what the run was started with."
     before = content["prepared"]
     if isinstance(data, Prepared):
         before = {**Recipe.published.stage(PREPARE), **before}
@@ -133,14 +142,9 @@ def refuse_changes(
             before["data"] = now["data"]
     if differences := changed(before, now):
         raise UnetlibError(
-            f"{run} was trained on other prepared {SAMPLE_NAMES[recipe.dims]}s ({differences}). {advice}"
+            f"{run} was trained on other prepared {SAMPLE_NAMES[recipe.dims]}s ({differences}). {ADVICE}"
         )
-    free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)
-    if recipe.schedule == "constant":  # a cosine schedule depends on the number of epochs
-        free["epochs"] = 0
-    theirs = read_recipe(content["recipe"], run.latest).as_dict()
-    if differences := changed({**theirs, **free}, {**recipe.as_dict(), **free}):
-        raise UnetlibError(f"{run} was started with another recipe ({differences}). {advice}")
+    refuse_other_recipe(run, read_recipe(content["recipe"], run.latest).as_dict(), recipe)
     if first and content.get("start_from") != first:
-        raise UnetlibError(f"{run} was started from other weights. {advice}")
+        raise UnetlibError(f"{run} was started from other weights. {ADVICE}")
     require_weights(recipe, channels, content, run.latest)

@@ -15,6 +15,7 @@ from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.fields import changed
 from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256
 from unetlib.support.messages import say, warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
@@ -23,6 +24,8 @@ _HOME = Path(__file__).parents[1] / "phantom"
 # The runs that come with the library, trained on synthetic patients alone: on FLAIR for the whole tumour, and on four
 # sequences for three regions.
 SHIPPED = {"phantoms": _HOME / "run", "phantoms-four": _HOME / "run-four"}
+# What weights depend on.
+SAME = ("dims", "network", "width", "depth", "deep_supervision", "neighbours", "image_size", "normalise", "crop")
 
 
 class _File:
@@ -186,8 +189,8 @@ class Run:
     def load(self) -> tuple[nn.Module, Recipe, dict[str, Any]]:
         """Return the network with the best weights (in evaluation mode), its recipe and the checkpoint.
 
-        Of several members it is the first. Raises `UnetlibError` when the file is missing, damaged, of another network,
-        or not a `best_model.pth`.
+        Of several members it is the first. Raises `UnetlibError` when the file is missing, damaged, of another network
+        or run, or not a `best_model.pth`.
         """
         path = self.members[0].best
         content = load_checkpoint(path)
@@ -202,6 +205,12 @@ class Run:
         load_weights(network, content, path)
         if self.exists:
             own = self.recipe
+            before, after = ({name: getattr(one, name) for name in SAME} for one in (own, recipe))
+            if differences := changed(before, after):
+                raise UnetlibError(
+                    f"{path} holds the weights of another run than {self.recipe_file} ({differences}). Restore both "
+                    "from copies of one run."
+                )
             return network.eval(), recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed), content
         note = f"{self} has no {self.recipe_file.name}: threshold and mirror are those of the training."
         warn(note)

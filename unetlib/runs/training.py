@@ -225,7 +225,9 @@ def open_loop(
         refuse_changes(content, run, data, contents, recipe, channels, first)
         first, start_from = content.get("start_from"), None  # it no longer needs that run
     if recipe.dims == 3 and (content is None or content["progress"].get("epoch") != recipe.epochs):
-        require_memory(str(run), recipe, shape, regions, len(samples(dataset, "train")), engine.device)
+        number = len(samples(dataset, "train"))
+        if needed := require_memory(str(run), recipe, shape, regions, number, engine.device):
+            say(needed)
     network = build_network(recipe, *channels).to(engine.device)
     if start_from is not None:
         begin_with(network, start_from, recipe, data)
