@@ -182,6 +182,17 @@ def test_an_image_in_another_orientation_keeps_it_and_its_mask_is_scored(tmp_pat
     assert unetlib.score(folder / "labelsTs", tmp_path / "data", tmp_path / "scores")["cases"] == 1
 
 
+@pytest.mark.parametrize(("shear", "reader"), [(0.0, None), (0.002, "NibabelIO")])
+def test_axes_that_are_not_at_right_angles_get_the_reader_that_takes_them(tmp_path, shear, reader):
+    """SimpleITK, which nnU-Net uses otherwise, refuses an affine that is sheared by a hundredth of a degree."""
+    affine = np.eye(4)
+    affine[0, 1] = shear
+    for index in range(3):
+        write_patient(tmp_path / "data", index, affine=affine if index == 1 else np.eye(4))
+    about = export_nnunet(tmp_path / "data", tmp_path / "Dataset501_x", workers=1)
+    assert about.get("overwrite_image_reader_writer") == reader
+
+
 def test_a_patient_who_could_not_be_read_before_a_stop_is_in_the_part_that_the_split_names(
     cohort, tmp_path, monkeypatch
 ):

@@ -217,6 +217,8 @@ def _export(
             goal, other = (folder / f"{kind}{end}" / name for end in ends)
             _move(path, goal, other)
     say_resampled([job.case.id for job in jobs if written[job.case.id]["resampled"]], recipe.modalities)
+    if any(written[job.case.id]["sheared"] for job in jobs):
+        about["overwrite_image_reader_writer"] = "NibabelIO"  # nnU-Net's usual one needs axes at right angles
     fold = {part: [name for name, other in part_of.items() if other == part] for part in ("train", "val")}
     training, test = [*fold["train"], *fold["val"]], [name for name, part in part_of.items() if part == "test"]
     about |= {"numTraining": len(training), "cases": {"Tr": training, "Ts": test}}
@@ -239,7 +241,12 @@ def _write(job: _Job) -> str | None:
     for array, path in zip(arrays, job.files.values(), strict=True):
         with files.atomic(path) as temporary:
             nib.save(nib.Nifti1Image(image.to_stored(array), image.stored_affine), temporary)
-    about = {"regions": masks.any((1, 2, 3)).tolist(), "resampled": list(image.resampled)}
+    axes = image.stored_affine[:3, :3] / np.linalg.norm(image.stored_affine[:3, :3], axis=0)
+    about = {
+        "regions": masks.any((1, 2, 3)).tolist(),
+        "resampled": list(image.resampled),
+        "sheared": not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=1e-5),
+    }
     files.write_json(job.part, {"images": hash_images(image), **about})
     return None
 
