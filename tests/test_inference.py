@@ -136,7 +136,35 @@ def test_images_of_one_name_are_refused_and_the_others_predicted(trained, image,
     twin, other = save_as(image, tmp_path / "b" / image.name.upper()), save_as(image, tmp_path / "other.nii")
     with pytest.raises(UnetlibError, match=r"^2 of 3 images got no mask") as caught:
         predict(trained, [image, twin, other], tmp_path / "out", device="cpu")
-    assert f"{image} and {twin} have the same name" in str(caught.value)
+    assert f"{image} and {twin} give files of the same name" in str(caught.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["other_mask.nii.gz"]
+
+
+def test_no_image_of_the_call_is_overwritten(trained, image, tmp_path):
+    """`a_mask` may be an image, and is then no place for the mask of `a`."""
+    one, other = save_as(image, tmp_path / "a.nii.gz"), save_as(image, tmp_path / "a_mask.nii.gz")
+    before = other.read_bytes()
+    for images in ([one, other], [other, one]):
+        with pytest.raises(UnetlibError, match=r"a_mask.nii.gz would overwrite an image of this call"):
+            predict(trained, images, tmp_path, overwrite=True, device="cpu")
+        assert other.read_bytes() == before
+    assert (tmp_path / "a_mask_mask.nii.gz").exists()
+
+
+def test_a_mask_that_was_cut_short_is_made_again(trained, image, tmp_path):
+    (mask,) = predict(trained, [image], tmp_path / "out", device="cpu")
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[:-20])
+    predict(trained, [image], tmp_path / "out", device="cpu")
+    assert mask.read_bytes() == whole
+
+
+def test_a_name_too_long_for_a_mask_keeps_no_other_from_its_mask(trained, image, tmp_path):
+    (tmp_path / "in").mkdir()
+    named = save_as(image, tmp_path / "in" / f"{'n' * 215}.nii.gz")
+    other = save_as(image, tmp_path / "other.nii.gz")
+    with pytest.raises(UnetlibError, match="its name is too long for the name of a mask"):
+        predict(trained, [named, other], tmp_path / "out", device="cpu")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["other_mask.nii.gz"]
 
 

@@ -126,6 +126,19 @@ def test_resumes_and_keeps_what_is_finished(cohort):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if "Phantom_00003" not in path.name)
 
 
+def test_files_of_a_patient_that_are_gone_are_made_again(tmp_path):
+    make_cohort(tmp_path / "c", 2, workers=1)
+    before = hashes(tmp_path / "c")
+    (tmp_path / "c" / "Phantom_00001" / "Phantom_00001_seg.nii.gz").unlink()
+    for path in (tmp_path / "c" / "Phantom_00000").iterdir():
+        path.unlink()
+    (tmp_path / "c" / "Phantom_00001" / "notes.txt").write_text("my own")
+    make_cohort(tmp_path / "c", 2, workers=1)
+    assert (tmp_path / "c" / "Phantom_00001" / "notes.txt").exists()
+    (tmp_path / "c" / "Phantom_00001" / "notes.txt").unlink()
+    assert hashes(tmp_path / "c") == before
+
+
 def test_an_interrupted_patient_leaves_nothing(tmp_path, monkeypatch):
     voxels = np.zeros((2, 2, 2), dtype=np.int16)
     empty, saved = Phantom(dict.fromkeys(MODALITIES, voxels), voxels, AFFINE), []

@@ -276,6 +276,53 @@ def test_shards_merged_are_the_whole(cohort, prepared, tmp_path):
     assert {path.name for path in (tmp_path / "p").iterdir()} == {path.name for path in prepared.iterdir()}
 
 
+def test_a_shard_refuses_the_folder_of_something_else_and_with_strict_a_case_that_cannot_be_used(cohort, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "masks.npy").write_text("my own")
+    with pytest.raises(UnetlibError, match=r"masks.npy and is not a prepared folder"):
+        prepare_shard(cohort, tmp_path / "thesis", "1/1", SMALL, workers=1)
+    assert not (tmp_path / "thesis" / PARTIAL).exists()
+    data = shutil.copytree(cohort, tmp_path / "data")
+    damaged = sorted(data.iterdir())[0]
+    (damaged / f"{damaged.name}_flair.nii.gz").write_bytes(b"damaged")
+    assert prepare_shard(data, tmp_path / "p", "1/2", SMALL, workers=1) == 4
+    with pytest.raises(UnetlibError, match="--strict stops at"):
+        prepare_shard(data, tmp_path / "q", "1/2", SMALL, workers=1, strict=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_the_place_of_an_image_is_not_read(cohort, tmp_path, monkeypatch):
+    """It would be read for ever."""
+    data = shutil.copytree(cohort, tmp_path / "data")
+    pipe = next(data.glob("*/*_flair.nii.gz"))
+    pipe.unlink()
+    os.mkfifo(pipe)
+    read = []
+    monkeypatch.setattr(preparing.files, "sha256", lambda *paths: read.extend(paths) or "hash")
+    (case,) = (case for case in find_cases(data).cases if pipe in case.files())
+    assert preparing._sha256(case) is None
+    assert not read
+
+
+def test_a_split_of_ones_own_without_slices_is_kept_even_by_a_rebuild(cohort, tmp_path):
+    Split(train=("A",), val=("B",), test=("C",)).save(tmp_path / "p" / "split.json")
+    before = (tmp_path / "p" / "split.json").read_bytes()
+    for rebuild in (False, True):
+        with pytest.raises(UnetlibError, match="does not fit the data"):
+            prepare(cohort, tmp_path / "p", SMALL, workers=1, rebuild=rebuild)
+    assert (tmp_path / "p" / "split.json").read_bytes() == before
+
+
+def test_names_too_long_for_a_file_are_prepared(tmp_path):
+    for index in range(3):
+        write_patient(tmp_path / "flat", index)
+        folder = tmp_path.joinpath("data", *(letter * 60 for letter in "abc"), f"{'d' * 60}{index}")
+        folder.mkdir(parents=True)
+        for path in (tmp_path / "flat" / f"BraTS2021_{index:05d}").iterdir():
+            path.rename(folder / path.name.rpartition("_")[2])
+    assert len(prepare(tmp_path / "data", tmp_path / "p", SMALL, workers=1).about["cases"]) == 3
+
+
 def test_what_shards_have_done_is_not_done_again(cohort, tmp_path, capsys):
     prepare_shard(cohort, tmp_path / "p", "1/2", SMALL, workers=1)
     prepare(cohort, tmp_path / "p", SMALL, workers=1)

@@ -238,6 +238,9 @@ def test_a_part_has_another_name_when_it_is_made_from_something_else(tmp_path):
     path = parts.path("case", {"a": 1}, [2])
     assert path == Parts(tmp_path).path("case", {"a": 1}, [2]) != parts.path("case", {"a": 1}, [3])
     assert path.parent == tmp_path / PARTIAL
+    long = {parts.path("n" * length + end, 1).name for length in (150, 300) for end in "ab"}
+    assert len(long) == 4
+    assert max(map(len, long)) < 200
     path.parent.mkdir()
     assert parts.left
     parts.remove()

@@ -154,6 +154,16 @@ def test_regions_of_ones_own_have_a_mask_each(make_run, patient, tmp_path):
         assert voxels(mask).max() == 1
 
 
+def test_files_of_two_scans_that_would_have_one_name_are_refused(make_run, patient, tmp_path):
+    """Region `a_solid` of p and region `solid` of p_a."""
+    run = make_run(modalities="flair", regions="solid=1+4 a_solid=2")
+    images = [
+        shutil.copy(patient / f"{patient.name}_flair.nii.gz", tmp_path / name) for name in ("p.nii.gz", "p_a.nii.gz")
+    ]
+    with pytest.raises(UnetlibError, match="give files of the same name"):
+        predict(run, images, tmp_path / "out", device="cpu")
+
+
 def test_one_region_of_several_sequences_is_written_as_ever(make_run, patient, tmp_path):
     run = make_run(modalities="t1ce flair", regions="core")
     written = predict(run, files_of(patient, "flair", "t1ce"), tmp_path / "out", probabilities=True, device="cpu")

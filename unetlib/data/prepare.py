@@ -109,30 +109,38 @@ def prepare_shard(
     shard: str,
     recipe: Recipe = Recipe.published,
     workers: int | None = None,
+    strict: bool = False,
     assume: str | None = None,
 ) -> int:
-    """Prepare one shard of the cases, and return their number: `shard` "2/8" is the second of eight.
+    """Prepare one shard of the cases, and return how many of them can be used: `shard` "2/8" is the second of eight.
 
     For several machines with a shared file system: each does its shard, then `prepare` on any of them merges the
-    results in the same `folder`. Raises `UnetlibError` for unusable data or a shard that does not exist.
+    results in the same `folder`. Raises `UnetlibError` for unusable data (with `strict`, for one unusable case), a
+    shard that does not exist, or a folder that holds something else.
     """
     number, _, total = shard.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise UnetlibError(f"the shard is {shard!r}; two numbers such as 1/8, up to 8/8, were expected.")
     cohort, recipe = _find(data, recipe, assume)
+    _report(cohort.left_out, strict)
+    _require_own(folder)
     mine = cohort.cases[int(number) - 1 :: int(total)]
     with files.locked(folder / f"{SHARD}-{number}-of-{total}"):
-        _run(_plan(cohort, mine, recipe, folder), workers, strict=False)
-    return len(mine)
+        return len(mine) - len(_run(_plan(cohort, mine, recipe, folder), workers, strict))
+
+
+def _require_own(folder: Path) -> None:
+    """Raise `UnetlibError` if a folder holds anything, but nothing that `prepare` has written or reads."""
+    begun = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
+    if not begun or (folder / "recipe.json").exists():  # run folders have a split, too
+        files.require_empty(folder, "a prepared folder")
 
 
 def _prepare(
     cohort: Cohort, folder: Path, recipe: Recipe, workers: int | None, strict: bool, rebuild: bool
 ) -> Prepared:
     jobs = _plan(cohort, cohort.cases, recipe, folder)
-    begun = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
-    if not begun or (folder / "recipe.json").exists():  # run folders have a split, too
-        files.require_empty(folder, "a prepared folder")
+    _require_own(folder)
     if (folder / "prepared.json").exists() and not rebuild:
         prepared = Prepared.open(folder)
         refuse_changes(prepared, cohort, recipe)
@@ -183,7 +191,8 @@ def _prepare(
 def _sha256(case: Case) -> str | None:
     """Return the hash of a case's files, or `None` where one cannot be read."""
     with suppress(OSError):
-        return files.sha256(*case.files())
+        if all(path.is_file() for path in case.files()):  # a pipe would be read for ever
+            return files.sha256(*case.files())
     return None
 
 

@@ -63,12 +63,15 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, recipe: Recipe) -> None:
 
 
 def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -> Split:
-    """Return the split in the folder, or a new one; with `rebuild`, also a new one if the old one does not fit."""
+    """Return the split in the folder, or a new one; with `rebuild`, also a new one if the old one does not fit.
+
+    A split without prepared slices is the user's own, or of a call that was stopped: it is never replaced.
+    """
     path, fresh = folder / "split.json", make_split(patients, recipe.split_seed, recipe.train_fraction)
     if not path.exists():
         return fresh
-    if rebuild:  # is it of these patients, and drawn with the same seed and fraction?
-        before = recipe.as_dict()  # of a rebuild that was stopped, or of a split of the user's own
+    if rebuild and (folder / "prepared.json").exists():  # is it of these patients, and drawn with the same seed?
+        before = recipe.as_dict()  # if that file is damaged
         with suppress(UnetlibError, KeyError):
             before = read_json(folder / "prepared.json")["recipe"]
         same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))

@@ -53,7 +53,7 @@ def make_cohort(
     with locked(out):
         _claim(out, patients, {"generator": GENERATOR, "seed": seed, "varied": varied, "modalities": " ".join(chosen)})
         jobs = [(out / f"Phantom_{index:05d}", seed, index, varied, chosen) for index in range(patients)]
-        missing = [job for job in jobs if not job[0].exists()]
+        missing = [job for job in jobs if not all(path.is_file() for path in _files(job[0], chosen).values())]
         for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
             pass
 
@@ -103,6 +103,11 @@ def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
         shutil.copyfile(NOTICE, temporary)
 
 
+def _files(folder: Path, modalities: tuple[str, ...]) -> dict[str, Path]:
+    """Return the files of a patient by what they show."""
+    return {name: folder / f"{folder.name}_{name}.nii.gz" for name in (*modalities, "seg")}
+
+
 def _write_patient(job: tuple[Path, int, int, bool, tuple[str, ...]]) -> None:
     folder, seed, index, varied, modalities = job
     temporary = folder.with_name(f".tmp-{getpid()}-{folder.name}")
@@ -115,6 +120,10 @@ def _write_patient(job: tuple[Path, int, int, bool, tuple[str, ...]]) -> None:
             image.header.set_xyzt_units("mm")
             with atomic(temporary / f"{folder.name}_{name}.nii.gz") as path:
                 nib.save(image, path)
-        replace(temporary, folder)
+        if folder.is_dir():  # some of its files are gone
+            for path in _files(folder, modalities).values():
+                replace(temporary / path.name, path)
+        else:
+            replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Write the masks of patients whose images are NIfTI files."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from unetlib.data.cases import require_spacing, unforeseen
-from unetlib.data.nifti import read_description
+from unetlib.data.nifti import open_nifti, read_description, require_voxels
 from unetlib.data.regions import Regions, region_names
 from unetlib.data.volumes import Volume, assumption, read_shape
 from unetlib.prediction.predictor import Predictor
@@ -22,6 +23,7 @@ from unetlib.support.files import atomic, fold, remove_temporary, takes_paths
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
 
+LONGEST = 200  # bytes of a file's name: most file systems take 255, and its temporary name is longer
 ORIGIN = "unetlib, not for clinical use; weights {} image {} {}{}"  # 80 bytes at the most
 
 
@@ -64,9 +66,10 @@ def predict(
     reader = Reader(tuple(predictor.recipe.modalities.split()), predictor.takes_gaps, channel, assumption(assume))
     scans, failed = _find(reader, images)
     kinds, jobs = _kinds(predictor, probabilities), list[_Job]()
+    taken = _Taken.of(scans, out, kinds)
     for scan in scans:
         try:
-            jobs.append(_Job.plan(reader, scan, scans, out, kinds, predictor.key[:16], overwrite))
+            jobs.append(_Job.plan(reader, scan, taken, predictor.key[:16], overwrite))
         except UnetlibError as error:
             failed.append(str(error))
     unit, total = "image" if len(reader.modalities) == 1 else "patient", len(jobs) + len(failed)
@@ -138,6 +141,29 @@ def _arrays(predictor: Predictor, found: Segmentation) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class _Taken:
+    """The files that all scans of a call would write, each with its scans, and the images that it reads."""
+
+    out: Path
+    kinds: list[str]
+    scans: dict[str, list[Scan]]
+    images: set[Path]
+
+    @classmethod
+    def of(cls, scans: list[Scan], out: Path, kinds: list[str]) -> "_Taken":
+        images = {path.resolve() for scan in scans for paths in scan.files for path in paths[1]}
+        made = cls(out, kinds, {}, images)
+        for scan in scans:
+            for file in made.files(scan):
+                made.scans.setdefault(fold(file.name), []).append(scan)
+        return made
+
+    def files(self, scan: Scan) -> list[Path]:
+        """Return the files to write for a scan."""
+        return [self.out / f"{scan.name}_{kind}.nii.gz" for kind in self.kinds]
+
+
+@dataclass(frozen=True)
 class _Job:
     """One scan to predict, the description for its masks' headers, and the files to write."""
 
@@ -147,26 +173,30 @@ class _Job:
     done: bool
 
     @classmethod
-    def plan(
-        cls, reader: Reader, scan: Scan, scans: list[Scan], out: Path, kinds: list[str], weights: str, overwrite: bool
-    ) -> "_Job":
-        """Return the job of one of `scans`; raises `UnetlibError` if it cannot be done."""
+    def plan(cls, reader: Reader, scan: Scan, taken: _Taken, weights: str, overwrite: bool) -> "_Job":
+        """Return the job of a scan; raises `UnetlibError` if it cannot be done."""
         for source in scan.sources.values():
             read_shape(source)  # raises for what cannot be used, as far as its header tells
-        name = fold(scan.name)  # on Windows and macOS A_mask and a_mask are one file
-        if others := [str(other) for other in scans if other is not scan and fold(other.name) == name]:
+        files = taken.files(scan)
+        if len(files[-1].name.encode()) > LONGEST:
+            raise UnetlibError(f"{scan}: its name is too long for the name of a mask. Rename the image.")
+        if lost := [file for file in files if file.resolve() in taken.images]:
             raise UnetlibError(
-                f"{scan} and {first_of(others)} have the same name, so their masks would overwrite each other. Predict "
-                "them into different folders"
+                f"{scan}: its mask {lost[0]} would overwrite an image of this call. Name another folder."
+            )
+        same = [other for file in files for other in taken.scans[fold(file.name)]]  # Windows and macOS ignore case
+        if others := [*dict.fromkeys(str(other) for other in same if other is not scan)]:
+            raise UnetlibError(
+                f"{scan} and {first_of(others)} give files of the same name, so their masks would overwrite each "
+                "other. Predict them into different folders"
                 + ("." if len(reader.modalities) == 1 else ", or give the files of one patient after one --image.")
             )
         origin = ORIGIN.format(weights, *reader.fingerprint(scan))
-        files = [out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
         return cls(scan, origin, files, not overwrite and _are_done(files, origin))
 
 
 def _are_done(files: list[Path], origin: str) -> bool:
-    """Tell whether all files exist; raises `UnetlibError` if one of them has another origin."""
+    """Tell whether all files exist and are whole; raises `UnetlibError` if one of them has another origin."""
     for file in files:
         remove_temporary(file.parent, file.name)
         if file.exists() and read_description(file) != origin:
@@ -174,7 +204,14 @@ def _are_done(files: list[Path], origin: str) -> bool:
                 f"{file} exists already, from other weights, another decision or another image. Choose another "
                 "folder, or replace it with --overwrite."
             )
-    return all(file.exists() for file in files)
+    return all(file.exists() and _is_whole(file) for file in files)
+
+
+def _is_whole(file: Path) -> bool:
+    with suppress(UnetlibError), open_nifti(file) as image:
+        require_voxels(image, file)
+        return True
+    return False
 
 
 def _save_like(volume: Volume, array: np.ndarray, origin: str, path: Path) -> None:

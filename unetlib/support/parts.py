@@ -7,6 +7,8 @@ from typing import Any
 
 from unetlib.support.files import PARTIAL, digest, refuse_link
 
+LONGEST = 160  # bytes of a name; a letter has up to 4
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -27,6 +29,8 @@ class Parts:
 
     def path(self, name: str, *made_from: Any) -> Path:
         """Return the path of the part of that name, made from these JSON-serialisable values."""
+        if len(name.encode()) > LONGEST:  # the whole would be too long for a file system
+            name, made_from = name[: LONGEST // 4], (name, *made_from)
         return self.folder / PARTIAL / f"{name}-{digest([*made_from])[:16]}{self.suffix}"
 
     @property
