@@ -1,5 +1,6 @@
 """`unetlib score`: the masks of any tool against the references of a data folder."""
 
+import os
 import re
 import shutil
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 import unetlib
-from tests.conftest import LPS, as_cases, write_patient
+from tests.conftest import LPS, SMALL, as_cases, write_patient
 from tests.test_cli import fails, run_cli
 from unetlib.data.export import export_nnunet
+from unetlib.data.patients import find_cases
+from unetlib.data.prepare import prepare_shard
 from unetlib.evaluation import masks as masks_module
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.masks import Masks
@@ -18,7 +21,7 @@ from unetlib.evaluation.table import read_patients
 from unetlib.prediction.predict import predict
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import read_csv, read_json
+from unetlib.support.files import PARTIAL, read_csv, read_json
 
 CASES = [f"BraTS2021_{index:05d}" for index in range(3)]
 
@@ -256,6 +259,78 @@ def test_a_changed_mask_is_scored_again(masks, data):
     assert unetlib.score(masks, data)["lesions"][0]["lesions_missed"] == 1
     shutil.copy(data / CASES[2] / f"{CASES[2]}_seg.nii.gz", masks / f"{CASES[2]}.nii.gz")
     assert unetlib.score(masks, data)["lesions"][0]["lesions_missed"] == 0
+
+
+def test_another_mask_of_the_same_size_and_time_is_scored_again(masks, data):
+    voxels, dices = np.asarray(nib.load(masks / f"{CASES[0]}.nii.gz").dataobj), []
+    (masks / f"{CASES[0]}.nii.gz").unlink()
+    for shift in (0, 9):
+        path = write(masks / f"{CASES[0]}.nii", np.roll(voxels, shift, 0))
+        os.utime(path, ns=(0, 0))
+        unetlib.score(masks, data)
+        dices.append({row["patient"]: row["dice"] for row in read_patients(masks.with_name("masks-scores"))})
+    assert dices[0][CASES[0]] != dices[1][CASES[0]]
+
+
+def test_a_mask_of_255_that_is_scaled_to_1_is_one_of_0_and_1(data, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for case in CASES:
+        image = nib.Nifti1Image(255 * (np.asarray(reference(data, case).dataobj) == 4).astype(np.uint8), LPS)
+        image.header.set_slope_inter(1 / 255, 0)
+        nib.save(image, tmp_path / "masks" / f"{case}.nii.gz")
+    assert not np.isin(nib.load(tmp_path / "masks" / f"{CASES[0]}.nii.gz").get_fdata(), [0, 1]).all()
+    unetlib.score(tmp_path / "masks", data, regions="enhancing")
+    assert {float(row["dice"]) for row in read_patients(tmp_path / "masks-scores")} == {1.0}
+
+
+def test_a_mask_of_a_case_that_is_left_out_is_not_that_of_a_shorter_name(masks, data):
+    other = f"{CASES[0]}_final"
+    shutil.copytree(data / CASES[1], data / other)
+    for path in (data / other).iterdir():
+        path.rename(data / other / path.name.replace(CASES[1], other))
+    (data / other / f"{other}_seg.nii.gz").unlink()
+    (masks / f"{CASES[0]}.nii.gz").rename(masks / f"{other}.nii.gz")
+    assert f"The case {other} cannot be used: it has no tumour mask" in refused(masks, data)
+
+
+def test_masks_in_a_linked_folder_are_found(masks, data, tmp_path):
+    (masks / CASES[0]).mkdir()
+    (masks / f"{CASES[0]}.nii.gz").rename(masks / CASES[0] / "mask.nii.gz")
+    (masks / CASES[0]).rename(tmp_path / "elsewhere")
+    (masks / CASES[0]).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert unetlib.score(masks, data)["cases"] == 3
+
+
+def test_a_case_whose_name_says_prob_is_scored(tmp_path):
+    (tmp_path / "masks").mkdir()
+    for index, name in enumerate(("study_prob_00", "study_prob_01", "other")):
+        case = write_patient(tmp_path / "old", index)
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for path in (tmp_path / "old" / case).iterdir():
+            path.rename(tmp_path / "data" / name / path.name.replace(case, name))
+        shutil.copy(tmp_path / "data" / name / f"{name}_seg.nii.gz", tmp_path / "masks" / f"{name}.nii.gz")
+    assert unetlib.score(tmp_path / "masks", tmp_path / "data")["cases"] == 3
+
+
+def test_scores_that_were_stopped_among_the_patients_are_no_table_of_patients(masks, data, monkeypatch):
+    inside = shutil.copytree(masks, data / "masks")
+    (data / "masks-scores").mkdir()
+    unetlib.score(inside, data)
+    (data / "masks-scores" / "summary.json").unlink()  # written last
+    (data / "masks-scores" / PARTIAL).mkdir()
+    assert len(find_cases(data).cases) == 3
+    assert unetlib.score(inside, data)["cases"] == 3
+
+
+def test_the_unfinished_work_of_others_and_what_other_programs_wrote_stay(masks, data, tmp_path):
+    prepare_shard(data, tmp_path / "shard", "1/2", SMALL, workers=1)
+    before = {path.name for path in (tmp_path / "shard" / PARTIAL).iterdir()}
+    told = "holds what another program or command has written"
+    assert told in refused(masks, data, out=tmp_path / "shard")
+    assert {path.name for path in (tmp_path / "shard" / PARTIAL).iterdir()} == before
+    (masks / "summary.json").write_text('{"foreground_mean": {"Dice": NaN}}')  # as nnU-Net writes it
+    assert told in refused(masks, data, out=masks)
+    assert "foreground_mean" in (masks / "summary.json").read_text()
 
 
 def test_nothing_of_others_is_overwritten(masks, data, trained, tmp_path):

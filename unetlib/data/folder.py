@@ -146,7 +146,7 @@ class Folder:
     def read(cls, root: Path, masked: bool = True) -> "Folder":
         """Return what lies in `root`, at any depth."""
         folder = cls(root, masked)
-        for place, names in _walk(root, folder.notes):
+        for place, names in walk(root, folder.notes):
             there = set(map(str.lower, names))
             for name in names:
                 if not (re.search(r"\.img(\.gz)?$", name.lower()) and f"{stem(name).lower()}.hdr" in there):
@@ -243,7 +243,7 @@ def beginnings(key: str) -> Iterator[str]:
     return (key[:at] for at in range(len(key) - 1, 0, -1) if not key[at].isalnum())
 
 
-def _walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
+def walk(root: Path, notes: list[str]) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder with its files in alphabetical order, nothing hidden, a folder once however it is linked."""
     seen = set()
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 from unetlib.support.errors import UnetlibError, counted, first_of, is_text
-from unetlib.support.files import fold, read_csv
+from unetlib.support.files import PARTIAL, fold, read_csv
 
 TABLE = "patients.csv"
-SUMMARY = "summary.json"  # beside the scores of an evaluation, whose table has the same name
+SUMMARY, SLICE_TABLE = "summary.json", "slices.csv"  # beside the scores of an evaluation, whose table has the same name
 _WRITE_TABLE = f"write a table {TABLE} with the columns case and patient into the data folder"
 
 _SEPARATOR = "[-_./ ]"
@@ -185,7 +185,9 @@ def doubt(ids: Iterable[str]) -> str:
 
 def is_table(path: Path) -> bool:
     """Tell whether a file is a table of patients: by its name, unless scores of that name lie there."""
-    return path.name.lower() == TABLE and not path.with_name(SUMMARY).exists()
+    return path.name.lower() == TABLE and not any(
+        path.with_name(name).exists() for name in (SUMMARY, SLICE_TABLE, PARTIAL)
+    )
 
 
 def read_table(path: Path, ids: Collection[str]) -> dict[str, str]:

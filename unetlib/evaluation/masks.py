@@ -14,23 +14,19 @@ import numpy as np
 from unetlib.data.cases import Case, has_nominal_spacing, read_labels, unforeseen
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.naming import key
-from unetlib.data.nifti import ENDINGS, files_of, stem
+from unetlib.data.nifti import files_of, stem
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.regions import Regions, region_names, with_scheme
 from unetlib.data.volumes import Source, Volume, read_volume, whole_labels
+from unetlib.evaluation.matching import fitting_cases, index_names, nifti_files
 from unetlib.evaluation.scores import ScoreFolder, compare
-from unetlib.evaluation.summary import SUMMARY_FILE, read_earlier
+from unetlib.evaluation.summary import SLICES_FILE, SUMMARY_FILE, read_earlier
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import locked, refuse_link, require_empty, write_json
+from unetlib.support.files import PARTIAL, locked, refuse_link, require_empty, sha256, write_json
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
-WORDS = (
-    "seg|segm|segmentations?|masks?|labels?|labelmap|pred|predictions?|predicted|tumou?r|lesions?|wt|whole|output|"
-    "result|final|auto|automatic|manual"
-)
-SUFFIX = re.compile(rf"(?:[-_. ]+(?:{WORDS}))*", re.IGNORECASE)  # what may follow the name of a case
 PROBABILITY = re.compile(r".+[-_. ](?:prob|probability|probabilities|softmax)(?:[-_]\w+)?", re.IGNORECASE)
 MOST_LABELS = 64  # distinct values; more is an image, not a mask
 NAMES = "Name a mask as its case, such as {0}.nii.gz or {0}_mask.nii.gz, or put it into a folder {0}."
@@ -59,12 +55,14 @@ class Masks:
         these begin with it. Words such as `_mask`, `_seg` or `-pred` may follow. Or it lies in a folder of the case's
         name. Raises `UnetlibError` when there is no mask, one fits no case or several, or several fit one case.
         """
-        cohort, (paths, others) = _cases_with_any_image(data, assume), _nifti_files(root)
+        cohort, (paths, others) = _cases_with_any_image(data, assume), nifti_files(root)
         recipe = with_scheme(Recipe.published.but(regions=regions, labels=labels), {c.layout for c in cohort.cases})
-        maps = [path for path in paths if PROBABILITY.fullmatch(stem(path.name))]
-        index, found, strangers = _index(cohort), defaultdict[str, list[Path]](list), list[Path]()
+        index, found, strangers = index_names(cohort), defaultdict[str, list[Path]](list), list[Path]()
+        names = {path: stem(path.name) for path in paths}
+        maps = [path for path, name in names.items() if PROBABILITY.fullmatch(name) and key(name) not in index]
+        left_out = {*map(key, cohort.left_out)}
         for path in (path for path in paths if path not in maps):
-            fits = sorted(_fits(path, root, index))
+            fits = sorted(fitting_cases(path, root, index, left_out))
             if len(fits) > 1:
                 raise UnetlibError(f"{path} fits {len(fits)} cases: {first_of(fits, 5)}. {NAMES.format(fits[0])}")
             for id in fits:
@@ -127,7 +125,7 @@ class Masks:
         for path in self.found.values():
             with suppress(UnetlibError):  # `read` says what is wrong with a mask
                 voxels = read_volume(Source((path,), assume=self.cohort.assume)).voxels
-                found.update(np.unique(voxels)[:MOST_LABELS].tolist())
+                found.update(np.unique(whole_labels(voxels))[:MOST_LABELS].tolist())
         return found
 
     @property
@@ -152,9 +150,9 @@ class Masks:
         return " ".join(filter(None, (self.note, one, old)))
 
     def made_from(self, case: Case) -> list[Any]:
-        """Return what the scores of a case depend on: its patient, its files and the mask's, by name, size and time."""
-        stats = [(file.name, file.stat()) for file in files_of(self.found[case.id])]
-        own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+        """Return what the scores of a case depend on: its patient, its files by name, size and time, and the mask."""
+        files = files_of(self.found[case.id])
+        own = [[file.name for file in files], sha256(*files)]  # copying may keep a time
         what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels, self.binary]
         what += [self.older] if self.older else []
         return [own, case.stamp(self.cohort.root), case.patient, self.cohort.assume, *what]
@@ -199,10 +197,13 @@ def _score_missing(masks: Masks, scored: ScoreFolder) -> list[str]:
 def _require_scores(folder: Path, masks: Masks) -> None:
     """Raise `UnetlibError` unless a folder is new, empty, or holds scores of these masks."""
     refuse_link(folder)
-    path = folder / SUMMARY_FILE
-    if not (Parts.open(folder).left or path.is_file()):
+    path, parts = folder / SUMMARY_FILE, Parts.open(folder)
+    if not (parts.left or path.is_file()):
         require_empty(folder, "a folder of scores")
     known = read_earlier(path)
+    foreign = known is None and path.is_file() and not (folder / SLICES_FILE).is_file()
+    if foreign or any(part.suffix != parts.suffix for part in (folder / PARTIAL).glob("*")):
+        raise UnetlibError(f"{folder} holds what another program or command has written. Choose another with --out.")
     if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
         raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
 
@@ -213,35 +214,6 @@ def _cases_with_any_image(data: Path, assume: str | None) -> Cohort:
     first = {case.id: next(name for name in MODALITIES if name in case.images) for case in cohort.cases}
     cases = (replace(case, modalities=(first[case.id],), fill=False) for case in cohort.cases)
     return replace(cohort, cases=tuple(cases))
-
-
-def _nifti_files(root: Path) -> tuple[list[Path], int]:
-    """Return the NIfTI files of a folder (or the one file), .hdr for a pair, and how many other files there are."""
-    if not root.exists():
-        raise UnetlibError(f"{root} does not exist. Give the folder of the masks, or one mask.")
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    nifti = [path for path in files if path.name.lower().endswith(ENDINGS)]
-    return list(dict.fromkeys(files_of(path)[0] for path in nifti)), len(files) - len(nifti)
-
-
-def _index(cohort: Cohort) -> dict[str, set[str]]:
-    """Return the ids of the cases by the names that a mask may begin with: of the case, and of its files."""
-    index = defaultdict[str, set[str]](set)
-    for case in cohort.cases:
-        index[key(case.id)].add(case.id)
-        for source in (*case.images.values(), *([case.seg] if case.seg else [])):
-            if (name := key(stem(source.paths[0].name))).startswith(key(case.id)):
-                index[name].add(case.id)
-    return index
-
-
-def _fits(path: Path, root: Path, index: Mapping[str, set[str]]) -> set[str]:
-    """Return the ids of the cases that a mask fits, by its own name and by the folders that it lies in."""
-    name, folders = key(stem(path.name)), path.relative_to(root).parts[:-1] if path != root else (path.parent.name,)
-    begins = [name[:at] for at in range(1, len(name) + 1) if SUFFIX.fullmatch(name[at:])]
-    within = [key("_".join(folders[i : j + 1])) for j in range(len(folders)) for i in range(j + 1)]
-    return set().union(*(index.get(one, ()) for one in (*begins, *within)))
 
 
 def _example(cohort: Cohort) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.data.naming import SUMMARY
+from unetlib.data.naming import SLICE_TABLE, SUMMARY
 from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval, dice
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_json
 
-SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = SUMMARY, "slices.csv", "patients.csv"
+SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = SUMMARY, SLICE_TABLE, "patients.csv"
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
 SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid in GRIDS for name in COUNTS))

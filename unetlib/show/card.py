@@ -71,7 +71,7 @@ def write_card(run: Run | Path | str, out: Path | None = None, device: str = "au
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files that differ, the page last: while it is whole, everything that it links to is there."""
-    stale = [path for path in folder.glob("failure-*.png") if path.name not in files]
+    stale = [path for path in folder.glob("failure-[0-9].png") if path.name not in files]
     paths = {name: folder / name for name in files}
     changed = [name for name, path in paths.items() if not path.exists() or path.read_bytes() != files[name]]
     if not (stale or changed):
