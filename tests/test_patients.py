@@ -18,7 +18,7 @@ from unetlib.data import archive as archives
 from unetlib.data import cases, folder
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
-from unetlib.data.patients import LAYOUTS, find_cases, read_case, read_regions
+from unetlib.data.patients import LAYOUTS, find_cases, find_images, read_case, read_regions
 from unetlib.data.prepare import prepare
 from unetlib.data.volumes import read_volume
 from unetlib.recipe import Recipe
@@ -297,6 +297,16 @@ def test_two_files_that_claim_one_case_leave_it_out(tmp_path, make, one, other):
     ((_, why),) = cohort.left_out.items()
     assert str(Path(one)) in why
     assert str(Path(other)) in why
+
+
+def test_a_second_copy_that_links_to_nothing_leaves_out_its_case_alone(data, tmp_path):
+    name = "BraTS2021_00000_flair.nii.gz"
+    (data / "copy").mkdir()
+    (data / "copy" / name).symlink_to(tmp_path / "not-there")
+    cohort = find_cases(data)
+    assert [case.id for case in cohort.cases] == ["BraTS2021_00001", "BraTS2021_00002"]
+    assert f"{data / 'copy' / name}" in cohort.left_out["BraTS2021_00000"]
+    assert len(find_images(data, "flair").cases) == 2
 
 
 def test_one_case_in_two_folders_by_kind_is_one_case(tmp_path):

@@ -112,8 +112,11 @@ class Draft:
 
 def _hold_the_same(one: Path, other: Path) -> bool:
     """Tell whether two files hold the same, byte for byte or voxel for voxel; a damaged file is like no other."""
-    stats = [file.stat() for path in (one, other) for file in files_of(path)]
-    return _compare(one, other, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    try:
+        stats = [file.stat() for path in (one, other) for file in files_of(path)]
+        return _compare(one, other, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats))
+    except OSError:  # a link to what is not there, as datalad leaves it, must not end the search of the others
+        return False
 
 
 @lru_cache(maxsize=100_000)
