@@ -309,6 +309,18 @@ def test_a_second_copy_that_links_to_nothing_leaves_out_its_case_alone(data, tmp
     assert len(find_images(data, "flair").cases) == 2
 
 
+@pytest.mark.parametrize("folders", [("a/b_c", "a_b/c"), ("x/Case", "x/case")])
+def test_two_folders_whose_paths_give_one_name_do_not_become_one_case(tmp_path, folders):
+    for place, words in zip(folders, (("flair", "seg"), ("t1", "t2")), strict=True):
+        for word in words:
+            nifti(tmp_path / place / f"{word}.nii.gz")
+    if len(list(tmp_path.glob("*/*"))) == 1:
+        pytest.skip("this file system does not tell upper from lower case")
+    why = why_left_out(tmp_path)
+    assert "two folders claim this case" in why
+    assert all(str(tmp_path / place) in why for place in folders)
+
+
 def test_one_case_in_two_folders_by_kind_is_one_case(tmp_path):
     brats(tmp_path / "images", "X", ("flair",))
     brats(tmp_path / "masks", "X", ("seg",))

@@ -34,8 +34,8 @@ NAME_CHANNELS = (
 class Draft:
     """A case while its files are collected; `files` maps (kind, slice number) to the path.
 
-    `twins`: pairs of files that claim the same; `clash`: one whose content differs. `hint`: a sentence on a file that
-    looks like the one it lacks.
+    `twins`: pairs of files that claim the same; `clash`: one whose content differs, or two folders whose paths give the
+    same id. `hint`: a sentence on a file that looks like the one it lacks.
     """
 
     id: str
@@ -80,7 +80,10 @@ class Draft:
         It needs all `modalities`, or with `fill` one of them; and if `masked`, a mask.
         """
         if self.clash:
-            return "two files claim this case, {} and {}. Keep one and move the other elsewhere.".format(*self.clash)
+            kind, action = "files", "Keep one and move the other elsewhere"
+            if self.clash[1].is_dir():
+                kind, action = "folders", "Rename one, or if they are copies move one elsewhere"
+            return f"two {kind} claim this case, {self.clash[0]} and {self.clash[1]}. {action}."
         case, folder = self.case(), next(iter(self.files.values())).parent
         lacking = [name for name in modalities if name not in case.images]
         if lacking and not (fill and len(lacking) < len(modalities)):
@@ -207,12 +210,15 @@ class Folder:
                 nameless[path.parent][MASK].append(path)
             elif path.name.lower().endswith(layouts.IMAGES):
                 strangers.add(path.parent)
-        owners = self.owners() if nameless else {}
+        owners, homes = self.owners() if nameless else {}, dict[str, Path]()
         for place, kinds in nameless.items():
             own = owners.get(place, [])
             if not own and kinds.keys() & set(MODALITIES):
                 parts = place.relative_to(self.root).parts or (self.root.name,)
-                own = [self._draft("_".join(parts), layouts.BY_NAME[NAMELESS])]
+                draft = self._draft("_".join(parts), layouts.BY_NAME[NAMELESS])
+                if (home := homes.setdefault(fold(draft.id), place)) != place:  # a_b/c and a/b_c are two patients
+                    draft.clash = draft.clash or (home, place)
+                own = [draft]
             if len(own) == 1:
                 self._give(own[0], kinds, place in strangers)
 
