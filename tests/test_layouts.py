@@ -358,6 +358,31 @@ def test_a_mask_under_the_shorter_id_is_named(tmp_path):
     assert "x_seg.nii.gz looks like its mask: if it is, rename it x_reg_seg.nii.gz" in why_left_out(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("whole", "lone"),
+    [
+        ("17/17", "17_1/17_1"),
+        ("17/17", "17_b/17_b"),
+        ("17", "17_1"),
+        ("P07", "P07_2019-03-01"),
+        ("UCSF-PDGM-0429_nifti/UCSF-PDGM-0429", "UCSF-PDGM-0429_FU003d_nifti/UCSF-PDGM-0429_FU003d"),
+        ("UCSF-PDGM-0429", "UCSF-PDGM-0429_FU003d"),
+    ],
+)
+def test_a_mask_without_image_under_a_longer_id_is_left_out_by_name(tmp_path, whole, lone):
+    tree(tmp_path, f"{whole}_flair.nii.gz", f"{whole}_seg.nii.gz", f"{lone}_seg.nii.gz")
+    cohort = find_cases(tmp_path)
+    assert [case.id for case in cohort.cases] == [Path(whole).name]
+    assert "no flair image" in cohort.left_out[Path(lone).name]
+
+
+@pytest.mark.parametrize("further", ["17_brain", "17_1_brain"])
+def test_a_further_mask_beside_the_images_of_a_case_is_no_case(tmp_path, further):
+    tree(tmp_path, "17_flair.nii.gz", "17_seg.nii.gz", f"{further}_seg.nii.gz")
+    assert only(tmp_path).seg.paths[0].name == "17_seg.nii.gz"
+    assert any(f"{further}_seg.nii.gz" in note for note in find_cases(tmp_path).notes)
+
+
 def test_names_are_compared_without_case_and_ways_to_write_accents(tmp_path):
     for form, kind in (("NFC", "flair"), ("NFD", "seg")):
         tree(

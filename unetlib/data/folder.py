@@ -240,10 +240,18 @@ class Folder:
             self.notes.append(f"There twice with the same voxels, so counted once: {number}, {example}.")
 
     def _drop_further_masks(self) -> None:
-        """Take `x_brain_segmentation` beside the images of `x` for a mask of another kind, not for a case."""
+        """Take `x_brain_segmentation` beside the images of `x` for a mask of another kind, not for a case.
+
+        Elsewhere, or named like a scan of another time, it is of a case that lacks its images.
+        """
         for key, draft in list(self.drafts.items()):
-            whole = (self.drafts.get(short) for short in beginnings(key))
-            if not draft.has(*IMAGE_KINDS) and any(other and other.has(*IMAGE_KINDS) for other in whole):
+            whole = ((self.drafts.get(short), key[len(short) :]) for short in beginnings(key))
+            beside = (
+                other.has(*IMAGE_KINDS) and {*draft.folders} <= {*other.folders} and not naming.is_time(end)
+                for other, end in whole
+                if other
+            )
+            if not draft.has(*IMAGE_KINDS) and any(beside):
                 self.unknown += self.drafts.pop(key).files.values()
 
 

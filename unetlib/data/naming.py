@@ -115,6 +115,11 @@ def patient_of(id: str) -> str:
     return next((match[1] for match in matches if match), id)
 
 
+def is_time(end: str) -> bool:
+    """Tell whether the end of an id, such as `_FU003d` or `_2`, is a time or a number, not another word."""
+    return bool(re.fullmatch(rf"(?:{_SEPARATOR}(?:{_NUMBERED}|[0-9]+))+", end, re.IGNORECASE | re.ASCII))
+
+
 def world_name(id: str) -> str | None:
     """Return the key of the patient where the name means one patient in every folder, else `None`."""
     scheme = scheme_of(id)
