@@ -15,7 +15,7 @@ from unetlib.course.start import start
 from unetlib.data import layouts
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
-from unetlib.data.patients import find_cases, read_case
+from unetlib.data.patients import find_cases, find_images, read_case
 from unetlib.show.viewer import SliceViewer
 from unetlib.support.errors import UnetlibError
 
@@ -356,6 +356,19 @@ def test_a_mask_of_another_case_is_neither_taken_nor_suggested(tmp_path):
 def test_a_mask_under_the_shorter_id_is_named(tmp_path):
     tree(tmp_path, "x_reg_flair.nii.gz", "x_seg.nii.gz")
     assert "x_seg.nii.gz looks like its mask: if it is, rename it x_reg_seg.nii.gz" in why_left_out(tmp_path)
+
+
+def test_a_mask_under_the_shorter_id_stays_a_case_where_another_file_looks_like_the_mask(tmp_path):
+    tree(tmp_path, "17_seg.nii.gz", "17_1_flair.nii.gz", "17_1_roi.nii.gz")
+    left_out = find_cases(tmp_path).left_out
+    assert "17_1_roi.nii.gz looks like its mask" in left_out["17_1"]
+    assert "no flair image" in left_out["17"]
+
+
+def test_a_mask_under_the_shorter_id_is_told_of_in_a_note_where_no_mask_is_needed(tmp_path):
+    cohort = find_images(tree(tmp_path, "x_reg_flair.nii.gz", "x_seg.nii.gz"), "flair")
+    assert [case.id for case in cohort.cases] == ["x_reg"]
+    assert any("x_seg.nii.gz" in note for note in cohort.notes)
 
 
 @pytest.mark.parametrize(

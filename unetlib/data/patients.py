@@ -191,9 +191,13 @@ def _suggest(folder: Folder, modality: str) -> None:
             alone = all(other is draft or not other.has(*IMAGE_KINDS) for other in owners[place])
             near += homes[place] if alone else []
         short = next((short for short in beginnings(key) if lacks == MASK and short in folder.drafts), "")
+        lone: list[Path] = []
         if short and not folder.drafts[short].has(*IMAGE_KINDS):
-            near += folder.drafts.pop(short).files.values()
-        draft.hint = next((_rename(path, draft, lacks) for path in near if _looks_like(path, lacks)), "")
+            lone += folder.drafts[short].files.values()
+        like = next((path for path in (*near, *lone) if _looks_like(path, lacks)), None)
+        draft.hint = _rename(like, draft, lacks) if like else ""
+        if lone == [like]:  # it is the mask of this case, and no case; any other keeps a sentence of its own
+            folder.unknown += folder.drafts.pop(short).files.values()
 
 
 def _rename(path: Path, draft: Draft, kind: str) -> str:
