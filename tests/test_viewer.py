@@ -553,6 +553,14 @@ def test_names_come_from_files_and_stay_distinct(tmp_path):
     assert SliceViewer(one, title="Mine").title == "Mine"
 
 
+def test_names_are_compared_as_text():
+    viewer = SliceViewer({0: VOLUME, "1": VOLUME}, truth={"0": TRUTH, 1: TRUTH})
+    assert [(panel.name, panel.truth is None) for panel in viewer.panels] == [("0", False), ("1", False)]
+    for given in ({"volume": {1: VOLUME, "1": VOLUME}}, {"volume": {1: VOLUME}, "truth": {1: TRUTH, "1": TRUTH}}):
+        with pytest.raises(UnetlibError, match="names 1, 1; names that differ as text were expected"):
+            SliceViewer(**given)
+
+
 def test_array_is_a_volume_as_it_is():
     volume = array_to_volume(VOLUME, AFFINE, "one")
     assert volume.voxels is VOLUME

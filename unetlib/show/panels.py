@@ -102,7 +102,7 @@ def read_panels(
 
 def _named(volume: Any) -> dict[str, Any]:
     if isinstance(volume, Mapping):
-        named = {str(name): item for name, item in volume.items()}
+        named = _by_text(volume, "volume")
     else:
         items = list(volume) if isinstance(volume, list | tuple) else [volume]
         files = [one.get_filename() or "" if isinstance(one, nib.Nifti1Pair) else one for one in items]
@@ -115,6 +115,14 @@ def _named(volume: Any) -> dict[str, Any]:
         named = dict(zip(names, items, strict=True))
     if not named:
         raise UnetlibError("there is no volume to show. Give a path, an image, an array, or several of them.")
+    return named
+
+
+def _by_text(given: Mapping[Any, Any], kind: str) -> dict[str, Any]:
+    """Return a mapping with its names as text, in which 1 and "1" are one name: the second would hide the first."""
+    named = {str(name): item for name, item in given.items()}
+    if len(named) < len(given):
+        raise UnetlibError(f"{kind} names {first_of([*map(str, given)], 5)}; names that differ as text were expected.")
     return named
 
 
@@ -154,7 +162,8 @@ def _fit_all(
 
 def _one_each(kind: str, given: Any, names: list[str]) -> list[Any]:
     if isinstance(given, Mapping):
-        if strange := [str(name) for name in given if name not in names]:
+        given = _by_text(given, kind)
+        if strange := [name for name in given if name not in names]:
             raise UnetlibError(f"{kind} names {first_of(strange, 5)}; the volumes are {first_of(names, 5)}.")
         return [given.get(name) for name in names]
     if not isinstance(given, list | tuple):
