@@ -461,6 +461,25 @@ def test_page_that_cannot_be_written_says_so(tmp_path):
         SliceViewer(VOLUME).to_html(tmp_path / "file" / "page.html")
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("", "an empty text was given where a path was"),
+        (".", ". is a folder; a file was"),
+        (None, "path is None; Path was"),
+        (3, "3 was given where a path was"),
+    ],
+)
+def test_a_page_without_a_name_is_a_sentence(path, words):
+    with pytest.raises(UnetlibError, match=f"{words} expected"):
+        SliceViewer(VOLUME).to_html(path)
+
+
+def test_a_size_of_a_fragment_that_is_no_number_is_a_sentence():
+    with pytest.raises(UnetlibError, match="max_bytes is '1'; None or int was expected"):
+        SliceViewer(VOLUME).to_fragment("1")
+
+
 def test_synthetic_images_say_so():
     made = image()
     made.header["descrip"] = b"SYNTHETIC"

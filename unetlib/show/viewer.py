@@ -20,7 +20,7 @@ from unetlib.show.panels import AXIS, LETTERS, Images, Masks, Panel, encode, mid
 from unetlib.show.plots.common import DISCLAIMER
 from unetlib.show.still import draw_still, show_still_at_end, watch_notebook
 from unetlib.support.errors import UnetlibError, first_of
-from unetlib.support.files import atomic
+from unetlib.support.files import atomic, takes_paths
 
 LEVELS = (256, 128, 64, 32)  # of the window, where exact intensities do not fit into a page
 EXPECTED = {
@@ -200,6 +200,7 @@ class SliceViewer(anywidget.AnyWidget):
         """Return the slices at the present position, with the overlay, as a small PNG."""
         return draw_still(self)
 
+    @takes_paths
     def to_fragment(self, max_bytes: int | None = None, runtime: bool = True) -> str:
         """Return the viewer as a piece of HTML that needs neither Python nor a network; a page may hold several.
 
@@ -217,15 +218,17 @@ class SliceViewer(anywidget.AnyWidget):
                 return f"{html}\n{embedded.runtime()}" if runtime else html
         return embedded.write_html("too_large", self.title, self.to_png())
 
-    def to_html(self, path: str | Path) -> Path:
+    @takes_paths
+    def to_html(self, path: Path) -> Path:
         """Write the viewer as one page that needs neither Python nor a network, and return its path.
 
         Raises `UnetlibError` when it cannot be written.
         """
-        target = Path(path).expanduser()
-        with atomic(target) as temporary:
+        if not path.name:  # "." and "/"
+            raise UnetlibError(f"{path} is a folder; a file was expected. Name one in it, such as viewer.html.")
+        with atomic(path) as temporary:
             temporary.write_text(embedded.write_html("page", self.title, self.to_fragment()), encoding="utf-8")
-        return target
+        return path
 
 
 def _numbers(value: Any) -> list[float]:
