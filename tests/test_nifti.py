@@ -16,7 +16,7 @@ from unetlib.data import archive as archives
 from unetlib.data.archive import PLACE, open_data
 from unetlib.data.check import check
 from unetlib.data.patients import find_cases, read_case
-from unetlib.data.volumes import Source, read_shape, read_volume
+from unetlib.data.volumes import Source, image_to_volume, read_shape, read_volume
 from unetlib.prediction.predict import predict
 from unetlib.show.viewer import SliceViewer
 from unetlib.support.errors import UnetlibError
@@ -81,6 +81,19 @@ def test_a_pair_is_read_by_either_name(tmp_path, trained, end, kind, packed):
     assert found.shape == IMAGE.shape
     np.testing.assert_array_equal(found.affine, LPS)
     assert predict(trained, [path], tmp_path / "out", device="cpu") == [mask]
+
+
+def test_a_source_is_a_tuple_of_paths_or_texts_and_a_channel_from_0_on(tmp_path):
+    path = saved(tmp_path / "a.nii")
+    np.testing.assert_array_equal(read_volume(Source((str(path),))).voxels, IMAGE)
+    for paths in (path, str(path), ()):
+        with pytest.raises(UnetlibError, match=r"a Source has the paths .*; a tuple was expected: \(path,\)"):
+            Source(paths)
+    for channel in (-1, "0"):
+        with pytest.raises(UnetlibError, match=rf"a\.nii: the channel is {channel!r}; a whole number from 0 on"):
+            Source((path,), channel)
+    with pytest.raises(UnetlibError, match="the channel is -1; a whole number from 0 on"):
+        image_to_volume(nib.Nifti1Image(np.stack([IMAGE, IMAGE], 3), LPS), "a", channel=-1)
 
 
 def test_a_pair_in_memory_is_shown():

@@ -6,7 +6,6 @@ In LPS order, x grows towards the patient's left, y towards the back (posterior)
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -15,6 +14,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 
 from unetlib.data.contents import AGAIN, EXPORT, reason
 from unetlib.data.nifti import open_nifti, require_voxels, single_header
+from unetlib.data.source import Source, require_channel
 from unetlib.data.tiff import AFFINE, is_tiff, open_tiff, read_tiffs
 from unetlib.support.errors import UnetlibError, counted
 
@@ -29,22 +29,6 @@ SPACINGS = 1e-3, 1e3  # millimetres
 TOLERANCE = 1e-2  # millimetres between the affines of images on one grid
 MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
 KINDS = {"c": "Save their magnitude as float32.", "V": "They are colours: export the intensities themselves."}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one 3-D volume lies: a NIfTI file, one channel of a 4-D NIfTI, or TIFF slices in order.
-
-    `channel` is the index in the last axis of a 4-D NIfTI or of a colour TIFF, `None` where there is none.
-    `assume` says where the axes run to, such as "ras", in a file whose header does not; `None` refuses such a file.
-    """
-
-    paths: tuple[Path, ...]
-    channel: int | None = None
-    assume: str | None = None
-
-    def __str__(self) -> str:
-        return str(self.paths[0] if len(self.paths) == 1 else self.paths[0].parent)
 
 
 @dataclass(frozen=True)
@@ -155,6 +139,7 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
 
 def _require_shape(shape: tuple[int, ...], name: str, channel: int | None) -> None:
     """Raise `UnetlibError` unless a shape is that of one 3-D volume, or of a 4-D file that has the channel."""
+    require_channel(channel, name)
     if min(shape, default=0) < 1 or np.prod([float(n) for n in shape]) > MAX_VOXELS:
         raise UnetlibError(
             f"{name}: the header announces {shape} voxels, which no MRI volume has. It is damaged or no image. {EXPORT}"
