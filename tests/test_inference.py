@@ -97,6 +97,30 @@ def test_a_scaled_integer_image_is_read_in_its_real_values_and_written_unscaled(
     assert b.max() == 1
 
 
+@pytest.mark.parametrize(
+    ("voxels", "words"),
+    [
+        (np.ones((8, 8, 4), complex), "the volume holds voxels of type complex128; real numbers"),
+        (np.full((8, 8, 4), "1"), "the volume holds voxels of type <U1; real numbers"),
+        (3, r"a volume of shape \(\) was given to a network for 1 sequence"),
+        (None, r"a volume of shape \(\) was given to a network for 1 sequence"),
+        (np.full((8, 8, 4), -1e300), r"the volume holds values as large as 1e\+300; numbers of up to 1e\+30 were"),
+    ],
+)
+def test_an_array_that_is_no_volume_is_a_sentence(trained, voxels, words):
+    with pytest.raises(UnetlibError, match=words):
+        Predictor.open(trained, "cpu").volume(voxels)
+
+
+def test_slices_of_another_kind_or_number_of_channels_are_a_sentence(trained):
+    predictor = Predictor.open(trained, "cpu")
+    with pytest.raises(UnetlibError, match="slices are a ndarray; a torch tensor was expected"):
+        predictor.slices(np.ones((1, 1, 32, 32), np.float32))
+    words = r"\(1, 4, 32, 32\) was given to a network for 1 input channel; \(N, 1, ...\) was expected"
+    with pytest.raises(UnetlibError, match=words):
+        predictor.slices(torch.ones(1, 4, 32, 32))
+
+
 def test_batching_changes_nothing(trained, image, monkeypatch):
     predictor = Predictor.open(trained, "cpu")
     voxels = read_volume(Source((image,))).voxels

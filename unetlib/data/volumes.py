@@ -121,7 +121,7 @@ def image_to_volume(image: nib.Nifti1Pair, name: str, channel: int | None = None
     """
     shape = _without_ones(image.shape, 3 if channel is None else 4)
     _require_shape(shape, name, channel)
-    _require_real(image.get_data_dtype(), name)
+    require_real(image.get_data_dtype(), name)
     proxy = image.dataobj
     try:
         voxels = np.asanyarray(proxy if channel is None else proxy[:, :, :, channel]).reshape(shape[:3])
@@ -265,7 +265,8 @@ def _turn(name: str, stored: np.ndarray, affine: np.ndarray, header: nib.Nifti1H
     return Volume(voxels, affine @ inv_ornt_aff(orientation, stored.shape), affine, header)
 
 
-def _require_real(dtype: np.dtype, name: str) -> None:
+def require_real(dtype: np.dtype, name: str) -> None:
+    """Raise `UnetlibError` for voxels of a type that is no real number, or that needs more than 8 bytes."""
     if dtype.kind in "biuf" and dtype.itemsize <= 8:
         return
     advice = KINDS.get(dtype.kind, "Save them as float32.")
@@ -273,7 +274,7 @@ def _require_real(dtype: np.dtype, name: str) -> None:
 
 
 def _require_finite(voxels: np.ndarray, name: str) -> None:
-    _require_real(voxels.dtype, name)
+    require_real(voxels.dtype, name)
     if voxels.dtype.kind != "f":
         return
     if bad := int((~np.isfinite(voxels)).sum()):

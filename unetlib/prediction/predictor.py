@@ -1,5 +1,6 @@
 """Predictors: from a volume to the probability of tumour in every voxel. Wrapped predictors are predictors."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from unetlib.data.depth import Cube
 from unetlib.data.slices import Window, image_to_slices, slices_to_volume
+from unetlib.data.volumes import MAX_VALUE, require_real
 from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
 from unetlib.engine.threads import prediction_threads
@@ -68,14 +70,19 @@ class Predictor(ABC):
         """Return the probabilities, float32 (Z, K, S, S), on the model's grid of a volume (X, Y, Z) or (C, X, Y, Z).
 
         `spacing`: mm per voxel, which only a 3-D network needs. Raises `UnetlibError` for a volume of another shape or
-        number of sequences, or without a usable spacing.
+        number of sequences, of other than finite real numbers, or without a usable spacing.
         """
         voxels = np.asarray(voxels)
-        if not voxels.size or {3: 1, 4: voxels.shape[0]}.get(voxels.ndim) != self.channels[0]:
+        if not voxels.size or {3: (1,), 4: voxels.shape[:1]}.get(voxels.ndim) != self.channels[:1]:
             raise UnetlibError(
                 f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
                 "(X, Y, Z) or (C, X, Y, Z) was expected. Files hold one sequence: give several to `Predictor.volume`."
             )
+        require_real(voxels.dtype, "the volume")
+        largest = max(abs(float(voxels.min())), abs(float(voxels.max())))
+        if MAX_VALUE < largest < math.inf:  # single precision ends soon after
+            what = f"the volume holds values as large as {largest:g}"
+            raise UnetlibError(f"{what}; numbers of up to {MAX_VALUE:g} were expected. Repair it.")
         if self.recipe.dims == 3:
             cube = Cube.of(voxels, self.recipe, spacing)
             planes = cube.planes(image_to_slices(voxels, self.recipe, window=cube.window))
@@ -161,10 +168,18 @@ class Trained(Predictor):
 
     @torch.inference_mode()
     def slices(self, slices: Tensor) -> Tensor:
-        """Return the sigmoid of the network's logits; raises `UnetlibError` if they or the images are not finite."""
+        """Return the sigmoid of the network's logits; raises `UnetlibError` if they or the images are not finite.
+
+        Or if the images are no tensor of the axes and channels that it takes.
+        """
+        if not isinstance(slices, Tensor):
+            raise UnetlibError(f"slices are a {type(slices).__name__}; a torch tensor was expected: torch.from_numpy.")
         if slices.dim() != self.recipe.dims + 2:
             axes, kind = ", ".join("NCSSS"[: self.recipe.dims + 2]), SAMPLE_NAMES[self.recipe.dims]
             raise UnetlibError(f"{tuple(slices.shape)} was given to a network for {kind}s; ({axes}) was expected.")
+        if slices.shape[1] != (channels := self.channels[0] * (1 + 2 * self.recipe.neighbours)):
+            what = f"a network for {counted(channels, 'input channel')}"
+            raise UnetlibError(f"{tuple(slices.shape)} was given to {what}; (N, {channels}, ...) was expected.")
         self.network.eval()
         found = []
         with prediction_threads(self.fabric, self.threads):
