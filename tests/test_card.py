@@ -201,6 +201,7 @@ def test_interrupted_anywhere_and_given_again_it_has_the_same_bytes(copy, carded
 
     (copy / "card").mkdir()
     (copy / "card" / "failure-9.png").touch()  # of a card with more patients
+    (copy / "card" / "failure-mine.png").touch()
     (copy / "card" / "README.md").write_text(module.TITLE)
     monkeypatch.setattr(module, "_save", stops)
     if at < len(list((carded[0] / "card").iterdir())):
@@ -210,6 +211,7 @@ def test_interrupted_anywhere_and_given_again_it_has_the_same_bytes(copy, carded
         assert page.read_text() in (module.TITLE, module.UNFINISHED)
     monkeypatch.undo()
     write_card(copy, device="cpu")
+    (copy / "card" / "failure-mine.png").unlink()  # it has stayed
     bytes_of = [{p.name: p.read_bytes() for p in (run / "card").iterdir()} for run in (copy, carded[0])]
     assert bytes_of[0] == bytes_of[1]
 
