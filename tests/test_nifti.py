@@ -102,6 +102,17 @@ def test_a_pair_in_memory_is_shown():
     np.testing.assert_array_equal(viewer.panels[0].truth, labels(1))
 
 
+@pytest.mark.parametrize("packed", ["hdr", "img", "hdr img"])
+def test_a_compressed_pair_is_not_there_twice(tmp_path, packed):
+    for kind, voxels in (("flair", IMAGE), ("seg", labels(1))):
+        nib.save(nib.Nifti1Pair(voxels, LPS), tmp_path / f"A_{kind}.img")
+        for path in [tmp_path / f"A_{kind}.{end}" for end in packed.split()]:
+            path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+    assert find_cases(tmp_path).notes == ()
+    assert len(only(tmp_path).files()) == 4
+
+
 def test_cases_of_pairs_are_found_once_and_change_with_their_voxels(tmp_path):
     for kind, voxels in (("flair", IMAGE), ("seg", labels(1))):
         nib.save(nib.Nifti1Pair(voxels, LPS), tmp_path / f"A_{kind}.img")

@@ -153,9 +153,10 @@ class Folder:
         """Return what lies in `root`, at any depth."""
         folder = cls(root, masked)
         for place, names in walk(root, folder.notes):
-            there = set(map(str.lower, names))
+            # An image of two files is known by its header; either may be compressed.
+            headers = {stem(name).lower() for name in names if re.search(r"\.hdr(\.gz)?$", name.lower())}
             for name in names:
-                if not (re.search(r"\.img(\.gz)?$", name.lower()) and f"{stem(name).lower()}.hdr" in there):
+                if not (re.search(r"\.img(\.gz)?$", name.lower()) and stem(name).lower() in headers):
                     folder._add(place, name)
         folder._adopt()
         folder._count_twins_once()
