@@ -407,7 +407,7 @@ def test_msd_test_images_alone_are_no_patients(tmp_path):
 def test_twelve_thousand_patients_are_found(tmp_path, monkeypatch):
     names = [f"BraTS2021_{i:05d}_{kind}.nii.gz" for i in range(12_510) for kind in ("flair", "t1", "t1ce", "t2", "seg")]
     names += [f"W{i}_Segm.nii" for i in range(1000)] + ["seg.nii.gz"]
-    monkeypatch.setattr(folder, "_walk", lambda root, notes: iter([(root, names)]))
+    monkeypatch.setattr(folder, "walk", lambda root, notes: iter([(root, names)]))
     assert len(find_cases(tmp_path).cases) == 12_510
 
 

@@ -23,7 +23,7 @@ TRUTH = np.zeros((3, 24, 30, 6), bool)
 TRUTH[0, 4:20, 4:26, 1:5] = TRUTH[1, 8:16, 8:20, 2:5] = TRUTH[2, 10:14, 10:14, 3] = True
 FOUND = np.roll(TRUTH, 2, axis=1)
 VOLUME = array_to_volume(np.random.default_rng(0).normal(100, 9, TRUTH.shape[1:]), np.diag([-1.0, -1, 1, 1]), "flair")
-CASE = Case("a", "a", "", {"flair": Source(())}, None)
+CASE = Case("a", "a", "", {"flair": Source(("a.nii",))}, None)
 RANKED = plots.Ranked("best", 0.9, CASE, VOLUME, TRUTH, FOUND, NAMES)
 
 

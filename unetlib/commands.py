@@ -37,7 +37,7 @@ def prepare(args: argparse.Namespace) -> None:
     chosen = PRESETS[args.recipe or USUAL[args.dims or 2]].stage(PREPARE)
     recipe = Recipe.published.but(**{**chosen, **given(args, PREPARE)})  # the training fields do not matter yet
     if args.shard:
-        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.strict, args.assume)
+        cases = prepare_shard(args.data, args.prepared, args.shard, recipe, args.workers, args.assume, args.strict)
         say(
             f"{args.prepared}: shard {args.shard} is done, {counted(cases, 'case')}. When all are, merge them with the "
             "same command without --shard."

@@ -109,8 +109,8 @@ def prepare_shard(
     shard: str,
     recipe: Recipe = Recipe.published,
     workers: int | None = None,
-    strict: bool = False,
     assume: str | None = None,
+    strict: bool = False,
 ) -> int:
     """Prepare one shard of the cases, and return how many of them can be used: `shard` "2/8" is the second of eight.
 
