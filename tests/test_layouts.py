@@ -16,6 +16,7 @@ from unetlib.data import layouts
 from unetlib.data.archive import open_data
 from unetlib.data.check import check
 from unetlib.data.patients import find_cases, find_images, read_case
+from unetlib.prediction.predict import ORIGIN
 from unetlib.show.viewer import SliceViewer
 from unetlib.support.errors import UnetlibError
 
@@ -310,6 +311,17 @@ def test_a_file_of_another_kind_or_case_does_not_look_like_the_mask(tmp_path, na
     assert not cohort.cases
     assert {"x", "y"} <= cohort.left_out.keys()
     assert all("Add it" in why for why in cohort.left_out.values())
+
+
+@pytest.mark.parametrize("name", ["x_mask.nii.gz", "x_flair_mask.nii.gz", "masks/x_flair_core_mask.nii.gz"])
+def test_a_mask_that_predict_wrote_is_not_taken_for_the_reference(tmp_path, name):
+    tree(tmp_path, "x_flair.nii.gz")
+    image = nib.load(nifti(tmp_path / name, labels(1)))
+    image.header["descrip"] = ORIGIN.format("0" * 12, "1" * 12, 0, "")
+    nib.save(nib.Nifti1Image(labels(1), None, image.header), tmp_path / name)
+    why = why_left_out(tmp_path)
+    assert "looks like" not in why
+    assert "Add it" in why
 
 
 @pytest.mark.parametrize(

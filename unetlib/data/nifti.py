@@ -21,6 +21,7 @@ MAX_TAIL = 2**20  # bytes after the voxels
 ENDINGS = (".nii.gz", ".hdr.gz", ".img.gz", ".nii", ".hdr", ".img")
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
 IMAGES = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.nifti2.Nifti2Pair)
+OURS = "unetlib, not for clinical use"  # how the description of a predicted mask begins
 CODES = nib.nifti1.xform_codes.value_set("code")
 
 

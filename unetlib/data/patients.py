@@ -15,7 +15,7 @@ from unetlib.data.archive import TAR, open_data
 from unetlib.data.cases import Case, read_case, read_labels, read_regions
 from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
 from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
-from unetlib.data.nifti import stem
+from unetlib.data.nifti import OURS, read_description, stem
 from unetlib.data.volumes import assumption
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import fold, takes_paths
@@ -194,7 +194,8 @@ def _suggest(folder: Folder, modality: str) -> None:
         lone: list[Path] = []
         if short and not folder.drafts[short].has(*IMAGE_KINDS):
             lone += folder.drafts[short].files.values()
-        like = next((path for path in (*near, *lone) if _looks_like(path, lacks)), None)
+        alike = (path for path in (*near, *lone) if _looks_like(path, lacks))
+        like = next((path for path in alike if not read_description(path).startswith(OURS)), None)  # no reference
         draft.hint = _rename(like, draft, lacks) if like else ""
         if lone == [like]:  # it is the mask of this case, and no case; any other keeps a sentence of its own
             folder.unknown += folder.drafts.pop(short).files.values()
