@@ -118,9 +118,8 @@ def export_nnunet(
             say(f"{folder} is written already, from the same data: reused.")
             return known
         begun = Parts.open(folder).path(BEGUN)
-        moved = folder.is_dir() and [path for path in folder.iterdir() if path.name[0] != "."]
-        if begun.exists() and files.read_json(begun).get("made_from") != key and not moved:
-            Parts(folder).remove()  # of other choices, which may have failed
+        if begun.exists() and files.read_json(begun).get("made_from") != key and not files.visible(folder):
+            Parts(folder).remove()  # of other choices, which may have failed: nothing has its place yet
         if begun.exists():
             _require_same(folder, files.read_json(begun), key)
         else:

@@ -64,7 +64,7 @@ def _run(jobs: list[Job], workers: int | None, strict: bool) -> dict[str, str]:
 def holds_patients(folder: Path) -> bool:
     """Tell whether a folder, or a .tar, is to be prepared: it holds something, but nothing that `prepare` wrote."""
     if folder.is_dir():
-        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        names = {path.name for path in files.visible(folder)}
         return bool(names) and not names & {"prepared.json", "split.json"}
     return folder.is_file()
 

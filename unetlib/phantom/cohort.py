@@ -110,6 +110,7 @@ def _files(folder: Path, modalities: tuple[str, ...]) -> dict[str, Path]:
 
 def _write_patient(job: tuple[Path, int, int, bool, tuple[str, ...]]) -> None:
     folder, seed, index, varied, modalities = job
+    files = _files(folder, modalities)
     temporary = folder.with_name(f".tmp-{getpid()}-{folder.name}")
     phantom = make_patient(seed, index, varied, modalities != ("flair",))
     try:
@@ -118,10 +119,10 @@ def _write_patient(job: tuple[Path, int, int, bool, tuple[str, ...]]) -> None:
             image.header["descrip"] = f"SYNTHETIC unetlib phantom, not a patient; seed {seed}"
             image.header["intent_name"] = "SYNTHETIC"
             image.header.set_xyzt_units("mm")
-            with atomic(temporary / f"{folder.name}_{name}.nii.gz") as path:
+            with atomic(temporary / files[name].name) as path:
                 nib.save(image, path)
         if folder.is_dir():  # some of its files are gone
-            for path in _files(folder, modalities).values():
+            for path in files.values():
                 replace(temporary / path.name, path)
         else:
             replace(temporary, folder)

@@ -16,7 +16,7 @@ from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.fields import changed
-from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256
+from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256, visible
 from unetlib.support.messages import say, warn
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
 
@@ -89,7 +89,7 @@ class Run:
         if not self.shipped:
             return self
         target, own = Path(self.shipped), {path.name: path for path in self.folder.iterdir()}
-        there = [path for path in target.iterdir() if path.name[0] != "."] if target.is_dir() else []
+        there = visible(target)
         copied = [path for path in there if path.name in own and filecmp.cmp(path, own[path.name], shallow=False)]
         if not there or len(copied) < len(there):  # else it is a copy that was stopped
             require_empty(target, "a run folder")

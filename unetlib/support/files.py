@@ -207,15 +207,18 @@ def locked(folder: Path, belongs_to: Path | None = None) -> Iterator[None]:
                 folder.rmdir()
 
 
+def visible(folder: Path) -> list[Path]:
+    """Return what a folder holds, without hidden files; nothing where there is no folder."""
+    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+
+
 def require_empty(folder: Path, what: str) -> None:
     """Raise `UnetlibError` when `folder` is a file or holds anything but hidden files: it is not `what`."""
     if folder.exists() and not folder.is_dir():
         raise UnetlibError(f"{folder} is a file; {what} was expected. Choose another name.")
-    if folder.exists() and (found := [path.name for path in folder.iterdir() if not path.name.startswith(".")]):
-        raise UnetlibError(
-            f"{folder} holds {first_of(sorted(found), 3)} and is not {what}. "
-            "Choose a new folder, so that nothing is lost."
-        )
+    if found := [path.name for path in visible(folder)]:
+        shown = first_of(sorted(found), 3)
+        raise UnetlibError(f"{folder} holds {shown} and is not {what}. Choose a new folder, so that nothing is lost.")
 
 
 def refuse_link(folder: Path) -> None:
