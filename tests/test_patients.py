@@ -6,12 +6,15 @@ import os
 import pickle
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from tests.conftest import write_patient
 from unetlib.data import archive as archives
@@ -20,7 +23,7 @@ from unetlib.data.archive import open_data
 from unetlib.data.check import check
 from unetlib.data.patients import LAYOUTS, find_cases, find_images, read_case, read_regions
 from unetlib.data.prepare import prepare
-from unetlib.data.volumes import read_volume
+from unetlib.data.volumes import Volume, read_volume
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
 
@@ -471,6 +474,20 @@ def test_voxels_that_are_no_numbers_are_counted(tmp_path):
 def test_affines_that_differ_by_rounding_are_the_same(tmp_path):
     style(tmp_path, affine=LPS + np.array([[0, 0, 0, 0.009]] * 3 + [[0, 0, 0, 0]]))
     read_case(only(tmp_path))
+
+
+@pytest.mark.parametrize("mm", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+@pytest.mark.parametrize("degrees", [0.01, 0.1, 0.3, 1.0])
+def test_images_share_a_grid_if_no_voxel_lies_elsewhere(mm, axis, degrees):
+    shape = 60, 50, 40
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+    one, other = (Volume(np.zeros(shape), affine, affine, None) for affine in (mm * LPS, turn @ (mm * LPS)))
+    places = np.indices(shape).reshape(3, -1).T
+    apart = np.linalg.norm(apply_affine(one.affine, places) - apply_affine(other.affine, places), axis=1).max()
+    assert one.shares_grid(other) == other.shares_grid(one) == (apart <= 0.1 * mm)
+    assert not one.shares_grid(replace(one, voxels=np.zeros((60, 50, 41))))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0])

@@ -7,7 +7,7 @@ import numpy as np
 from nibabel.affines import apply_affine
 
 from unetlib.data.slices import foreground
-from unetlib.data.volumes import TOLERANCE, Volume
+from unetlib.data.volumes import Volume
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.messages import say
 
@@ -54,8 +54,7 @@ def resampled(volume: Volume, grid: Volume, name: str) -> np.ndarray:
 
     Raises `UnetlibError` with the `name` of the volume when it does not show most of what the other one shows.
     """
-    same = volume.voxels.shape == grid.voxels.shape
-    if same and np.allclose(volume.affine, grid.affine, rtol=0, atol=TOLERANCE):
+    if volume.shares_grid(grid):
         return volume.voxels
     if bool(volume.assumed) != bool(grid.assumed):
         raise UnetlibError(

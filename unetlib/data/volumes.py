@@ -6,10 +6,12 @@ In LPS order, x grows towards the patient's left, y towards the back (posterior)
 
 import os
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from unetlib.data.contents import AGAIN, EXPORT, reason
@@ -26,7 +28,7 @@ MAX_VOXELS = 2**27  # 512 x 512 x 512, 15 BraTS volumes, 1 GB as float64; more i
 MAX_VALUE = 1e30  # of a voxel: single precision ends at 3e38
 NEARLY = 1.001e-3  # of a label
 SPACINGS = 1e-3, 1e3  # millimetres
-TOLERANCE = 1e-2  # millimetres between the affines of images on one grid
+TOLERANCE = 0.1  # voxels between the corners of images on one grid
 MAX_SHEAR = 0.5  # cosine of the angle of two axes: scanners tilt by up to 30 degrees
 KINDS = {"c": "Save their magnitude as float32.", "V": "They are colours: export the intensities themselves."}
 
@@ -64,9 +66,17 @@ class Volume:
         If only one of them states its own, the order of the voxels in the files and their size are compared instead.
         """
         if bool(self.assumed) == bool(other.assumed):
-            return np.allclose(self.affine, other.affine, rtol=0, atol=TOLERANCE)
-        alike = np.allclose(self.spacing, other.spacing, rtol=0, atol=TOLERANCE)
+            return self.shares_grid(other)
+        alike = np.allclose(self.spacing, other.spacing, rtol=1e-2, atol=0)
         return self.stored_axes == other.stored_axes and alike
+
+    def shares_grid(self, other: "Volume") -> bool:
+        """Tell whether both have one shape and each voxel the same place, within `TOLERANCE`."""
+        if self.voxels.shape[-3:] != other.voxels.shape[-3:]:
+            return False
+        corners = np.array(list(product(*((0, side - 1) for side in self.voxels.shape[-3:]))))  # lie farthest apart
+        apart = np.linalg.norm(apply_affine(self.affine, corners) - apply_affine(other.affine, corners), axis=1)
+        return bool(apart.max() <= TOLERANCE * min(self.spacing))
 
     def require_contrast(self, name: str) -> None:
         """Raise `UnetlibError` when all voxels have nearly the same value: there is nothing to see."""

@@ -201,7 +201,7 @@ def _fit(item: Any, name: str, volume: Volume, notes: list[str]) -> np.ndarray:
         if not volume.assumed:
             notes.append(f"The orientation of {name} is guessed: its voxels are taken to lie as those of the volume")
         return labels
-    if labels.shape == shape and np.allclose(mask.affine, volume.affine, rtol=0, atol=1e-2):
+    if mask.shares_grid(volume):
         return labels
     if not isinstance(item, WITH_GRID):
         raise UnetlibError(
