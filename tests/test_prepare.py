@@ -238,11 +238,16 @@ def test_time_points_of_one_patient_stay_on_one_side(tmp_path):
     assert len(data.split.train + data.split.val + data.split.test) == 8
 
 
-def test_a_split_that_lies_in_the_folder_is_reused_or_refused(cohort, prepared, tmp_path):
+def test_a_split_that_lies_in_the_folder_is_reused_or_refused(cohort, prepared, tmp_path, caplog):
     split = Prepared.open(prepared).split
     own = Split(train=split.train, val=split.test, test=split.val)
     own.save(tmp_path / "p" / "split.json")
     assert prepare(cohort, tmp_path / "p", SMALL, workers=1).split == own
+    assert "the split is reused, which is not the one that the seed 0 draws." in caplog.text
+    caplog.clear()
+    split.save(tmp_path / "drawn" / "split.json")  # as a call leaves it that was stopped after its split
+    prepare(cohort, tmp_path / "drawn", SMALL, workers=1)
+    assert "the split is reused.\n" in caplog.text
     Split(("a",), ("b",), ("c",)).save(tmp_path / "q" / "split.json")
     with pytest.raises(UnetlibError, match="does not fit the data: 3 of its patients are missing"):
         prepare(cohort, tmp_path / "q", SMALL, workers=1)

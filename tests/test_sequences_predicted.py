@@ -1,6 +1,7 @@
 """`predict` for several sequences and regions: the files of one patient or a folder, and what is written."""
 
 import shutil
+import tarfile
 
 import nibabel as nib
 import numpy as np
@@ -181,6 +182,10 @@ def test_a_folder_gives_what_the_files_give_with_or_without_a_mask(run, patient,
     both = predict(run, patient.parent, tmp_path / "both", device="cpu")
     assert [path.name for path in both] == ["BraTS2021_00050_mask.nii.gz", "BraTS2021_00051_mask.nii.gz"]
     assert both[0].read_bytes() == of_files.read_bytes()
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(patient.parent, "data")
+    packed = predict(run, tmp_path / "data.tar", tmp_path / "packed", device="cpu")
+    assert [path.read_bytes() for path in packed] == [path.read_bytes() for path in both]
 
 
 def test_the_order_in_which_files_are_named_does_not_matter(run, patient, tmp_path):
@@ -388,6 +393,13 @@ def test_a_run_for_one_sequence_takes_plain_files_folders_and_a_named_file(make_
     for files in (files_of(patient, "flair", "t1ce"), files_of(patient, "flair")):
         with pytest.raises(UnetlibError, match=r"the run does not see flair, only t1ce\. Leave it out"):
             predict(run, files, tmp_path / "out", device="cpu")
+
+
+def test_the_longest_name_of_a_mask_counts(make_run, patient, tmp_path):
+    run = make_run(modalities="t1ce", regions="everything=1+2+4 b=4")
+    image = shutil.copy(files_of(patient)["t1ce"], tmp_path / f"{'n' * 185}.nii.gz")
+    with pytest.raises(UnetlibError, match="its name is too long for the name of a mask"):
+        predict(run, image, tmp_path / "out", device="cpu")
 
 
 def test_on_the_command_line(run, patient, tmp_path, capsys, monkeypatch):

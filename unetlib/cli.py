@@ -112,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(commands.predict)
     sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
-    text = "FLAIR volume, .nii or .nii.gz, or a folder of patients with all sequences that RUN sees"
+    text = "FLAIR volume, .nii or .nii.gz, or a folder (or .tar) of patients with all sequences that RUN sees"
     positional = sub.add_argument("images", type=flags.path, nargs="+", default=[], metavar="IMAGE", help=text)
     positional.required = False  # with nargs="*", argparse would not find them after a flag
     sub.usage = f"{sub.prog} RUN [IMAGE ...] [--image NAME=FILE ...] --out DIR [flags below]"

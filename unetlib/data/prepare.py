@@ -131,7 +131,7 @@ def prepare_shard(
 
 def _require_own(folder: Path) -> None:
     """Raise `UnetlibError` if a folder holds anything, but nothing that `prepare` has written or reads."""
-    begun = Parts(folder).left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
+    begun = Parts(folder, ".npz").left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
     if not begun or (folder / "recipe.json").exists():  # run folders have a split, too
         files.require_empty(folder, "a prepared folder")
 

@@ -86,5 +86,6 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
             f"{path} does not fit the data: {len(planned - patients)} of its patients are missing and "
             f"{len(patients - planned)} patients are not in it. Delete it to draw a new split."
         )
-    say(f"{path} exists: the split is reused.")
+    of = "" if split == fresh else f", which is not the one that the seed {recipe.split_seed} draws"
+    say(f"{path} exists: the split is reused{of}.")
     return split

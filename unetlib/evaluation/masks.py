@@ -23,7 +23,7 @@ from unetlib.evaluation.scores import ScoreFolder, compare
 from unetlib.evaluation.summary import SLICES_FILE, SUMMARY_FILE, read_earlier
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import PARTIAL, locked, refuse_link, require_empty, sha256, write_json
+from unetlib.support.files import locked, refuse_link, require_empty, sha256, write_json
 from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 
@@ -202,7 +202,7 @@ def _require_scores(folder: Path, masks: Masks) -> None:
         require_empty(folder, "a folder of scores")
     known = read_earlier(path)
     foreign = known is None and path.is_file() and not (folder / SLICES_FILE).is_file()
-    if foreign or any(part.suffix != parts.suffix for part in (folder / PARTIAL).glob("*")):
+    if foreign or parts.foreign:
         raise UnetlibError(f"{folder} holds what another program or command has written. Choose another with --out.")
     if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
         raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")

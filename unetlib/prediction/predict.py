@@ -41,10 +41,10 @@ def predict(
 ) -> list[Path]:
     """Write a mask `<name>_mask.nii.gz` to `out` for each NIfTI file, and return their paths.
 
-    `run` may be several runs, whose probabilities are averaged. `images` may also hold folders of patients, in the
-    layouts of `find_cases`, with or without masks. For a run that sees several sequences, each patient is such a folder
-    or a dictionary from sequence to file, such as `{"flair": "a.nii.gz", "t1": "b.nii.gz"}`; sequences on other grids
-    are interpolated to that of the first. `<name>` is then the patient's id, else the name of the file.
+    `run` may be several runs, whose probabilities are averaged. `images` may also hold folders of patients, or a .tar
+    of one, in the layouts of `find_cases`, with or without masks. For a run that sees several sequences, each patient
+    is such a folder or a dictionary from sequence to file, such as `{"flair": "a.nii.gz", "t1": "b.nii.gz"}`; sequences
+    on other grids are interpolated to that of the first. `<name>` is then the patient's id, else the name of the file.
 
     The mask is uint8, 0 or 1, with the shape, affine and header of the (first) input. Several of BraTS's regions make a
     label map, with the labels of the training data; of regions of one's own each has a file, such as
@@ -178,7 +178,7 @@ class _Job:
         for source in scan.sources.values():
             read_shape(source)  # raises for what cannot be used, as far as its header tells
         files = taken.files(scan)
-        if len(files[-1].name.encode()) > LONGEST:
+        if max(len(file.name.encode()) for file in files) > LONGEST:
             raise UnetlibError(f"{scan}: its name is too long for the name of a mask. Rename the image.")
         if lost := [file for file in files if file.resolve() in taken.images]:
             raise UnetlibError(

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unetlib.data.archive import TAR, open_data
 from unetlib.data.layouts import AUTOMATIC, BRATS_STYLE, BY_NAME, MASK, MODALITIES, NAMELESS, NNUNET, Found, recognise
 from unetlib.data.nifti import files_of, require_name, stem
 from unetlib.data.patients import MODALITY_WORDS, find_images
@@ -64,8 +65,9 @@ class Reader:
         """
         if isinstance(images, dict):
             return [self._of_files(images)], []
-        if os.path.isdir(images):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
-            return self._in_folder(images)
+        is_folder = os.path.isdir(images)  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
+        if is_folder or images.name.lower().endswith(TAR):
+            return self._in_folder(open_data(images))
         if len(self.modalities) > 1:
             raise UnetlibError(
                 f"{images} is one image, and the run sees {self._seen}. Name the images of the patient, --image "
@@ -78,7 +80,6 @@ class Reader:
         return Source((path,), self.channel, self.assume)
 
     def _in_folder(self, folder: Path) -> tuple[list[Scan], list[str]]:
-        folder = folder if folder.name.strip(".") else folder.resolve()  # a patient may be called like it
         cohort = find_images(folder, self._seen, self.assume, self.gaps)
         for note in cohort.notes:
             say(note)

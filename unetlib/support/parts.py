@@ -35,8 +35,13 @@ class Parts:
 
     @property
     def left(self) -> bool:
-        """Whether there are parts."""
-        return (self.folder / PARTIAL).is_dir()
+        """Whether there are parts, and none of another kind of job."""
+        return (self.folder / PARTIAL).is_dir() and not self.foreign
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another kind of job, whose parts end otherwise, has left some."""
+        return any(part.suffix != self.suffix for part in (self.folder / PARTIAL).glob("*"))
 
     def remove(self) -> None:
         """Remove all parts; call this only after the result is written."""
