@@ -303,12 +303,12 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     for name, results in (arms | {"best": [*tested.values()]}).items():
         own = pd.concat(results)
         means = [f"{own[column].mean():.3f}" for column in ("precision", "recall", "dice_slices")]
-        means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95_mm'].mean():.1f} ({own['hd95_mm'].isna().sum()})"]
+        means += [f"{own['false_ml'].mean():.1f}", f"{own['hd95'].mean():.1f} ({own['hd95'].isna().sum()})"]
         folds = ", ".join(f"{result[DICE].mean():.3f}" for result in results)
         low, minutes = (own[DICE] < LOW).sum(), seconds_of_training(*results) / 60
         rows.append([name, mean_text(own[DICE]), f"{own[DICE].median():.3f}", folds, *means, low, f"{minutes:.0f}"])
     columns = ("recipe", "Dice per patient", "median", "folds", "precision", "recall", "Dice per slice", "false, ml")
-    table = markdown_table((*columns, "HD95, mm (undefined)", f"below {LOW}", "min to train"), rows)
+    table = markdown_table((*columns, "HD95, voxels (undefined)", f"below {LOW}", "min to train"), rows)
     strong, before = pd.concat(arms["strong"]), best.index.intersection(protocol.untouched(data))
     none = before.difference([name for split in folds_of(data)[:CHOSEN_ON] for name in split.val])
     against = (

@@ -46,7 +46,7 @@ FIRST = STRONG.but(neighbours=1, upright=True, epochs=20)  # the strong recipe b
 # What weights on phantoms depend on.
 NETWORK = ("network", "width", "image_size", "neighbours", "modalities", "regions", "drop_modalities")
 DIGITS = 12  # of a hash in the table
-VOLUMES = (*SCORES[:3], "hd95_mm", "lesion_dice", "lesion_hd95_mm", "truth_ml", "prediction_ml", *COUNTS)
+VOLUMES = (*SCORES[:3], "hd95", "lesion_dice", "lesion_hd95_mm", "truth_ml", "prediction_ml", *COUNTS)
 Scores = dict[str, dict[str, float | None]]  # of each patient by name
 
 
@@ -245,13 +245,18 @@ def pretrained(work: Path, recipe: Recipe, epochs: int = 10) -> Run:
         return cell.run(work) if done else cell.fit(data, work)
 
 
+def _patients(folder: Path, *choice: str) -> list[dict[str, str]]:
+    """Return rows of `read_patients`, with `hd95` in whichever unit it has."""
+    return [{**row, "hd95": row.get("hd95_mm") or row.get("hd95_voxels", "")} for row in read_patients(folder, *choice)]
+
+
 def scores_of(folder: Path, data: Path) -> Scores:
     """Return the scores of every patient of an evaluation in `folder`, by name; `data` holds the patients."""
     millilitres = {
         case.id: float(np.prod(read_volume(case.images["flair"]).spacing)) / 1000 for case in find_cases(data).cases
     }
     slices, found = read_csv(folder / "slices.csv"), Scores()
-    for row in sorted(read_patients(folder), key=lambda row: row["patient"]):
+    for row in sorted(_patients(folder), key=lambda row: row["patient"]):
         dices, false = [], 0.0
         for one in (one for one in slices if one["patient"] == row["patient"]):
             tp, fp, fn = (int(one[f"native_{name}"]) for name in ("tp", "fp", "fn"))
@@ -271,7 +276,7 @@ def scores_of_regions(folder: Path) -> Scores:
     the slices with tumour.
     """
     found: Scores = {}
-    kinds = [(read_patients(folder), VOLUMES, ""), (read_patients(folder, "model", "tumour"), COUNTS, "model.")]
+    kinds = [(_patients(folder), VOLUMES, ""), (_patients(folder, "model", "tumour"), COUNTS, "model.")]
     for rows, columns, grid in kinds:
         for row in sorted(rows, key=lambda row: (row["patient"], row.get("region", "") != "whole")):
             region = "" if row.get("region", "whole") == "whole" else f"{row['region']}."

@@ -152,7 +152,7 @@ def write() -> None:
             curve.append((minutes, float(found[DICE].mean())))
             scores = (f"{found[name].mean():.3f}" for name in (DICE, "precision", "recall"))
             rows.append(
-                [times * MINUTES, f"{minutes:.0f}", epochs, 250 * epochs, *scores, f"{found['hd95_mm'].mean():.1f}"]
+                [times * MINUTES, f"{minutes:.0f}", epochs, 250 * epochs, *scores, f"{found['hd95'].mean():.1f}"]
             )
     columns = ("planned core minutes", "measured", "epochs", "iterations", "Dice", "precision", "recall")
     table = markdown_table((*columns, "HD95, voxels"), rows) if rows else "Measured so far: nothing."

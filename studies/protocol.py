@@ -47,7 +47,7 @@ COLUMNS = {
     "recall": "recall",
     "Dice per slice": "dice_slices",
     "false, ml": "false_ml",
-    "HD95, mm (undefined)": "hd95_mm",
+    "HD95, voxels (undefined)": "hd95",
 }
 LOW = 0.3  # patients below this Dice are looked at
 
@@ -76,7 +76,7 @@ def tables(done: dict[str, list[Result]], untouched: list[str]) -> list[str]:
     rows = []
     for arm, result in whole.items():
         means = [f"{result[column].mean():.3f}" for column in COLUMNS.values()]
-        means[-1] += f" ({result['hd95_mm'].isna().sum()})"
+        means[-1] += f" ({result['hd95'].isna().sum()})"
         rows.append([arm, *means, f"{pooled_dice(result):.3f}", f"{seconds_of_training(*done[arm]):.0f}"])
     blocks = [markdown_table(["arm", *COLUMNS, "pooled Dice", "s a fold"], rows)]
     strong = whole.pop("strong", None)

@@ -1,7 +1,8 @@
 """The results of the study, `results.csv`: one row for each scored patient of each run, and what is computed from them.
 
 The columns are the run and the patient; the patient's scores; how the run was trained, tuned and timed, and where; and
-the fields of its recipe. Hashes are cut to 12 digits. All results are in this one table, which is committed.
+the fields of its recipe. `hd95` is in mm, and in voxels on TCGA-LGG, whose voxel size is lost; an ml there is 1000
+voxels. Hashes are cut to 12 digits. All results are in this one table, which is committed.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from unetlib.support.files import read_csv, write_csv
 
 TABLE = Path(__file__).with_name("results.csv")
 DICE = "dice"  # volumetric, all slices, native grid
-SCORES = (DICE, "precision", "recall", "dice_slices", "hd95_mm", "false_ml", "tp", "fp", "fn")
+SCORES = (DICE, "precision", "recall", "dice_slices", "hd95", "false_ml", "tp", "fp", "fn")
 NUMBERS = [*SCORES, "seconds", "threads", "seconds_to_predict"]
 Result = pd.DataFrame  # the rows of one run or more, the patients as index; NaN where a score is undefined
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_card import carded, words  # noqa: F401 - a fixture
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import SLICES_FILE, patient_rows, results
+from unetlib.evaluation.summary import SLICES_FILE, patient_rows, results, surface_summary
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
 from unetlib.show import card, plots
@@ -43,11 +43,13 @@ def page(carded):  # noqa: F811
             "region": region,
             "hd95_mm": 2.0 + 7 * region,
             "surface_dice": 1,
+            "lesion_dice": 1,
         }
         for row in numbers
         for region in (0, 1)
     ]
-    patients = [{k: str(v) for k, v in row.items()} for row in patient_rows(slices, surfaces)]
+    found = patient_rows(slices, surfaces)
+    patients = [{k: str(v) for k, v in row.items()} for row in found]
     patients = [row for row in patients if (row["grid"], row["slices"]) == ("native", "all")]
     stacks = [
         replace(one, truth=np.stack([one.truth] * 2), prediction=np.stack([one.prediction] * 2), regions=NAMES)
@@ -59,7 +61,7 @@ def page(carded):  # noqa: F811
             card, "read_csv", lambda path, **kinds: slices if path.name == SLICES_FILE else read_csv(path, **kinds)
         )
         patch.setattr(card, "read_patients", lambda _: patients)
-        facts = card._read(run, {**summary, "figures": results(slices)})
+        facts = card._read(run, {**summary, "figures": results(slices), "surface": surface_summary(found)})
         return facts, card._page(run, facts, stacks), card._images(facts, stacks)
 
 
@@ -108,9 +110,11 @@ def test_lesions_stand_under_their_region():
         {"region": k, "dice": 0.5 - 0.1 * k, "lesions": 3, "lesions_missed": k, "lesion_false_alarms": 1}
         for k in (0, 1)
     ]
-    summary = {"figures": [], "lesions": lesions, "surface": [{"region": k} for k in (0, 1)]}
+    surfaces = [{"region": k, "hd95_mm": k + 2.0, "hd95_undefined": k, "unit": "mm"} for k in (0, 1)]
+    summary = {"figures": [], "lesions": lesions, "surface": surfaces}
     found = [card._region(k, name, summary, [], []) for k, name in enumerate(NAMES)]
     assert [one.lesions["dice"] for one in found] == [0.5, 0.4]
+    assert [(one.hd95, one.hd95_undefined) for one in found] == [("2.0 mm", 0), ("3.0 mm", 1)]
 
 
 def test_the_commands_of_the_card_need_no_quotes_which_not_every_shell_knows():

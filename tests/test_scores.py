@@ -160,7 +160,11 @@ def test_where_the_voxel_size_is_lost_nothing_is_in_millimetres(evaluated, cohor
     assert len(rows) == 3
     assert int(float(row["truth_voxels"])) == int(row["tp"]) + int(row["fn"])
     assert int(float(row["prediction_voxels"])) == int(row["tp"]) + int(row["fp"])
-    assert not {"lesion_hd95_mm", "truth_ml", "prediction_ml"} & row.keys()
+    assert not {"hd95_mm", "lesion_hd95_mm", "truth_ml", "prediction_ml"} & row.keys()
+    surface = summary["surface"]
+    assert surface["hd95_voxels"] == pytest.approx(np.mean([float(row["hd95_voxels"]) for row in rows]))
+    assert "hd95_mm" not in surface
+    assert f"HD95 {surface['hd95_voxels']:.1f} voxels over 3 patients" in results_table(summary)
     assert summary["volumes"][0]["unit"] == read_volumes(run / "evaluation" / "data-lgg-all")[1] == "voxels"
     assert " mm" not in results_table(summary)
 

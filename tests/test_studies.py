@@ -187,7 +187,7 @@ def scores(seed, number=12):
     rng = np.random.default_rng(seed)
     return {
         f"p{i}": {name: rng.random() for name in SCORES}
-        | {"hd95_mm": rng.random() if i else None}
+        | {"hd95": rng.random() if i else None}
         | {name: int(rng.integers(1, 99)) for name in ("tp", "fp", "fn")}
         for i in range(number)
     }
@@ -248,7 +248,7 @@ def test_means_and_pooled_dice_equal_a_loop(table):
     rows = scores(0)
     (one,) = written(rows)
     assert one[DICE].mean() == pytest.approx(sum(row["dice"] for row in rows.values()) / 12)
-    assert one["hd95_mm"].mean() == pytest.approx(sum(rows[f"p{i}"]["hd95_mm"] for i in range(1, 12)) / 11)
+    assert one["hd95"].mean() == pytest.approx(sum(rows[f"p{i}"]["hd95"] for i in range(1, 12)) / 11)
     hits = errors = 0
     for row in rows.values():
         hits, errors = hits + 2 * row["tp"], errors + row["fp"] + row["fn"]

@@ -213,7 +213,7 @@ def test_the_test_is_reported_beside_the_first_study_on_the_same_folds(seventy, 
     splits = best.folds_of(seventy)
 
     def results(dice):
-        columns = ("precision", "recall", "dice_slices", "false_ml", "hd95_mm", "tp", "fn")
+        columns = ("precision", "recall", "dice_slices", "false_ml", "hd95", "tp", "fn")
         return [
             pd.DataFrame(
                 {DICE: dice + fold / 100, **dict.fromkeys(columns, 0.5), "seconds": 600.0, "threads": 1.0}, split.test

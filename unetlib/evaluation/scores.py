@@ -31,7 +31,7 @@ from unetlib.support.messages import say
 from unetlib.support.parts import Parts
 from unetlib.support.version import __version__
 
-FORMAT = 2  # of what is written: since 0.5 with lesions and volumes; older scores are made anew
+FORMAT = 3  # of what is written; older scores are made anew
 Scores = dict[str, list[Row]]  # of one case: "slices", a row for each region and slice; "volumes", one for each region
 
 
@@ -73,11 +73,12 @@ def volume_figures(
     sizes: Row = {f"{name}_ml": float(metrics.millilitres(number, spacing)) for name, number in voxels.items()}
     if nominal:
         sizes = {f"{name}_voxels": number for name, number in voxels.items()}
+    unit = "voxels" if nominal else "mm"
     return {
-        "hd95_mm": hd95 if np.isfinite(hd95) else None,
+        f"hd95_{unit}": hd95 if np.isfinite(hd95) else None,
         "surface_dice": surface_dice,
         "lesion_dice": lesions.dice,
-        f"lesion_hd95_{'voxels' if nominal else 'mm'}": lesions.hd95,
+        f"lesion_hd95_{unit}": lesions.hd95,
         "lesions": lesions.lesions,
         "lesions_missed": lesions.missed,
         "lesion_false_alarms": lesions.false_alarms,

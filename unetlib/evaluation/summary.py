@@ -17,8 +17,9 @@ SUMMARY_FILE, SLICES_FILE, PATIENTS_FILE = SUMMARY, SLICE_TABLE, "patients.csv"
 GRIDS, SLICES, AGGREGATIONS = ("model", "native"), ("tumour", "all"), ("pooled", "per slice", "per patient")
 TOLERANCE_MM = 2.0  # of the surface Dice
 SLICE_COLUMNS = ("case", "patient", "z", "tumour", *(f"{grid}_{name}" for grid in GRIDS for name in COUNTS))
-PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS, "hd95_mm", "surface_dice")
-MEANS = ("surface_dice", "lesion_dice", *(f"lesion_hd95_{unit}" for unit in ("mm", "voxels")))  # over a patient's cases
+PATIENT_COLUMNS = ("patient", "grid", "slices", "number", *COUNTS, *METRICS)
+DISTANCES = ("hd95_mm", "hd95_voxels")  # in voxels where their true size is lost
+MEANS = ("surface_dice", "lesion_dice", *(f"lesion_{name}" for name in DISTANCES))  # over a patient's cases
 MEANS += tuple(f"{which}_{unit}" for which in ("truth", "prediction") for unit in ("ml", "voxels"))
 SUMS = ("lesions", "lesions_missed", "lesion_false_alarms")  # of a patient's cases
 Row = dict[str, Any]
@@ -87,8 +88,8 @@ def patient_rows(rows: list[Row], volumes: list[Row]) -> list[Row]:
 
 def _of_patient(rows: list[Row]) -> Row:
     """Return means and sums over the cases (time points) of a patient; no HD95 if one of them has none."""
-    distances = [row["hd95_mm"] for row in rows]
-    found = {"hd95_mm": None if None in distances else float(np.mean(distances))}
+    distances = {name: _values(rows, name) for name in DISTANCES}
+    found = {name: None if None in own else float(np.mean(own)) for name, own in distances.items() if own}
     found |= {name: float(np.mean(values)) for name in MEANS if (values := _values(rows, name))}
     return found | {name: sum(values) for name in SUMS if (values := _values(rows, name))}
 
@@ -115,8 +116,7 @@ def lesion_summary(patients: list[Row]) -> list[Row]:
     return [
         {**label, "patients": len(rows)}
         | _mean("dice", _values(rows, "lesion_dice"))
-        | _mean("hd95_mm", _values(rows, "lesion_hd95_mm"))
-        | _mean("hd95_voxels", _values(rows, "lesion_hd95_voxels"))
+        | {key: mean for name in DISTANCES for key, mean in _mean(name, _values(rows, f"lesion_{name}")).items()}
         | {name: sum(_values(rows, name)) for name in SUMS}
         for label, rows in _regions(patients)
     ]
@@ -152,18 +152,21 @@ def limits_of_agreement(differences: np.ndarray) -> tuple[float, float] | None:
 def surface_summary(patients: list[Row]) -> Row | list[Row]:
     """Return the means of HD95 and surface Dice over the patients, and the number of patients with a defined HD95.
 
-    Of several regions, it is a list of one entry for each.
+    Of several regions, it is a list of one entry for each. `hd95_mm` and `hd95_voxels` are there if some patient has
+    that unit, and `None` if it is defined for none of them.
     """
     entries = []
     for label, rows in _regions(patients):
-        distances = [row["hd95_mm"] for row in rows if row["hd95_mm"] is not None]
+        distances = {name: own for name in DISTANCES if (own := _values(rows, name))}
+        defined = {name: [one for one in own if one is not None] for name, own in distances.items()}
+        number = sum(any(row.get(name) is not None for name in DISTANCES) for row in rows)
         surface = {
-            "hd95_mm": float(np.mean(distances)) if distances else None,
-            "hd95_patients": len(distances),
-            "hd95_undefined": len(rows) - len(distances),
+            **{name: float(np.mean(own)) if own else None for name, own in defined.items()},
+            "hd95_patients": number,
+            "hd95_undefined": len(rows) - number,
             "surface_dice": float(np.mean(_values(rows, "surface_dice"))),
             "tolerance_mm": TOLERANCE_MM,
-            "unit": " or ".join(unit for unit in ("mm", "voxels") if _values(rows, f"lesion_hd95_{unit}")),
+            "unit": " or ".join(unit for unit in ("mm", "voxels") if f"hd95_{unit}" in distances),
         }
         entries.append({**label, **surface})
     return entries[0] if len(entries) == 1 else entries

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.evaluation.summary import PATIENTS_FILE, SUMMARY_FILE, Row
+from unetlib.evaluation.summary import DISTANCES, PATIENTS_FILE, SUMMARY_FILE, Row
 from unetlib.metrics import METRICS
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.support.files import read_csv, takes_paths
@@ -71,12 +71,17 @@ def _table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def distance_text(surface: Row) -> str:
+    """Return the mean HD95 of an entry of `surface_summary` with its unit, such as "5.3 mm"."""
+    found = {name.removeprefix("hd95_"): surface[name] for name in DISTANCES if surface.get(name) is not None}
+    return " and ".join(f"{value:.1f} {unit}" for unit, value in found.items()) or "undefined"
+
+
 def _surface_line(surface: Row) -> str:
     unit = surface.get("unit", "mm")  # of a summary before 0.5
-    distance = "undefined" if surface["hd95_mm"] is None else f"{surface['hd95_mm']:.1f} {unit}"
     return (
-        f"{_label(surface)}HD95 {distance} over {counted(surface['hd95_patients'], 'patient')}, undefined for "
-        f"{surface['hd95_undefined']} (one mask empty); "
+        f"{_label(surface)}HD95 {distance_text(surface)} over {counted(surface['hd95_patients'], 'patient')}, "
+        f"undefined for {surface['hd95_undefined']} (one mask empty); "
         f"surface Dice at {surface['tolerance_mm']:g} {unit} {surface['surface_dice']:.4f}."
     )
 

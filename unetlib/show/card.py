@@ -19,7 +19,7 @@ from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE
-from unetlib.evaluation.table import read_patients
+from unetlib.evaluation.table import distance_text, read_patients
 from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.other_networks import how_made, parameter_count
@@ -149,16 +149,16 @@ def _region(
         if not row["tumour"]:
             alarms[row["case"]] += row["native_fp"] * row["ml"]
     surfaces = summary["surface"] if isinstance(summary["surface"], list) else [summary["surface"]]
-    distances = [float(row["hd95_mm"]) for row in own(patients) if row["hd95_mm"]]
+    surface = own(surfaces)[0]
     return SimpleNamespace(
         name=name,
         figures=own(summary["figures"]),
         lesions=next(iter(own(summary.get("lesions", []))), None),
-        hd95_mm=float(np.mean(distances)) if distances else None,
-        hd95_undefined=len(own(patients)) - len(distances),
+        hd95=distance_text(surface),
+        hd95_undefined=surface["hd95_undefined"],
         dices=np.array([float(row["dice"]) for row in own(patients)]),
         alarms=list(alarms.values()),
-        unit=own(surfaces)[0].get("unit", "mm"),
+        unit=surface["unit"],
         rows=own(rows),
     )
 
