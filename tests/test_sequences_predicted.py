@@ -390,6 +390,10 @@ def test_a_run_for_one_sequence_takes_plain_files_folders_and_a_named_file(make_
     names = ["BraTS2021_00050_t1ce_mask.nii.gz"] * 2 + ["BraTS2021_00050_mask.nii.gz"]
     assert [path.name for path in (plain, named, folder)] == names
     assert plain.read_bytes() == named.read_bytes() == folder.read_bytes()
+    t1, mask = files_of(patient)["t1"], patient / f"{patient.name}_seg.nii.gz"
+    for other, what in ((t1, "t1"), ({"t1ce": t1}, "t1"), (mask, "mask")):
+        with pytest.raises(UnetlibError, match=f"was given as t1ce, but its name says {what}"):
+            predict(run, other, tmp_path / "out", device="cpu")
     for files in (files_of(patient, "flair", "t1ce"), files_of(patient, "flair")):
         with pytest.raises(UnetlibError, match=r"the run does not see flair, only t1ce\. Leave it out"):
             predict(run, files, tmp_path / "out", device="cpu")

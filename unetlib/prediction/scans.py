@@ -73,10 +73,15 @@ class Reader:
                 f"{images} is one image, and the run sees {self._seen}. Name the images of the patient, --image "
                 f"{self.modalities[0]}=FILE {self.modalities[1]}=FILE ..., or the folder that they lie in."
             )
-        return [Scan(stem(images.name), {self.modalities[0]: self._source(images)})], []
+        return [Scan(stem(images.name), {self.modalities[0]: self._source(images, self.modalities[0])})], []
 
-    def _source(self, path: Path) -> Source:
+    def _source(self, path: Path, name: str) -> Source:
+        """Return an image that was given as the sequence `name`."""
         require_name(path)
+        kind = found.kind if (found := _recognised(path)) else name
+        if kind in {*MODALITIES, MASK, AUTOMATIC} - {name}:
+            what = kind if kind in MODALITIES else "mask"
+            raise UnetlibError(f"{path} was given as {name}, but its name says {what}. Correct one of them.")
         return Source((path,), self.channel, self.assume)
 
     def _in_folder(self, folder: Path) -> tuple[list[Scan], list[str]]:
@@ -109,8 +114,8 @@ class Reader:
                 "run with --missing zero or --drop-modalities can do without."
             )
         if len(self.modalities) == 1:
-            return Scan(stem(first.name), {self.modalities[0]: self._source(first)})
-        sources = {name: self._source(files[name]) for name in self.modalities if name in files}
+            return Scan(stem(first.name), {self.modalities[0]: self._source(first, self.modalities[0])})
+        sources = {name: self._source(files[name], name) for name in self.modalities if name in files}
         return Scan(_id_of(files) or _bare(next(iter(sources.values())).paths[0]), sources)
 
     def fingerprint(self, scan: Scan) -> tuple[str, int, str]:
@@ -146,13 +151,9 @@ class Reader:
 def _id_of(files: dict[str, Path]) -> str:
     """Return the id of the case that the names of its files show; empty where no layout knows them.
 
-    Raises `UnetlibError` when they are of two cases, or a name says another sequence than the one it was given as.
+    Raises `UnetlibError` when they are of two cases.
     """
     found = {name: one for name, path in files.items() if (one := _recognised(path))}
-    for name, one in found.items():
-        if one.kind in {*MODALITIES, MASK, AUTOMATIC} - {name}:
-            what = one.kind if one.kind in MODALITIES else "mask"
-            raise UnetlibError(f"{files[name]} was given as {name}, but its name says {what}. Correct one of them.")
     known = [(name, one.id) for name, one in found.items() if one.layout.name != NAMELESS]
     nameless = [(name, one.id) for name, one in found.items() if one.layout.name == NAMELESS]
     for ids in filter(None, (known, nameless)):
