@@ -313,8 +313,9 @@ def tables_of_test(tested: dict[int, Result], data: Path) -> list[str]:
     none = before.difference([name for split in folds_of(data)[:CHOSEN_ON] for name in split.val])
     against = (
         f"best against strong: {gain_text(strong, best)} on {len(best)} patients, "
-        f"{gain_text(strong.loc[before], best.loc[before])} on the {len(before)} who neither validated nor were looked "
-        f"at before this study, and {gain_text(strong.loc[none], best.loc[none])} on the {len(none)} who did in none."
+        f"{gain_text(strong.loc[before], best.loc[before])} on the {len(before)} who had neither validated nor been "
+        f"looked at before this study, and {gain_text(strong.loc[none], best.loc[none])} on the {len(none)} who did "
+        "not validate in it either."
     )
     so_far = "" if len(tested) == FOLDS else f" Folds measured so far: {', '.join(map(str, tested))}."
     return [table, against + so_far, failures(best, "best")]

@@ -154,7 +154,7 @@ def test_volumes_without_a_true_size_give_way_to_the_embedded_cohort_in_a_senten
 
 @pytest.mark.parametrize(
     ("other", "told"),
-    [(0.65, "That is noise."), (0.9, "perhaps a gain."), (0.1, "perhaps a loss."), (0.6, "That is noise.")],
+    [(0.65, "That may be noise."), (0.9, "perhaps a gain."), (0.1, "perhaps a loss."), (0.6, "That may be noise.")],
 )
 def test_the_chapter_calls_a_difference_noise_unless_it_is_larger_than_that_of_a_seed(other, told, capsys):
     dices = {"unet": np.array([[0.5, 0.6], [0.6, 0.7]]), "attention-unet": np.full((2, 2), other)}

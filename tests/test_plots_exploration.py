@@ -166,8 +166,8 @@ def test_intensities_are_shown_as_stored_and_scaled(portraits):
         assert after.get_ydata().max() == 1
     handles, names = scaled.get_legend_handles_labels()
     assert dict(zip(names, handles, strict=True)) == {
-        "lowest median": scaled.lines[-2],
-        "highest median": scaled.lines[-1],
+        "lowest as stored": scaled.lines[-2],
+        "highest as stored": scaled.lines[-1],
     }
     assert all(raw.get_xlim()[0] < tick < raw.get_xlim()[1] for tick in raw.get_xticks())
 

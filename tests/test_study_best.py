@@ -232,8 +232,8 @@ def test_the_test_is_reported_beside_the_first_study_on_the_same_folds(seventy, 
     assert rows["strong"][3] == "0.810, 0.830"
     assert rows["best"][-1].strip("| ") == "10"
     assert "+0.050 (+0.050 to +0.050) on 28 patients" in against
-    assert "on the 8 who neither validated nor were looked at before" in against
-    assert "on the 5 who did in none" in against
+    assert "on the 8 who had neither validated nor been looked at before" in against
+    assert "on the 5 who did not validate in it either" in against
     assert against.endswith("Folds measured so far: 1, 3.")
     assert "no patient is below" in low
     assert "so far" not in best.tables_of_test(own, seventy)[1]

@@ -184,7 +184,11 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
         show_slice(axes, image, title)
         axes.set_aspect(ratio)
-    fit_height(figure, cut_to_head([*zip(panels, pictures.values(), strict=True)]), max(len(pictures), 2))
+    ratio, lines = (
+        cut_to_head([*zip(panels, pictures.values(), strict=True)]),
+        max(map(str.splitlines, pictures), key=len),
+    )
+    fit_height(figure, ratio, max(len(pictures), 2), extra=0.4 + 0.2 * len(lines))
     return figure
 
 
@@ -208,7 +212,7 @@ def intensities_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     alt = f"Histograms of {len(portraits)} patients inside the head, as stored and after min-max to 0..1"
     figure, panels = new_chart(alt, 3.0, note, 1, 2, sharey=True)
     order = sorted(portraits, key=lambda one: float(np.median(one.sample)))
-    special = {order[0].id: (BLUE, "lowest median"), order[-1].id: (ORANGE, "highest median")}
+    special = {order[0].id: (BLUE, "lowest as stored"), order[-1].id: (ORANGE, "highest as stored")}
     for one in [*order[1:-1], order[0], order[-1]]:  # the coloured ones on top
         low, high = one.limits
         colour, name = special.get(one.id, ((GREY, 0.5), ""))

@@ -37,7 +37,7 @@ def sheet_figure(
 
 
 def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Figure:
-    """Return a min-max normalised slice without and with an outlier, and the histograms of both.
+    """Return a normalised slice without and with an outlier, and the histograms of both.
 
     `clean`, `spoiled`: (H, W) in 0..1, shown with 0 as black and 1 as white. The histograms hold the
     pixels brighter than the mean of `clean`: head rather than background.
@@ -55,7 +55,7 @@ def outlier_figure(clean: np.ndarray, spoiled: np.ndarray, note: str = "") -> Fi
     outlier = np.zeros(spoiled.shape, bool)
     outlier[row, column] = True
     fit_height(figure, cut_to_head([(left, clean), (middle, clean)], [outlier]), 3)
-    right.set(xlabel="value after min-max", ylabel="pixels of the head", yticks=[], xlim=(0, 1))
+    right.set(xlabel="normalised value", ylabel="pixels of the head", yticks=[], xlim=(0, 1))
     right.legend(frameon=False)
     right.spines[["top", "right"]].set_visible(False)
     return figure
