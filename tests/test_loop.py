@@ -7,8 +7,10 @@ import math
 import re
 import sys
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import nibabel as nib
 import numpy as np
@@ -472,6 +474,32 @@ def test_what_a_hook_adds_to_a_row_stays_out_of_the_history_file(tmp_path):
     train(slices(), tmp_path / "run", TINY, device="cpu", hooks=[More()])
     assert train(slices(), tmp_path / "run", TINY, device="cpu").history[0]["extra"] == 1
     assert "extra" not in Run(tmp_path / "run").history_file.read_text()
+
+
+class Adds(Hook):
+    def __init__(self, value):
+        self.value = value
+
+    def on_epoch_end(self, loop):
+        loop.state.history[-1]["extra"] = self.value
+
+
+@pytest.mark.parametrize("value", [np.mean([1, 2]), np.float32(1), np.bool_(True), np.str_("a"), {"a": [np.int64(3)]}])
+def test_numbers_of_numpy_that_a_hook_adds_are_read_again(tmp_path, value):
+    train(slices(), tmp_path / "run", TINY, device="cpu", hooks=[Adds(value)])
+    found = load_checkpoint(tmp_path / "run" / LATEST)["progress"]["history"][0]["extra"]
+    assert found == value
+    assert type(found).__module__ == "builtins"
+
+
+@pytest.mark.parametrize("value", [np.arange(3), datetime(2026, 1, 1), Path("x"), Lock(), np.longdouble(1)])
+def test_what_could_not_be_read_again_is_refused_before_the_checkpoint_is_replaced(tmp_path, value):
+    run = tmp_path / "run"
+    train(slices(), run, TINY, device="cpu", max_steps=1)
+    before = (run / LATEST).read_bytes()
+    with pytest.raises(UnetlibError, match=f"{LATEST} cannot hold .* field progress, history, 0, extra; numbers"):
+        train(slices(), run, TINY, device="cpu", hooks=[Adds(value)])
+    assert (run / LATEST).read_bytes() == before
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

@@ -3,13 +3,17 @@
 The predecessor of each checkpoint is kept beside it and replaces it when the disk has damaged the newer one.
 """
 
+import copy
 import io
 import json
 import os
+import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -23,6 +27,7 @@ from unetlib.support.messages import say
 from unetlib.support.records import refuse_packed
 
 RESTORE = "Restore it from a copy, or delete it to start over."
+PLAIN = (bool, int, float, str, type(None), torch.Tensor, nn.Parameter)  # what needs no trial
 
 
 def previous(path: Path) -> Path:
@@ -31,13 +36,42 @@ def previous(path: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep: bool = True) -> None:
-    """Write a dictionary of tensors and plain Python values atomically; with `keep`, keep the predecessor."""
+    """Write a dictionary of tensors and plain Python values atomically; with `keep`, keep the predecessor.
+
+    NumPy's numbers become Python's. Raises `UnetlibError` for any other value that `load_checkpoint` would refuse.
+    """
     buffer = io.BytesIO()  # torch.save reports a full disk as a RuntimeError; writing bytes does not
-    torch.save(content, buffer)
+    torch.save(_plain(content, path), buffer)
     if path.exists() and path.read_bytes() == buffer.getbuffer():
         return  # a resumed run may write the same again: keep the older predecessor
     with atomic(path, keep=previous(path) if keep else None) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def _plain(value: Any, path: Path, *field: Any) -> Any:
+    """Return what is stored for the value of a field; raises `UnetlibError` if it could not be read again."""
+    if type(value) in (list, tuple):
+        return type(value)(_plain(one, path, *field, place) for place, one in enumerate(value))
+    if type(value) in (dict, OrderedDict):
+        items = [(_plain(key, path, *field, key), _plain(one, path, *field, key)) for key, one in value.items()]
+        plain = copy.copy(value)  # with what PyTorch notes beside weights
+        plain.clear()
+        plain.update(items)
+        return plain
+    value = value.item() if isinstance(value, np.generic) else value
+    if type(value) not in PLAIN:
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:  # of any type: it may be any object
+            raise UnetlibError(
+                f"{path} cannot hold {brief(value)} in its field {', '.join(map(str, field))}; numbers, texts, "
+                "tensors, lists and dictionaries were expected. Change the hook or the network that gives it (an array "
+                "has .tolist()), then give the same command again. What was saved before is kept."
+            ) from error
+    return value
 
 
 @takes_paths
@@ -87,9 +121,8 @@ def _load(path: Path) -> dict[str, Any]:
                 raise zipfile.BadZipFile(f"bad checksum of {member}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types of exception on damaged files
-        raise UnetlibError(
-            f"{path} is damaged or not a checkpoint ({str(error)[:100] or type(error).__name__})."
-        ) from error
+        reason = re.split(r"\. |\n|\x1b", str(error))[0][:100] or type(error).__name__  # then come colours and advice
+        raise UnetlibError(f"{path} is damaged or not a checkpoint ({reason}).") from error
     if not isinstance(content, dict) or not {"model", "recipe"} <= content.keys():
         raise UnetlibError(f"{path} is not a checkpoint of unetlib: weights with their recipe were expected.")
     return content

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from unetlib.engine.threads import Threads
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
 from unetlib.runs.checkpoint import save_checkpoint
-from unetlib.runs.resume import HISTORY_COLUMNS, write_history
+from unetlib.runs.resume import HISTORY_COLUMNS, PROGRESS, write_history
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError
 from unetlib.support.messages import first_process, say, warn
@@ -58,7 +58,8 @@ class Checkpoints(Hook):
         loop.state.seconds, self.clock = loop.state.seconds + now - self.clock, now
         for group in loop.optimizer.param_groups:  # each step sets its own; the last value would differ after a resume
             group["lr"] = loop.recipe.learning_rate
-        content = {"optimizer": loop.optimizer.state_dict(), "progress": asdict(loop.state)}
+        progress = {name: getattr(loop.state, name) for name in PROGRESS}
+        content = {"optimizer": loop.optimizer.state_dict(), "progress": progress}
         if loop.validated is not loop.network:
             content["average"] = loop.validated.state_dict()
         self._write(self.run.latest, {"model": loop.network.state_dict(), **content}, keep=not self.unplanned)
