@@ -476,6 +476,16 @@ def test_what_a_hook_adds_to_a_row_stays_out_of_the_history_file(tmp_path):
     assert "extra" not in Run(tmp_path / "run").history_file.read_text()
 
 
+def test_a_gradient_that_is_not_finite_ends_the_loop_before_the_weights_change(monkeypatch):
+    network = build_network(TINY)
+    before = copy.deepcopy(network.state_dict())
+    root = lambda logits, masks: torch.sqrt((logits * 0).sum()) + logits.mean() ** 2  # noqa: E731
+    monkeypatch.setitem(losses.LOSSES, "bce", root)
+    with pytest.raises(UnetlibError, match=r"the loss is [0-9.e-]+, but the norm of its gradient is nan: a function"):
+        Loop(network, slices(), TINY).run()
+    assert all(torch.equal(weight, before[name]) for name, weight in network.named_parameters())
+
+
 class Adds(Hook):
     def __init__(self, value):
         self.value = value

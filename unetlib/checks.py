@@ -70,11 +70,15 @@ def require_shape(logits: object, shape: tuple[int, ...]) -> None:
         raise UnetlibError(f"the network gave {found}; one tensor of logits, {tuple(shape)}, was expected.")
 
 
-def finite(loss: float, learning_rate: float) -> float:
-    """Return a loss; raises `UnetlibError` when it is not finite."""
+def finite(loss: float, learning_rate: float, gradient: float = 0.0) -> float:
+    """Return a loss; raises `UnetlibError` unless it and the norm of its gradient are finite."""
+    lower = f"in a new folder, with a learning rate below {learning_rate}. Earlier checkpoints are kept."
     if not math.isfinite(loss):
+        raise UnetlibError(f"the loss is {loss}: training has diverged. Start anew, {lower}")
+    if not math.isfinite(gradient):
         raise UnetlibError(
-            f"the loss is {loss}: training has diverged. Start anew, in a new folder, with a learning rate below "
-            f"{learning_rate}. Earlier checkpoints are kept."
+            f"the loss is {loss:g}, but the norm of its gradient is {gradient}: a function in the loss or the network "
+            "has no slope at some value, as the root has none at 0, or training has diverged. Change a function of "
+            f"your own; otherwise start anew, {lower}"
         )
     return loss

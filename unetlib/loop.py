@@ -85,7 +85,7 @@ class Loop:
         loss = self.loss(self.engine.forward(self.network, images), masks)
         self.engine.backward(loss)
         self.gradient_norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)  # before clipping
-        self.call_hooks("on_gradients", finite(loss.item(), recipe.learning_rate))
+        self.call_hooks("on_gradients", finite(loss.item(), recipe.learning_rate, self.gradient_norm.item()))
         self.optimizer.step()
         state.loss_sum += loss.item() * len(positions)
         state.step += 1
