@@ -418,6 +418,13 @@ def test_a_factory_that_makes_no_network_to_train_is_a_sentence(tmp_path, made):
         train(slices(), tmp_path / "run", TINY.but(network="none"), device="cpu")
 
 
+@pytest.mark.parametrize("lazy", [nn.LazyConv2d(1, 1), nn.Sequential(nn.Conv2d(1, 1, 1), nn.LazyBatchNorm2d())])
+def test_a_factory_that_makes_lazy_layers_is_a_sentence(lazy):
+    register_network("lazy", lambda *_: lazy)
+    with pytest.raises(UnetlibError, match=r"the network 'lazy' returned a module with lazy layers"):
+        build_network(TINY.but(network="lazy"))
+
+
 def test_a_factory_that_takes_other_arguments_is_a_sentence():
     register_network("none", lambda recipe: nn.Conv2d(1, 1, 1))
     with pytest.raises(UnetlibError, match=r"the factory of the network 'none' fails: .* takes 1 positional argument"):

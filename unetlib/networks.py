@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unetlib.checks import require_shape
 from unetlib.other_networks import FACTORIES
@@ -42,8 +43,8 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
     """Return the network of a recipe, with fresh weights that depend on `recipe.seed` alone.
 
     `in_channels`: by default the channels of one sequence, a slice and its neighbours. Raises `UnetlibError` when no
-    network of that name is registered, its factory returns none or it cannot be made for this recipe, and later when
-    its logits have a wrong shape.
+    network of that name is registered, its factory returns none or one with lazy layers, or it cannot be made for this
+    recipe, and later when its logits have a wrong shape.
     """
     if recipe.network not in _FACTORIES:
         raise UnetlibError(
@@ -62,6 +63,12 @@ def build_network(recipe: Recipe, in_channels: int | None = None, out_channels: 
         raise UnetlibError(
             f"the factory of the network {recipe.network!r} returned {brief(network)}; a module with weights to train "
             "was expected."
+        )
+
+    if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+        raise UnetlibError(
+            f"the factory of the network {recipe.network!r} returned a module with lazy layers, whose weights do not "
+            "exist yet. Use layers that are given their channels, such as nn.Conv2d instead of nn.LazyConv2d."
         )
 
     def check(module: nn.Module, inputs: tuple[Tensor, ...], logits: Any) -> None:
