@@ -211,6 +211,19 @@ def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
         train(Own(data), tmp_path / "run", TINY, device="cpu")
 
 
+@pytest.mark.parametrize("kind", [Own, lambda data: data])
+def test_a_data_set_without_tumour_to_validate_on_is_a_sentence(tmp_path, kind):
+    data = slices()
+    data.masks[data.parts["val"][:-1]] = 0
+    train(kind(data), tmp_path / "one", TINY, device="cpu", max_steps=1)
+    data.masks[data.parts["val"]] = 0
+    with pytest.raises(UnetlibError, match=r"val part of the split has no slice with tumour.* another seed or more"):
+        train(kind(data), tmp_path / "run", TINY, device="cpu")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UnetlibError, match="val part of the split has no slice with tumour"):
+        Loop(build_network(TINY), kind(data), TINY)
+
+
 WRONG = {  # what a batch of one's own may be: how it comes from a right one, and what is said
     "0 and 255": (lambda x, y: (x, 255 * y), "or masks of other values than 0 and 1"),
     "half a mask": (lambda x, y: (x, y / 2), "or masks of other values than 0 and 1"),

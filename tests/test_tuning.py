@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from tests.conftest import BEST
-from unetlib.data.patients import find_cases, read_case
+from unetlib.data.patients import find_cases, read_case, read_regions
 from unetlib.data.split import Split
 from unetlib.data.volumes import Source
 from unetlib.evaluation.evaluate import evaluate
@@ -70,6 +70,18 @@ def test_the_decision_has_the_highest_mean_dice_of_all_on_the_validation_patient
     assert content["validation_dice"] == pytest.approx(means[chosen], abs=1e-9)
     assert content["validation_patients"] == len(Split.load(tuned / "split.json").val)
     assert content["weights"] == sha256(tuned / BEST)
+
+
+def test_validation_patients_without_tumour_choose_nothing(run, monkeypatch):
+    def without(*of):
+        volume, truth = read_regions(*of)
+        return volume, truth & False
+
+    monkeypatch.setattr(tuning, "read_regions", without)
+    for _ in range(2):  # the second call finds all predictions done
+        with pytest.raises(UnetlibError, match=r"no validation patient has a tumour.*another seed or more patients"):
+            tune(run, "cpu")
+    assert not (run / "decision.json").exists()
 
 
 def test_only_validation_patients_are_read(run, tall_cohort, monkeypatch):

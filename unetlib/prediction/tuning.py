@@ -22,7 +22,7 @@ from unetlib.prediction.decision import (
 from unetlib.prediction.predictor import Predictor, require_members
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.support.errors import counted
+from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.files import locked, read_json, takes_paths, write_json
 from unetlib.support.jobs import watched
 from unetlib.support.messages import say
@@ -36,7 +36,7 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
     For each region, the pair with the highest mean Dice over the validation patients (all slices, native grid) is
     chosen; test patients are never read. If the recipe does not `tune`, the run keeps its threshold. A stopped call is
     resumed, a finished one reused. `threads` is the number of CPU threads, by default one for each idle processor.
-    Raises `UnetlibError` when the run or its validation patients cannot be read.
+    Raises `UnetlibError` when the run or its validation patients cannot be read, or none of these has a tumour.
     """
     run = Run.of(run)
     recipe = run.recipe
@@ -64,10 +64,18 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             tables = [
                 dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
             ]
-            write_json(paths[case.id], {"dice": tables if len(names) > 1 else tables[0]})
-        by_patient: dict[str, list[Any]] = {}
+            dice = tables if len(names) > 1 else tables[0]
+            write_json(paths[case.id], {"dice": dice, "tumour": bool(truth.any())})
+        by_patient, tumour = dict[str, list[Any]](), False
         for _, case in asked:  # a patient with two time points counts once
-            by_patient.setdefault(case.patient, []).append(read_json(paths[case.id])["dice"])
+            part = read_json(paths[case.id])
+            by_patient.setdefault(case.patient, []).append(part["dice"])
+            tumour |= part.get("tumour", True)  # of an older version
+        if not tumour:
+            raise UnetlibError(
+                f"{run}: no validation patient has a tumour, so what marks least would be chosen. Prepare again with "
+                "another seed or more patients, and train a new run."
+            )
         of_patients = np.array([np.mean(own, axis=0) for own in by_patient.values()])
         of_patients = of_patients.reshape(len(by_patient), len(names), len(THRESHOLDS), len(SIZES_ML))
         regions, dices = {}, {}
