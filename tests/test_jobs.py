@@ -276,6 +276,12 @@ def test_items_are_watched_beside_those_that_are_finished(capsys):
     assert "4/4" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_nothing_to_do_has_no_bar(capsys, done):
+    assert list(watched([], "score", "case", done)) == []
+    assert capsys.readouterr().err == ""
+
+
 def test_say_prints_a_line(capsys):
     say("Ready.")
     assert capsys.readouterr().out == "Ready.\n"

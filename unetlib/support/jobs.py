@@ -36,8 +36,9 @@ def progress(total: int, what: str, unit: str, done: int = 0) -> "tqdm[Any]":
 
     `done` of the `total` units are already finished (a resumed job). In a log file the bar writes an occasional line
     instead of redrawing itself ten times a second. In a notebook it redraws one output and leaves one short line there.
+    Where nothing is to be done, there is no bar.
     """
-    if not first_process():
+    if done == total or not first_process():
         return tqdm(disable=True)
     about: dict[str, Any] = {"total": total, "initial": done, "desc": what, "unit": unit}
     if _in_notebook():
