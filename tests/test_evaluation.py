@@ -121,6 +121,19 @@ def test_done_it_is_reused_and_retrained_weights_are_scored_anew(evaluated, tmp_
     assert figure(evaluate(tmp_path / "run", device="cpu"), "model", "all", "pooled")["recall"] == 1
 
 
+def test_done_it_is_read_where_nothing_can_be_written(evaluated, tmp_path, monkeypatch):
+    run = shutil.copytree(evaluated[0], tmp_path / "run")
+
+    def refuse(*_, **__):
+        raise UnetlibError("cannot be written")
+
+    monkeypatch.setattr(evaluation, "locked", refuse)
+    assert evaluate(run, device="cpu") == evaluated[1]
+    (run / "evaluation" / "summary.json").unlink()
+    with pytest.raises(UnetlibError, match="cannot be written"):
+        evaluate(run, device="cpu")
+
+
 @pytest.mark.parametrize("name", ["summary.json", "slices.csv", "patients.csv"])
 @pytest.mark.parametrize("how", ["lost", "cut", "edited"])
 def test_files_that_are_not_of_one_evaluation_are_made_anew(evaluated, tmp_path, name, how):

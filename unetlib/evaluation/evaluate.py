@@ -6,6 +6,7 @@ the MRI), the slices (only those with tumour, as published, or all, as in real u
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,10 @@ def evaluate(
     `data`, they come from another folder: all from whom the run has not learned (compared by names and by the voxels of
     the images), unless `split` is given; `assume` is the orientation of files that do not state one. Writes
     `slices.csv` (counts of every slice), `patients.csv` and `summary.json`, in `RUN/evaluation/` for the run's own test
-    patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused. `threads`: CPU threads, by
-    default one for each idle processor. Raises `UnetlibError` when the run or the patients cannot be read, the files of
-    the run's own patients have changed, or another process is scoring the same patients.
+    patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused, also where nothing can be
+    written. `threads`: CPU threads, by default one for each idle processor. Raises `UnetlibError` when the run or the
+    patients cannot be read, the files of the run's own patients have changed, or another process is scoring the same
+    patients.
     """
     if assume and not data:
         raise UnetlibError(
@@ -64,9 +66,13 @@ def evaluate(
     note, without = " ".join(filter(None, (*notes, predictor.note))), cohort.left_out if data else {}
     for about_data in cohort.notes if data else ():
         warn(about_data)
-    with locked(folder, belongs_to=runs[0].folder):
-        scored = ScoreFolder.open(folder, made_from | {id: [reason] for id, reason in without.items()}, note)
-        if done := scored.done():
+    scored = ScoreFolder.open(folder, made_from | {id: [reason] for id, reason in without.items()}, note)
+    begun = scored.parts.left  # perhaps by a call that runs now
+    done = None if begun else scored.done()
+    with nullcontext() if done and not done["left_out"] else locked(folder, belongs_to=runs[0].folder):
+        if begun:
+            done = scored.done()
+        if done:
             again = [case for case in cases if case.id in done["left_out"]]  # perhaps they can be read now
             if len(_score_missing(predictor, again, scored, strict=False)) == len(again):
                 for name, reason in done["left_out"].items():
