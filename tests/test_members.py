@@ -152,6 +152,15 @@ def test_a_missing_member_is_a_sentence(run, data, tmp_path):
         Predictor.open(copy, "cpu")
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_member_that_has_lost_its_latest_checkpoint_is_not_trained_over(run, data, tmp_path, place):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+    copy.member(place).latest.unlink()
+    with pytest.raises(UnetlibError, match=rf"member-{place + 1} has weights but no latest checkpoint"):
+        train(data, copy, RECIPE.but(epochs=3), "cpu")
+    assert copy.weights == run.weights
+
+
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
 def test_a_run_of_one_network_does_not_become_one_of_members_nor_the_other_way_round(data, tmp_path, first, second):
     train(data, tmp_path / "run", SMALL.but(members=first), "cpu", max_steps=1)

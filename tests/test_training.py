@@ -276,6 +276,31 @@ def test_a_kill_before_the_first_checkpoint_leaves_a_folder_that_goes_on(prepare
     assert_same_runs(run, tmp_path / "run")
 
 
+def test_a_kill_between_the_first_best_weights_and_their_checkpoint_goes_on(prepared, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving.Checkpoints, "save", None)
+    with pytest.raises(TypeError):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert (tmp_path / "run" / BEST).exists()
+    assert not (tmp_path / "run" / LATEST).exists()
+    monkeypatch.undo()
+    train(prepared, tmp_path / "run", SMALL, device="cpu")
+    assert_same_runs(run, tmp_path / "run")
+
+
+def test_weights_without_their_latest_checkpoint_are_not_trained_over(prepared, trained, tmp_path):
+    run = Run(shutil.copytree(trained, tmp_path / "run"))
+    weights, recipe = run.weights, run.recipe
+    for lost in (run.latest, run.history_file):  # the second time, recipe and weights alone are passed on
+        lost.unlink()
+        with pytest.raises(
+            UnetlibError, match=rf"has weights but no latest checkpoint .*move {BEST} away to start over"
+        ):
+            train(prepared, run, recipe.but(threshold=0.3), device="cpu")
+        assert run.weights == weights
+    run.best.rename(tmp_path / BEST)
+    assert train(prepared, run, recipe, device="cpu", max_steps=1).step == 1
+
+
 def test_a_best_model_in_the_place_of_the_checkpoint_is_a_sentence(prepared, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copy(run / BEST, tmp_path / "run" / LATEST)

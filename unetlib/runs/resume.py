@@ -10,7 +10,7 @@ from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.runs.checkpoint import RESTORE, load_optimizer, load_weights, require_weights
+from unetlib.runs.checkpoint import RESTORE, load_checkpoint, load_optimizer, load_weights, require_weights
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
@@ -109,6 +109,20 @@ def resume(run: Run, content: dict[str, Any], network: nn.Module, average: nn.Mo
     finished = state.epoch == loop.recipe.epochs
     where = "finished already" if finished else f"resumed at epoch {state.epoch + 1}, step {state.step}"
     say(f"{run}: {where}." + (f" Changed: {news}." if news else ""))
+
+
+def refuse_lost_checkpoint(run: Run) -> None:
+    """Raise `UnetlibError` if a run without a latest checkpoint has weights, which a training would replace.
+
+    Those of a first epoch without history are no loss: a kill came before the checkpoint, and it is trained again.
+    """
+    if run.latest.exists() or not run.best.exists():
+        return
+    if run.history_file.exists() or load_checkpoint(run.best).get("epoch") != 1:
+        raise UnetlibError(
+            f"{run} has weights but no latest checkpoint ({run.latest.name}), so its training cannot go on. Restore "
+            f"that file, or move {run.best.name} away to start over."
+        )
 
 
 def refuse_other_recipe(run: Run, theirs: dict[str, Any], recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ from unetlib.runs.resume import (
     describe_members,
     recorded,
     refuse_changes,
+    refuse_lost_checkpoint,
     resume,
     write_history,
     write_recipe,
@@ -144,6 +145,7 @@ def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | No
         own = run.member(place)
         if own.latest.exists():
             continue
+        refuse_lost_checkpoint(own)
         for name in ("train", "val"):
             samples(part.dataset(recipe.neighbours), name)
         if begun and first_weights(own, start, None) != run.member(0).about().get("start_from"):
@@ -217,6 +219,7 @@ def open_loop(
     engine.fabric.barrier()
     if not (run.exists or run.latest.exists()):
         require_empty(run.folder, "a run folder")
+    refuse_lost_checkpoint(run)
     content = load_checkpoint(run.latest) if run.latest.exists() else None
     if content is None:
         start_from = chosen_start(recipe, start_from)
