@@ -152,6 +152,20 @@ def test_a_missing_member_is_a_sentence(run, data, tmp_path):
         Predictor.open(copy, "cpu")
 
 
+def test_a_folder_that_is_no_run_is_left_alone(data, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "split.json").touch()
+    for folder, name in (
+        (tmp_path / "docs", "split.json"),
+        (data.data, "BraTS2021_00000"),
+        (data.folder, "images.npy"),
+    ):
+        files = sorted(folder.rglob("*"))
+        with pytest.raises(UnetlibError, match=f"holds .*{name}.* and is not a run folder"):
+            train(data, folder, RECIPE, "cpu")
+        assert sorted(folder.rglob("*")) == files
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_a_member_that_has_lost_its_latest_checkpoint_is_not_trained_over(run, data, tmp_path, place):
     copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))

@@ -118,6 +118,8 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
     """Train the members of a run one after another, each in its own folder; return the state of all together."""
     if not isinstance(data, Prepared):
         raise UnetlibError(f"{recipe.members} members divide patients among them; a prepared folder was expected.")
+    if not (run.exists or run.member(0).folder.exists()):
+        require_empty(run.folder, "a run folder")
     recipe, states = data.fit(recipe), list[State]()
     parts = [data.of_member(place) for place in range(recipe.members)]
     _look_ahead(parts, run, recipe, options.start_from)
