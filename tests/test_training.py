@@ -203,6 +203,35 @@ def test_ctrl_c_and_sigterm_end_with_a_checkpoint_and_say_how_to_go_on(prepared,
     assert_same_runs(run, tmp_path / "run")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows delivers no SIGINT to one process")
+@pytest.mark.parametrize("when", ["in the last validation", "after the last epoch"])
+def test_ctrl_c_near_the_end_stops_what_would_come_next(prepared, run, tmp_path, monkeypatch, when):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    validate = Loop.validate
+    if when == "in the last validation":
+        monkeypatch.setattr(Loop, "validate", lambda loop: (loop.state.epoch and interrupt()) or validate(loop))
+    else:
+        monkeypatch.setattr(saving, "write_history", lambda _, rows: len(rows) == 2 and interrupt())
+    with pytest.raises(KeyboardInterrupt, match="Stopped after the last epoch, with a checkpoint"):
+        train(prepared, tmp_path / "run", SMALL, device="cpu")
+    monkeypatch.undo()
+    assert train(prepared, tmp_path / "run", SMALL, device="cpu").epoch == SMALL.epochs
+    assert_same_runs(run, tmp_path / "run")
+
+
+def test_a_hook_that_stops_before_the_first_step_leaves_no_checkpoint_and_none_is_named(prepared, tmp_path, capsys):
+    class Never(Hook):
+        def on_start(self, loop):
+            loop.stopping = True
+
+    train(prepared, tmp_path / "run", SMALL, device="cpu", hooks=[Never()])
+    assert "Stopped at epoch 1, step 0 of" in (out := capsys.readouterr().out)
+    assert out.endswith(", before the first checkpoint. The same command goes on there.\n")
+    assert not (tmp_path / "run" / LATEST).exists()
+
+
 def test_a_kill_between_checkpoint_and_history_loses_no_row(prepared, tmp_path, monkeypatch):
     write = resume.write_csv
     monkeypatch.setattr(resume, "write_csv", None)

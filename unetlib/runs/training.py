@@ -15,7 +15,7 @@ from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
 from unetlib.engine.fabric import FabricEngine
 from unetlib.engine.memory import require_memory
-from unetlib.engine.parallel import share_statistics
+from unetlib.engine.parallel import any_of, share_statistics
 from unetlib.engine.steps import Bar, Stop, stop_on_signal
 from unetlib.engine.threads import Threads
 from unetlib.hooks import AveragedWeights, Hook
@@ -186,10 +186,13 @@ def _take(loop: Loop, run: Run, options: _Options, bar: Bar, place: int = 0) -> 
         bar.begin(place, done, recipe.epochs * steps)
         loop.hooks = [*always, bar, *options.hooks, stop, checkpoints, history]
         loop.run()
-    if loop.stopping and state.epoch < recipe.epochs:
-        text = f"Stopped at epoch {state.epoch + 1}, step {state.step} of {steps}, with a checkpoint. "
-        text += "The same command goes on there."
-        if stop.by_signal:
+    # A signal may also have come in the last validation or after it: then no step has heeded it.
+    by_signal, finished = any_of(loop.engine.fabric, stop.asked()), state.epoch >= recipe.epochs
+    if by_signal or (loop.stopping and not finished):
+        where = "after the last epoch" if finished else f"at epoch {state.epoch + 1}, step {state.step} of {steps}"
+        with_it = "with a checkpoint" if run.latest.exists() else "before the first checkpoint"
+        text = f"Stopped {where}, {with_it}. The same command goes on there."
+        if by_signal:
             raise KeyboardInterrupt(text)
         say(text)
     return state
