@@ -538,6 +538,8 @@ def test_balance_without_any_tumour_to_train_on_is_a_sentence(strong_prepared, t
         ({"checkpoint_every": None}, "train: checkpoint_every is None"),
         ({"on_epoch": 3}, "train: on_epoch is 3; Callable or None was expected"),
         ({"hooks": Hook()}, "train: hooks is .*; Sequence was expected"),
+        ({"hooks": [lambda loop: 1]}, "train: hooks holds <function .*; objects of subclasses of Hook were expected"),
+        ({"hooks": [Hook(), Hook]}, "train: hooks holds <class .*; objects of subclasses of Hook were expected"),
         ({"hooks": "abc"}, "train: hooks is 'abc'; Sequence was expected"),
         ({"threads": "2"}, "train: threads is '2'"),
         ({"device": 0}, "train: device is 0; str was expected"),

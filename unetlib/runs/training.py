@@ -39,7 +39,7 @@ from unetlib.runs.resume import (
 )
 from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, brief, counted
 from unetlib.support.files import home, locked, require_empty, takes_paths
 from unetlib.support.messages import first_process, say
 
@@ -75,6 +75,8 @@ def train(
     for name, steps in (("checkpoint_every", checkpoint_every), ("max_steps", max_steps)):
         if steps is not None and steps < 1:
             raise UnetlibError(f"{name} is {steps}; a number of steps above 0 was expected.")
+    if wrong := [one for one in hooks if not isinstance(one, Hook)]:
+        raise UnetlibError(f"train: hooks holds {brief(wrong[0])}; objects of subclasses of Hook were expected.")
     data = Prepared.open(home(data)) if isinstance(data, str | Path) else data
     run, other = Run.of(run), Run.to_read(start_from) if start_from else None
     options = _Options(device, checkpoint_every, Stop(max_steps), on_epoch, other, threads, tuple(hooks))
