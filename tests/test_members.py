@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import BEST, SMALL, write_patient
+from tests.conftest import BEST, LATEST, SMALL, write_patient
 from unetlib.data.patients import find_cases, read_case
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
@@ -148,8 +148,13 @@ def test_an_unfinished_run_is_not_tuned(data, tmp_path):
 def test_a_missing_member_is_a_sentence(run, data, tmp_path):
     copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
     copy.member(1).best.unlink()
-    with pytest.raises(UnetlibError, match="some of its 2 members are not trained yet"):
+    with pytest.raises(UnetlibError, match=rf"or have lost their weights: it lacks member-2/{BEST}"):
         Predictor.open(copy, "cpu")
+    with pytest.raises(UnetlibError, match=rf"is missing.* delete {LATEST} in .*member-2, then give the same"):
+        train(data, copy, RECIPE, "cpu")
+    copy.member(1).latest.unlink()
+    train(data, copy, RECIPE, "cpu", threads=1)
+    assert copy.weights == run.weights
 
 
 def test_a_folder_that_is_no_run_is_left_alone(data, tmp_path):

@@ -330,6 +330,22 @@ def test_weights_without_their_latest_checkpoint_are_not_trained_over(prepared, 
     assert train(prepared, run, recipe, device="cpu", max_steps=1).step == 1
 
 
+@pytest.mark.parametrize("epochs", [2, 3])
+@pytest.mark.parametrize(
+    ("damage", "told"), [(b"", f"cannot be read.* delete {BEST} and {LATEST} in"), (None, "is missing")]
+)
+def test_best_weights_that_are_lost_are_named_with_a_way_to_start_over(prepared, run, tmp_path, damage, told, epochs):
+    copy = Run(shutil.copytree(run, tmp_path / "run"))
+    previous(copy.best).unlink(missing_ok=True)
+    copy.best.unlink() if damage is None else copy.best.write_bytes(damage)
+    with pytest.raises(UnetlibError, match=rf"{BEST}, the best weights so far, {told}"):
+        train(prepared, copy, SMALL.but(epochs=epochs), device="cpu")
+    copy.latest.unlink()
+    copy.best.unlink(missing_ok=True)
+    train(prepared, copy, SMALL, device="cpu")
+    assert_same_runs(run, copy.folder)
+
+
 def test_a_best_model_in_the_place_of_the_checkpoint_is_a_sentence(prepared, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.copy(run / BEST, tmp_path / "run" / LATEST)

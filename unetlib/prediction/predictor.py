@@ -21,7 +21,7 @@ from unetlib.engine.threads import prediction_threads
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
 from unetlib.recipe import PREDICT, SAMPLE_NAMES, Recipe
 from unetlib.runs.run import Run, channels_of
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import digest, takes_paths
 from unetlib.support.messages import say
@@ -138,9 +138,12 @@ class Predictor(ABC):
 def require_members(run: Run) -> None:
     """Raise `UnetlibError` if a run of several members lacks the weights of one."""
     if len(run.members) > 1 and not run.weights:
+        lacking = first_of(
+            [one.best.relative_to(run.folder).as_posix() for one in run.members if not one.best.exists()]
+        )
         raise UnetlibError(
-            f"{run}: some of its {len(run.members)} members are not trained yet. Let the training finish: "
-            f"unetlib train PREPARED {run}"
+            f"{run}: some of its {len(run.members)} members are not trained yet, or have lost their weights: it lacks "
+            f"{lacking}. Let the training finish, or restore what is lost: unetlib train PREPARED {run}"
         )
 
 

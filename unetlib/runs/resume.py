@@ -125,6 +125,21 @@ def refuse_lost_checkpoint(run: Run) -> None:
         )
 
 
+def refuse_lost_weights(run: Run, progress: dict[str, Any]) -> None:
+    """Raise `UnetlibError` if a run has finished an epoch, and its best weights are gone or cannot be read."""
+    if not progress.get("epoch"):
+        return
+    try:
+        load_checkpoint(run.best)
+    except UnetlibError as error:
+        what = "cannot be read" if run.best.exists() else "is missing"
+        left = " and ".join(path.name for path in (run.best, run.latest) if path.exists())
+        raise UnetlibError(
+            f"{run.best}, the best weights so far, {what}. Restore it from a copy. To start over, delete {left} in "
+            f"{run.folder}, then give the same command again."
+        ) from error
+
+
 def refuse_other_recipe(run: Run, theirs: dict[str, Any], recipe: Recipe) -> None:
     """Raise `UnetlibError` if a run was started with fields that the recipe does not have and that may not change."""
     free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)

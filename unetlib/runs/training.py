@@ -33,6 +33,7 @@ from unetlib.runs.resume import (
     recorded,
     refuse_changes,
     refuse_lost_checkpoint,
+    refuse_lost_weights,
     resume,
     write_history,
     write_recipe,
@@ -233,6 +234,7 @@ def open_loop(
     first = first_weights(run, start_from, content)
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
+        refuse_lost_weights(run, content["progress"])
         first, start_from = content.get("start_from"), None  # it no longer needs that run
     if recipe.dims == 3 and (content is None or content["progress"].get("epoch") != recipe.epochs):
         number = len(samples(dataset, "train"))
