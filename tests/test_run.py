@@ -9,8 +9,10 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import BEST, SMALL, write_patient
+from unetlib.data.prepare import prepare
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.pipeline import run_recipe
 from unetlib.prediction.decision import Decision
@@ -109,6 +111,30 @@ def test_weights_of_another_run_are_refused(prepared, copy, tmp_path):
     shutil.copy(other.best, copy.best)
     with pytest.raises(UnetlibError, match=r"best_model.pth holds the weights of another run than .*width: 4 -> 2"):
         copy.load()
+
+
+def test_weights_of_a_run_on_another_split_or_from_other_first_weights_are_refused(cohort, prepared, trained, tmp_path):
+    other = prepare(cohort, tmp_path / "p", SMALL.but(split_seed=5), workers=1)
+    train(other, tmp_path / "split", SMALL.but(epochs=1), device="cpu")
+    train(prepared, tmp_path / "start", SMALL.but(epochs=1), device="cpu", start_from=trained)
+    for name in ("split", "start"):
+        copy = Run(shutil.copytree(trained, tmp_path / f"copy-{name}"))
+        shutil.copy(tmp_path / name / BEST, copy.best)
+        with pytest.raises(UnetlibError, match=rf"{BEST} holds the weights of another run than .*\({name}"):
+            evaluate(copy, device="cpu")
+        copy.recipe_file.unlink()  # the weights alone say what they are
+        copy.load()
+
+
+def test_weights_of_before_the_origin_was_written_down_are_those_of_their_run(copy):
+    content = torch.load(copy.best, weights_only=True)
+    content["prepared"]["data"] = "as version 0.3 hashed it"
+    for lost in ("regions", "prepared", "start_from"):
+        torch.save(content, copy.best)
+        copy.load()
+        (content["prepared"] if lost == "regions" else content).pop(lost)
+    torch.save(content, copy.best)
+    copy.load()
 
 
 def test_weights_of_a_tuned_run_without_its_decision_get_advice_that_keeps_them(untuned, tmp_path, cohort):

@@ -194,6 +194,7 @@ class Run:
         """
         path = self.members[0].best
         content = load_checkpoint(path)
+        require(content, path, "Restore it from a copy.", prepared=optional(RECORD))
         if not isinstance(content.get("epoch"), int) or content["epoch"] < 1:
             raise UnetlibError(
                 f"{path} does not say its epoch: it is not a {self.best.name} of unetlib. Restore it from a copy."
@@ -206,7 +207,8 @@ class Run:
         if self.exists:
             own = self.recipe
             before, after = ({name: getattr(one, name) for name in SAME} for one in (own, recipe))
-            if differences := changed(before, after):
+            origins = _origin(self.members[0].about(), content)
+            if differences := changed(before, after) or changed(*origins):
                 raise UnetlibError(
                     f"{path} holds the weights of another run than {self.recipe_file} ({differences}). Restore both "
                     "from copies of one run."
@@ -234,6 +236,16 @@ class Run:
                 f"{best['epoch']}, with {best['val_dice']:.4f}."
             )
         return " ".join(warnings)
+
+
+def _origin(about: dict[str, Any], content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the recipe of a run and a checkpoint say of slices, split and first weights, where both say it.
+
+    Without the hash of patients' data: versions differ in it, and a run that went on has the new one in its recipe.
+    """
+    both = [{**one, **one.get("prepared", {})} for one in (about, content)]
+    names = both[0].keys() & both[1].keys() & {"start_from", *about["prepared"]}
+    return [{name: one[name] for name in names - ({"data"} if "split" in names else set())} for one in both]
 
 
 CHANNELS = Kind(lambda value: LIST.fits(value) and len(value) == 2 and all(map(COUNT.fits, value)), "two numbers")
