@@ -139,6 +139,22 @@ def test_figures_and_card_are_made_of_the_run_as_a_whole(run):
     )
 
 
+def test_an_extension_that_was_killed_before_the_second_member_is_not_taken_for_finished(data, run, tmp_path):
+    copy = Run(shutil.copytree(run.folder, tmp_path / "copy"))
+
+    class Kill(Hook):
+        def on_start(self, loop):
+            if loop.dataset.parts["val"].tolist() == data.of_member(1).dataset().parts["val"].tolist():
+                raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        train(data, copy, RECIPE.but(epochs=3), "cpu", threads=1, hooks=[Kill()])
+    caveat = "The training is not finished: 2 of 3 epochs."
+    assert Predictor.open(copy, "cpu", Decision(0.5)).note == copy.caveats() == caveat
+    shutil.copy(run.member(1).recipe_file, copy.member(1).recipe_file)  # killed a moment earlier
+    assert Predictor.open(copy, "cpu", Decision(0.5)).note == copy.caveats() == caveat
+
+
 def test_an_unfinished_run_is_not_tuned(data, tmp_path):
     train(data, tmp_path / "run", RECIPE, "cpu", max_steps=1)
     with pytest.raises(UnetlibError, match="some of its 2 members are not trained yet"):

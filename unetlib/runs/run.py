@@ -3,6 +3,7 @@
 import filecmp
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,15 @@ class Run:
         warn(note)
         return network.eval(), recipe, {**content, "note": " ".join(filter(None, (content.get("note"), note)))}
 
+    def _epochs(self) -> int:
+        """Return how many epochs were asked for last, for it or for the run whose member it is; 0 if neither says."""
+        asked = [0]
+        for run in (self, Run(self.folder.parent)):
+            with suppress(UnetlibError):
+                if self in run.members:
+                    asked.append(run.recipe.epochs)
+        return max(asked)
+
     def caveats(self, best: dict[str, Any] | None = None) -> str:
         """Return warnings if the weights `best`, by default its own, are not those of a finished training; else ""."""
         if len(self.members) > 1:
@@ -225,7 +235,7 @@ class Run:
         best = load_checkpoint(self.best) if best is None else best
         try:
             latest = load_checkpoint(self.latest)
-            epochs, progress = Recipe(**latest["recipe"]).epochs, latest["progress"]
+            epochs, progress = max(Recipe(**latest["recipe"]).epochs, self._epochs()), latest["progress"]
             epoch, dice = progress["epoch"], progress["best_dice"]
         except (UnetlibError, KeyError, TypeError):  # only the weights were passed on
             return ""
