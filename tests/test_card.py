@@ -252,7 +252,9 @@ def test_what_cannot_be_had_is_a_sentence(copy, tmp_path):
 def test_a_changed_file_of_the_run_is_a_sentence(copy):
     path = copy / "provenance.json"
     path.write_text(path.read_text().replace('"processor"', '"something"'))
-    with pytest.raises(UnetlibError, match="not one that unetlib wrote"):
+    with pytest.raises(
+        UnetlibError, match=r"provenance\.json lacks processor: .*To make it again, delete it, then give"
+    ):
         write_card(copy, device="cpu")
 
 
@@ -276,6 +278,7 @@ def test_an_unfinished_training_and_lost_weights_are_told(copy):
 def test_whose_data_the_first_weights_have_seen_is_told(copy):
     assert "another run" not in write_card(copy, device="cpu").read_text(encoding="utf-8")
     write_json(copy / "recipe.json", read_json(copy / "recipe.json") | {"start_from": "abc"})
+    save_checkpoint(copy / BEST, load_checkpoint(copy / BEST) | {"start_from": "abc"})
     assert "whose data are not recorded" in words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
     case = {"part": "val", "files": []}
     earlier = {str(n): {**case, "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(4)}
@@ -288,8 +291,8 @@ def test_whose_data_the_first_weights_have_seen_is_told(copy):
 def test_the_commands_to_reproduce_it_name_orientation_and_first_weights(copy, first):
     about, best = read_json(copy / "recipe.json"), load_checkpoint(copy / BEST)
     about["recipe"]["phantoms"] = best["recipe"]["phantoms"] = first == "phantoms"
-    save_checkpoint(copy / BEST, best)
     start = sha256(SHIPPED["phantoms"] / "best_model.safetensors") if first == "phantoms" else "abc"
+    save_checkpoint(copy / BEST, {**best, "start_from": start})
     write_json(copy / "recipe.json", {**about, "assume": "lps", "start_from": start})
     text = write_card(copy, device="cpu").read_text(encoding="utf-8")
     assert re.search(r"unetlib prepare DATA PREPARED.* --assume-lps\n", text)

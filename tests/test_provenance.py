@@ -15,10 +15,12 @@ from tests.conftest import SMALL
 from unetlib import __version__
 from unetlib.data.cases import HASHES
 from unetlib.data.prepared import Prepared
+from unetlib.evaluation.evaluate import evaluate
 from unetlib.runs import provenance
 from unetlib.runs.provenance import part_by_sign, signs
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
+from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json
 
 NAME = "provenance.json"
@@ -111,3 +113,37 @@ def test_a_case_is_known_by_its_voxels_its_files_and_a_name_that_nobody_else_has
 def test_of_several_records_of_a_person_the_training_weighs_most():
     records = [{"patient": "P", "sha256": "a", "part": part} for part in ("test", "train", "val")]
     assert part_by_sign(records) == part_by_sign(records[::-1]) == {"a": "train"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"sessions": 3}', '{"cases": []}', '{"cases": {"a": {}}}', '{"sessions": [{}]}']
+)
+def test_a_damaged_provenance_is_a_sentence_and_deleted_it_is_made_again(prepared, run, tmp_path, text):
+    copy = Run(shutil.copytree(run, tmp_path / "run"))
+    before = copy.provenance
+    copy.provenance_file.write_text(text)
+    for use in (lambda: train(prepared, copy, SMALL, "cpu"), lambda: evaluate(copy, device="cpu")):
+        with pytest.raises(
+            UnetlibError, match=rf"{NAME}.* To make it again, delete it, then give `unetlib train` with"
+        ):
+            use()
+    copy.provenance_file.unlink()
+    train(prepared, copy, SMALL, "cpu")
+    assert copy.provenance == before
+
+
+def test_whom_the_first_weights_had_learned_from_is_recorded_again_when_their_run_is_named(
+    prepared, run, tmp_path, caplog
+):
+    copy, recipe = Run(tmp_path / "run"), SMALL.but(epochs=1)
+    train(prepared, copy, recipe, "cpu", start_from=run)
+    before = copy.provenance
+    copy.provenance_file.unlink()
+    train(prepared, copy, recipe, "cpu")
+    assert f"{NAME} is gone: it no longer says whom that run had learned from" in caplog.text
+    assert not copy.provenance["earlier"]
+    train(prepared, copy, recipe, "cpu", start_from=run)
+    assert copy.provenance == before
+    train(prepared, copy, recipe, "cpu")
+    assert copy.provenance == before
+    assert caplog.text.count("is gone") == 1

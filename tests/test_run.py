@@ -137,6 +137,21 @@ def test_weights_of_before_the_origin_was_written_down_are_those_of_their_run(co
     copy.load()
 
 
+@pytest.mark.parametrize("text", ["{", '{"recipe": {}}', '{"recipe": {"width": "x"}, "prepared": {}, "data": ""}'])
+def test_a_damaged_recipe_is_a_sentence_and_deleted_it_is_made_again(prepared, copy, tmp_path, text):
+    before, recipe = copy.about(), copy.recipe
+    copy.recipe_file.write_text(text)
+    with pytest.raises(UnetlibError, match=r"recipe\.json.* delete it, then give `unetlib train` with all flags"):
+        copy.about()
+    copy.recipe_file.unlink()
+    train(prepared, copy, recipe, device="cpu")
+    assert copy.about() == before
+    copy.recipe_file.write_text(text)
+    copy.latest.unlink()
+    with pytest.raises(UnetlibError, match="has no latest checkpoint to go on from, so restore it"):
+        copy.about()
+
+
 def test_weights_of_a_tuned_run_without_its_decision_get_advice_that_keeps_them(untuned, tmp_path, cohort):
     (alone := Run(tmp_path / "alone")).folder.mkdir()
     shutil.copy(Run(untuned).best, alone.best)

@@ -23,6 +23,7 @@ from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.files import digest, write_json
 from unetlib.support.jobs import processor
+from unetlib.support.messages import warn
 from unetlib.support.version import __version__
 
 PACKAGES = ("torch", "lightning-fabric", "numpy", "scipy", "nibabel", "pillow")
@@ -41,12 +42,18 @@ def write_provenance(
     """Write `provenance.json` of a run: what it is trained on, how its `network` was made, and a list of sessions.
 
     A new session is added when its software, machine, device or number of threads differ from those of the last.
-    `earlier` holds the cases that the run `start_from` and those before it have learned from.
+    `earlier` holds the cases that the run `start_from` and those before it have learned from; a run that goes on need
+    not name it.
     """
     about, before = _described(data) if isinstance(data, Prepared) else {}, run.provenance
     about["recipe"] = recipe.as_dict()
     about["network"] = {"name": recipe.network, **network}
-    about["earlier"] = learned(start_from) if start_from else before.get("earlier", {})
+    about["earlier"] = before.get("earlier", {}) | (learned(start_from) if start_from else {})
+    if not (before or start_from) and run.about().get("start_from"):
+        warn(
+            f"{run} began with the weights of another run, and {run.provenance_file.name} is gone: it no longer says "
+            "whom that run had learned from. Name that run once more with --start-from to record it."
+        )
     sessions, now = before.get("sessions", []), _session(recipe, device, threads)
     write_json(run.provenance_file, {**about, "sessions": sessions if sessions[-1:] == [now] else [*sessions, now]})
 

@@ -3,14 +3,13 @@
 import filecmp
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from unetlib.data.split import Split
+from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
@@ -19,7 +18,7 @@ from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.fields import changed
 from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256, visible
 from unetlib.support.messages import say, warn
-from unetlib.support.records import COUNT, LIST, RECORD, TEXT, Kind, one_of, optional, require
+from unetlib.support.records import COUNT, LIST, NAMES, RECORD, TEXT, Kind, one_of, optional, require
 
 _HOME = Path(__file__).parents[1] / "phantom"
 # The runs that come with the library, trained on synthetic patients alone: on FLAIR for the whole tumour, and on four
@@ -27,6 +26,10 @@ _HOME = Path(__file__).parents[1] / "phantom"
 SHIPPED = {"phantoms": _HOME / "run", "phantoms-four": _HOME / "run-four"}
 # What weights depend on.
 SAME = ("dims", "network", "width", "depth", "deep_supervision", "neighbours", "image_size", "normalise", "crop")
+
+_CASE = {"patient": TEXT, "part": one_of(*PARTS), "files": LIST, "sha256": TEXT, "image": optional(TEXT)}
+_CASE |= {"images": optional(NAMES)}
+_SESSION = dict.fromkeys(("unetlib", "python", "processor", "device", "precision"), TEXT) | {"threads": COUNT}
 
 
 class _File:
@@ -148,10 +151,25 @@ class Run:
             train = f"Train first: unetlib train PREPARED {self}"
             how = "Copy it from the original run." if self.best.exists() else train
             raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {how}")
-        about, assume = read_json(path), optional(one_of(None, *ASSUMABLE))
-        require(about, path, "Restore it.", recipe=RECORD, prepared=RECORD, data=TEXT, assume=assume)
-        read_recipe(about["recipe"], path)
+        kinds = {"recipe": RECORD, "prepared": RECORD, "data": TEXT, "assume": optional(one_of(None, *ASSUMABLE))}
+        about = self._read(path, **kinds)
+        read_recipe(about["recipe"], path, f" {self._remake}")
         return about
+
+    @property
+    def _remake(self) -> str:
+        """How to get a damaged file again that `train` writes whenever a run goes on."""
+        if not (self.latest.exists() or self.member(0).latest.exists()):
+            return "The run has no latest checkpoint to go on from, so restore it from a copy."
+        return "To make it again, delete it, then give `unetlib train` with all flags of the start."
+
+    def _read(self, path: Path, **kinds: Kind) -> dict[str, Any]:
+        try:
+            content = read_json(path)
+        except UnetlibError as error:
+            raise UnetlibError(f"{error} {self._remake}") from error
+        require(content, path, self._remake, **kinds)
+        return content
 
     @property
     def data(self) -> Path:
@@ -184,8 +202,20 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """The content of `provenance.json`; empty if a version before 0.3 made the run."""
-        return read_json(self.provenance_file) if self.provenance_file.exists() else {}
+        """The content of `provenance.json`; empty if a version before 0.3 made the run.
+
+        Raises `UnetlibError` when it is damaged or was edited.
+        """
+        path = self.provenance_file
+        if not path.exists():
+            return {}
+        kinds = {"cases": optional(RECORD), "earlier": optional(RECORD), "sessions": optional(LIST)}
+        content = self._read(path, **kinds, left_out=optional(LIST))
+        cases = [case for kind in ("cases", "earlier") for case in content.get(kind, {}).values()]
+        for records, kinds in ((cases, _CASE), (content.get("sessions", []), _SESSION)):
+            for record in records:
+                require(record, path, self._remake, **kinds)
+        return content
 
     def load(self) -> tuple[nn.Module, Recipe, dict[str, Any]]:
         """Return the network with the best weights (in evaluation mode), its recipe and the checkpoint.
@@ -219,15 +249,6 @@ class Run:
         warn(note)
         return network.eval(), recipe, {**content, "note": " ".join(filter(None, (content.get("note"), note)))}
 
-    def _epochs(self) -> int:
-        """Return how many epochs were asked for last, for it or for the run whose member it is; 0 if neither says."""
-        asked = [0]
-        for run in (self, Run(self.folder.parent)):
-            with suppress(UnetlibError):
-                if self in run.members:
-                    asked.append(run.recipe.epochs)
-        return max(asked)
-
     def caveats(self, best: dict[str, Any] | None = None) -> str:
         """Return warnings if the weights `best`, by default its own, are not those of a finished training; else ""."""
         if len(self.members) > 1:
@@ -235,7 +256,9 @@ class Run:
         best = load_checkpoint(self.best) if best is None else best
         try:
             latest = load_checkpoint(self.latest)
-            epochs, progress = max(Recipe(**latest["recipe"]).epochs, self._epochs()), latest["progress"]
+            of_parent = [Run(self.folder.parent)] if self.folder.name.startswith("member-") else []
+            asked = [run.recipe.epochs for run in (self, *of_parent) if run.exists and self in run.members]
+            epochs, progress = max([Recipe(**latest["recipe"]).epochs, *asked]), latest["progress"]
             epoch, dice = progress["epoch"], progress["best_dice"]
         except (UnetlibError, KeyError, TypeError):  # only the weights were passed on
             return ""
@@ -268,9 +291,9 @@ def channels_of(content: dict[str, Any], path: Path, recipe: Recipe) -> tuple[in
     return before, after
 
 
-def read_recipe(fields: Any, path: Path) -> Recipe:
+def read_recipe(fields: Any, path: Path, advice: str = "") -> Recipe:
     """Return the recipe stored in a file; raises `UnetlibError` when it is not valid."""
     try:
         return Recipe(**fields)
     except (TypeError, UnetlibError) as error:
-        raise UnetlibError(f"{path}: this version of unetlib cannot read its recipe ({error}).") from error
+        raise UnetlibError(f"{path}: this version of unetlib cannot read its recipe ({error}).{advice}") from error

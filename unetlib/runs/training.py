@@ -235,13 +235,13 @@ def open_loop(
     if content is not None:
         refuse_changes(content, run, data, contents, recipe, channels, first)
         refuse_lost_weights(run, content["progress"])
-        first, start_from = content.get("start_from"), None  # it no longer needs that run
+        first = content.get("start_from")  # it no longer needs that run
     if recipe.dims == 3 and (content is None or content["progress"].get("epoch") != recipe.epochs):
         number = len(samples(dataset, "train"))
         if needed := require_memory(str(run), recipe, shape, regions, number, engine.device):
             say(needed)
     network = build_network(recipe, *channels).to(engine.device)
-    if start_from is not None:
+    if start_from is not None and content is None:
         begin_with(network, start_from, recipe, data)
     average = copy.deepcopy(network) if recipe.average else None
     if engine.fabric.world_size > 1:
