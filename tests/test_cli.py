@@ -141,6 +141,25 @@ def test_weights_that_do_not_fit_are_refused_before_the_patients_are_prepared(
     assert not (tmp_path / "r-prepared").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--loss", "foo"], "there is no loss named"),
+        (["--device", "tpu"], "there is no device 'tpu' here"),
+        (["--threads", 9999], "threads is 9999"),
+        (["--tune", "--threshold", 0.3], "a threshold was given, but tune chooses it"),
+        (["--members", 2], "is not a run folder"),
+        ([], "is not a run folder"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_the_patients_are_prepared(cohort, tmp_path, capsys, words, expected):
+    if expected == "is not a run folder":
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "mine.txt").touch()
+    assert expected in fails(capsys, "train", cohort, tmp_path / "r", *words)
+    assert not (tmp_path / "r-prepared").exists()
+
+
 @pytest.mark.parametrize("name", [".", "../run"])
 def test_the_run_may_be_the_working_directory(tall_cohort, tmp_path, monkeypatch, name):
     (tmp_path / "run").mkdir()

@@ -63,7 +63,8 @@ def train(args: argparse.Namespace) -> None:
         folder = there.parent / f"{there.name}-prepared"
         chosen = before or Recipe.published
         planned = chosen.but(**given(args, TRAIN, PREDICT))
-        require_plan(run, planned, args.device, args.start_from)  # refused now, not after hours
+        _refuse_threshold(planned, args)  # now, not after hours
+        require_plan(run, planned, args.device, args.start_from, args.threads)
         unetlib.prepare(args.prepared, folder, chosen)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]
@@ -74,11 +75,7 @@ def train(args: argparse.Namespace) -> None:
         )
     # all at once: a flag may depend on the slices
     recipe = prepared.fit(before or PRESETS[USUAL[dims]], **given(args, TRAIN, PREDICT))
-    if recipe.tune and args.threshold is not None:
-        raise UnetlibError(
-            "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "
-            "--no-tune."
-        )
+    _refuse_threshold(recipe, args)
     training = {name: getattr(args, name) for name in ("checkpoint_every", "max_steps", "start_from")}
     state = run_recipe(recipe, folder, run, device=args.device, threads=args.threads, **training).state
     if state.epoch < recipe.epochs:  # --max-steps
@@ -89,6 +86,14 @@ def train(args: argparse.Namespace) -> None:
     )
     caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
+
+
+def _refuse_threshold(recipe: Recipe, args: argparse.Namespace) -> None:
+    if recipe.tune and args.threshold is not None:
+        raise UnetlibError(
+            "a threshold was given, but tune chooses it on the validation patients. Leave out --threshold, or add "
+            "--no-tune."
+        )
 
 
 def export(args: argparse.Namespace) -> None:

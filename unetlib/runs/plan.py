@@ -7,18 +7,29 @@ import torch
 from unetlib.data.regions import region_names
 from unetlib.engine.device import pick_device
 from unetlib.engine.memory import require_memory
+from unetlib.engine.threads import _checked as checked
+from unetlib.losses import get_loss
 from unetlib.networks import build_network
 from unetlib.recipe import TRAIN, Recipe
 from unetlib.runs.first_weights import require_start
-from unetlib.runs.resume import refuse_other_recipe
+from unetlib.runs.resume import refuse_lost_checkpoint, refuse_other_recipe, require_folder
 from unetlib.runs.run import Run
 
 
-def require_plan(run: Run, recipe: Recipe, device: str, start_from: Run | Path | str | None) -> None:
-    """Raise `UnetlibError` if a run was begun with another recipe, or its network, first weights or memory will not do.
+def require_plan(
+    run: Run, recipe: Recipe, device: str, start_from: Run | Path | str | None, threads: int | None
+) -> None:
+    """Raise `UnetlibError` for what `train` would refuse whatever the data hold.
 
-    The network is made on PyTorch's meta device, since its weights alone may be too large.
+    Such as another recipe than that of the run, or a network, first weights, memory, device or number of threads that
+    will not do. The network is made on PyTorch's meta device, since its weights alone may be too large.
     """
+    require_folder(run)
+    for one in run.members:
+        refuse_lost_checkpoint(one)
+    get_loss(recipe.loss, recipe.deep_supervision)
+    checked(threads)
+    where = pick_device(device)
     if run.exists:
         known = run.recipe
         theirs = {**recipe.as_dict(), **known.stage(TRAIN), "dims": known.dims}
@@ -31,4 +42,4 @@ def require_plan(run: Run, recipe: Recipe, device: str, start_from: Run | Path |
     require_start(run, recipe, start_from)
     if recipe.dims == 3 and not run.latest.exists():
         shape = (channels, *3 * [recipe.image_size])
-        require_memory(str(run), recipe, shape, regions, recipe.batch_size, pick_device(device))
+        require_memory(str(run), recipe, shape, regions, recipe.batch_size, where)

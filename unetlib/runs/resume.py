@@ -14,7 +14,7 @@ from unetlib.runs.checkpoint import RESTORE, load_checkpoint, load_optimizer, lo
 from unetlib.runs.run import Run, read_recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, read_csv, write_csv, write_json
+from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
 from unetlib.support.messages import say
 from unetlib.support.records import COUNT, LIST, NUMBER, RECORD, Kind, require
 from unetlib.support.version import __version__
@@ -109,6 +109,12 @@ def resume(run: Run, content: dict[str, Any], network: nn.Module, average: nn.Mo
     finished = state.epoch == loop.recipe.epochs
     where = "finished already" if finished else f"resumed at epoch {state.epoch + 1}, step {state.step}"
     say(f"{run}: {where}." + (f" Changed: {news}." if news else ""))
+
+
+def require_folder(run: Run) -> None:
+    """Raise `UnetlibError` unless a run has begun in its folder, or that is new or empty."""
+    if not (run.exists or run.latest.exists() or run.member(0).folder.exists()):
+        require_empty(run.folder, "a run folder")
 
 
 def refuse_lost_checkpoint(run: Run) -> None:

@@ -34,6 +34,7 @@ from unetlib.runs.resume import (
     refuse_changes,
     refuse_lost_checkpoint,
     refuse_lost_weights,
+    require_folder,
     resume,
     write_history,
     write_recipe,
@@ -41,7 +42,7 @@ from unetlib.runs.resume import (
 from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, brief, counted
-from unetlib.support.files import home, locked, require_empty, takes_paths
+from unetlib.support.files import home, locked, takes_paths
 from unetlib.support.messages import first_process, say
 
 
@@ -121,8 +122,7 @@ def _train_members(data: Prepared | Trainable, run: Run, recipe: Recipe, options
     """Train the members of a run one after another, each in its own folder; return the state of all together."""
     if not isinstance(data, Prepared):
         raise UnetlibError(f"{recipe.members} members divide patients among them; a prepared folder was expected.")
-    if not (run.exists or run.member(0).folder.exists()):
-        require_empty(run.folder, "a run folder")
+    require_folder(run)
     recipe, states = data.fit(recipe), list[State]()
     parts = [data.of_member(place) for place in range(recipe.members)]
     _look_ahead(parts, run, recipe, options.start_from)
@@ -225,8 +225,7 @@ def open_loop(
         restore(run.latest)
         restore(run.best)
     engine.fabric.barrier()
-    if not (run.exists or run.latest.exists()):
-        require_empty(run.folder, "a run folder")
+    require_folder(run)
     refuse_lost_checkpoint(run)
     content = load_checkpoint(run.latest) if run.latest.exists() else None
     if content is None:
