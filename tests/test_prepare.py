@@ -120,7 +120,9 @@ def test_an_unfinished_folder_never_mixes_two_recipes(cohort, tmp_path, monkeypa
 
 def test_another_recipe_is_refused_by_name_and_rebuilt_on_request(cohort, tmp_path):
     prepare(cohort, tmp_path / "p", SMALL, workers=1)
-    with pytest.raises(UnetlibError, match=r"another recipe \(image_size: 32 -> 48\).*--rebuild"):
+    with pytest.raises(
+        UnetlibError, match=r"another recipe \(image_size: 32 -> 48\).* delete .* --rebuild to .* same command"
+    ):
         prepare(cohort, tmp_path / "p", SMALL.but(image_size=48), workers=1)
     assert prepare(cohort, tmp_path / "p", SMALL.but(image_size=48), workers=1, rebuild=True).images.shape[2] == 48
 

@@ -41,7 +41,10 @@ def differing(cohort: Cohort, about: Mapping[str, Any]) -> set[str]:
 def refuse_changes(prepared: Prepared, cohort: Cohort, recipe: Recipe) -> None:
     """Raise `UnetlibError` when a finished folder was made with another recipe or from other data."""
     folder, about = prepared.folder, prepared.about
-    again = f"Choose another folder, or replace it with: unetlib prepare DATA {folder} --rebuild"
+    again = (
+        f"Choose another folder, or replace it: delete {folder} (or add --rebuild to `unetlib prepare`), then give the "
+        "same command again."
+    )
     if differences := changed(about["recipe"], recipe.stage(PREPARE)):
         raise UnetlibError(f"{folder} was prepared with another recipe ({differences}). {again}")
     if prepared.assume != cohort.assume:
