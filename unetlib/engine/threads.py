@@ -53,9 +53,9 @@ class Threads(Hook):
         `UnetlibError` when `asked` is out of range.
         """
         if fabric.device.type != "cpu" or fabric.world_size > 1:
-            _use(_checked(asked) or torch.get_num_threads())
+            _use(checked(asked) or torch.get_num_threads())
             return cls()
-        given = _checked(asked) or _given()
+        given = checked(asked) or _given()
         number = given or (kept if kept and kept <= _limit() else min(_limit(), _idle_at_first()))
         if kept not in (None, number):
             say(f"{name}: {counted(number, 'thread')} from here on, {kept} before: the last digits may now differ.")
@@ -85,7 +85,7 @@ def prediction_threads(fabric: Fabric, asked: int | None = None) -> Iterator[Non
 
     OMP_NUM_THREADS and `torch.set_num_threads(1)` count as `asked`.
     """
-    number = _checked(asked) or _given()
+    number = checked(asked) or _given()
     if fabric.device.type == "cpu" and number is None:
         number = min(_limit(), _idle_lately())
     with fixed_threads(number or torch.get_num_threads()):
@@ -130,7 +130,7 @@ def _given() -> int | None:
     return _limit() if given or _limit() == 1 else None
 
 
-def _checked(asked: int | None) -> int | None:
+def checked(asked: int | None) -> int | None:
     """Return the number asked for; raises `UnetlibError` when it is out of range."""
     most = max(256, cpu_count())
     if asked is not None and not 1 <= asked <= most:

@@ -7,7 +7,7 @@ import torch
 from unetlib.data.regions import region_names
 from unetlib.engine.device import pick_device
 from unetlib.engine.memory import require_memory
-from unetlib.engine.threads import _checked as checked
+from unetlib.engine.threads import checked
 from unetlib.losses import get_loss
 from unetlib.networks import build_network
 from unetlib.recipe import TRAIN, Recipe
