@@ -15,6 +15,7 @@ from unetlib.metrics import Counts
 from unetlib.prediction.predictor import Predictor
 from unetlib.show.plots.colours import INK
 from unetlib.show.plots.overlays import three_of
+from unetlib.support.errors import UnetlibError
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +259,11 @@ def test_all_figures_are_written_and_named(evaluated, tmp_path):
         with Image.open(path) as picture:
             assert picture.format == path.suffix[1:].upper()
             assert min(picture.size) > 100
+    (tmp_path / "of_mine.txt").touch()
+    assert plots.make_figures(evaluated[0], tmp_path, "cpu") == paths
+    paths[0].unlink()
+    with pytest.raises(UnetlibError, match=r"holds .* and is not a folder of figures"):
+        plots.make_figures(evaluated[0], tmp_path, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,11 @@ from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.errors import counted
-from unetlib.support.files import atomic, read_csv, takes_paths
+from unetlib.support.files import atomic, read_csv, require_empty, takes_paths
 from unetlib.support.jobs import watched
 from unetlib.support.messages import quiet
+
+FIGURES = ("curves.png", "overlays.png", "metrics.png", "volumes.png", "architecture.png", "overlay.gif")
 
 
 @dataclass(frozen=True)
@@ -262,25 +264,28 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
 
     `curves.png`, `overlays.png` (best, median and worst test patient), `metrics.png` (every Dice), `volumes.png`
     (predicted against true, after Bland and Altman), `architecture.png` and `overlay.gif` (through the tumour of the
-    median patient). Raises `UnetlibError` when the run cannot be evaluated.
+    median patient). Raises `UnetlibError` when the run cannot be evaluated, or `out` has files but lacks some of these.
     """
     run = Run.of(run)
+    if out and out != run.figures and not all((out / name).exists() for name in FIGURES):
+        require_empty(out, "a folder of figures")  # pictures of these names may be those of others
     summary, three = evaluate(run, device=device), best_median_worst(run, device)
     folder = out or run.figures
     net, recipe, _ = run.load()
     source = "synthetic images" if any(is_synthetic(one.volume) for one in three) else ""
     ranks = note_on_ranks(summary, "test patient", source)
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
-    figures = {
-        "curves.png": curves_figure(history, "synthetic cohort" if source else ""),
-        "overlays.png": overlay_figure([one.overlay() for one in three], ranks),
-        "metrics.png": metrics_figure(summary, source, named_regions(recipe)),
-        "volumes.png": volumes_figure(*read_volumes(run.evaluation), note=source),
-        "architecture.png": architecture_figure(net, recipe.image_size),
-    }
-    for name, figure in figures.items():
-        save(figure, folder / name)
+    figures = (
+        curves_figure(history, "synthetic cohort" if source else ""),
+        overlay_figure([one.overlay() for one in three], ranks),
+        metrics_figure(summary, source, named_regions(recipe)),
+        volumes_figure(*read_volumes(run.evaluation), note=source),
+        architecture_figure(net, recipe.image_size),
+    )
+    *paths, animation = (folder / name for name in FIGURES)
+    for figure, path in zip(figures, paths, strict=True):
+        save(figure, path)
     middle = three[len(three) // 2]
     masks = middle.truth, middle.prediction
-    scroll_animation(middle.volume.voxels, *masks, folder / "overlay.gif", source, regions=middle.regions)
-    return [folder / name for name in (*figures, "overlay.gif")]
+    scroll_animation(middle.volume.voxels, *masks, animation, source, regions=middle.regions)
+    return [*paths, animation]
