@@ -214,7 +214,7 @@ def test_ctrl_c_near_the_end_stops_what_would_come_next(prepared, run, tmp_path,
         monkeypatch.setattr(Loop, "validate", lambda loop: (loop.state.epoch and interrupt()) or validate(loop))
     else:
         monkeypatch.setattr(saving, "write_history", lambda _, rows: len(rows) == 2 and interrupt())
-    with pytest.raises(KeyboardInterrupt, match="Stopped after the last epoch, with a checkpoint"):
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped after the last epoch of .*run, with a checkpoint"):
         train(prepared, tmp_path / "run", SMALL, device="cpu")
     monkeypatch.undo()
     assert train(prepared, tmp_path / "run", SMALL, device="cpu").epoch == SMALL.epochs
