@@ -192,13 +192,10 @@ def _take(loop: Loop, run: Run, options: _Options, bar: Bar, place: int = 0) -> 
     # A signal may also have come in the last validation or after it: then no step has heeded it.
     by_signal, finished = any_of(loop.engine.fabric, stop.asked()), state.epoch >= recipe.epochs
     if by_signal or (loop.stopping and not finished):
-        where = (
-            f"after the last epoch of {run}"
-            if finished
-            else f"at epoch {state.epoch + 1}, step {state.step} of {steps}"
-        )
-        with_it = "with a checkpoint" if run.latest.exists() else "before the first checkpoint"
-        text = f"Stopped {where}, {with_it}. The same command goes on there."
+        where = f"at epoch {state.epoch + 1}, step {state.step} of {steps}"
+        where = f"after the last epoch of {run}" if finished else where
+        saved = "with a checkpoint" if run.latest.exists() else "before the first checkpoint"
+        text = f"Stopped {where}, {saved}. The same command goes on there."
         if by_signal:
             raise KeyboardInterrupt(text)
         say(text)
