@@ -91,7 +91,7 @@ class ScoreFolder:
     """A folder of scores, and the unfinished scores in it: a file for each case.
 
     `made_from`: what the scores of each case depend on, JSON-serialisable. `note`: what the readers of the table should
-    know. The folder is to be `locked` meanwhile.
+    know. The folder is to be `locked` while something is written.
     """
 
     folder: Path

@@ -165,7 +165,7 @@ def write_decision(
 
 
 def how_to_decide(run: Run) -> str:
-    """Return how a run gets its decision; without the latest checkpoint, `train` would replace the weights."""
+    """Return how a run gets its decision; without the latest checkpoint, `train` refuses it."""
     again = f"unetlib train PREPARED {run}" if run.latest.exists() else f"in Python with unetlib.tune({str(run)!r})"
     return f"Copy {run.recipe_file.name} and {run.decision_file.name} from the original run, or choose again: {again}"
 
