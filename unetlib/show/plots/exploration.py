@@ -184,11 +184,9 @@ def pictures_figure(pictures: Mapping[str, np.ndarray], aspects: Sequence[float]
     for axes, (title, image), ratio in zip(panels, pictures.items(), ratios, strict=True):
         show_slice(axes, image, title)
         axes.set_aspect(ratio)
-    ratio, lines = (
-        cut_to_head([*zip(panels, pictures.values(), strict=True)]),
-        max(map(str.splitlines, pictures), key=len),
-    )
-    fit_height(figure, ratio, max(len(pictures), 2), extra=0.4 + 0.2 * len(lines))
+    ratio = cut_to_head([*zip(panels, pictures.values(), strict=True)])
+    lines = max(len(title.splitlines()) for title in pictures)
+    fit_height(figure, ratio, max(len(pictures), 2), extra=0.4 + 0.2 * lines)
     return figure
 
 
