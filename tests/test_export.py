@@ -1,6 +1,7 @@
 """`unetlib export`: patients in the raw layout of nnU-Net, with our split."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -315,6 +316,18 @@ def test_notes_on_the_data_and_resampled_sequences_are_said_as_by_prepare(patien
         said.append([line for line in caplog.messages if "Resampled" in line or "could be scans" in line])
     assert said[0] == said[1]
     assert len(said[0]) == 2
+
+
+def test_a_copy_of_the_data_is_known_and_a_changed_one_refused(cohort, tmp_path):
+    data, folder = shutil.copytree(cohort, tmp_path / "data"), tmp_path / "Dataset501_x"
+    about = export_nnunet(data, folder, workers=1)
+    for number, path in enumerate(sorted(data.rglob("*.nii.gz"))):
+        os.utime(path, (number, number))
+    assert export_nnunet(data, folder, workers=1) == about
+    assert "from other data or with other choices" in refused(data, folder, Recipe.published.but(split_seed=1))
+    voxels, affine = load(path)
+    nib.save(nib.Nifti1Image(np.flip(voxels, 0), affine), path)
+    assert "from other data or with other choices" in refused(data, folder)
 
 
 def test_what_cannot_be_exported_is_said(patients, cohort, tmp_path):

@@ -244,6 +244,24 @@ def test_a_file_that_exists_is_not_overwritten_unasked(trained, image, tmp_path)
     assert nib.load(expert).shape == nib.load(image).shape
 
 
+def test_no_probability_of_an_earlier_mask_stays_beside_a_new_one(trained, image, tmp_path, capsys):
+    out, own = tmp_path / "out", tmp_path / "image.nii.gz"
+    shutil.copy(image, own)
+    mask, probability = predict(trained, [own], out, probabilities=True, device="cpu")
+    assert predict(trained, [own], out, device="cpu") == [mask]
+    assert probability.exists()  # of the same weights and image
+    save_as(image, own, OBLIQUE)
+    mask.unlink()
+    with pytest.raises(UnetlibError, match=rf"{probability.name} exists already, from other weights"):
+        predict(trained, [own], out, device="cpu")
+    assert predict(trained, [own], out, overwrite=True, device="cpu") == [mask]
+    assert f"{probability} was of an earlier mask, and is removed" in capsys.readouterr().out
+    assert not probability.exists()
+    shutil.copy(image, probability)  # what another program has written is left alone
+    assert predict(trained, [own], out, device="cpu") == [mask]
+    assert probability.exists()
+
+
 def test_given_again_it_makes_only_what_is_missing(trained, image, tmp_path, capsys):
     other = save_as(image, tmp_path / "other.nii.gz", OBLIQUE)
     first = predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu")

@@ -167,14 +167,14 @@ def test_weights_of_a_tuned_run_without_its_decision_get_advice_that_keeps_them(
             ask(alone, device="cpu")
 
 
-@pytest.mark.parametrize("none", [[], ()])
-def test_no_run_is_a_sentence(none, tmp_path):
+@pytest.mark.parametrize("none", [[], (), ["phantoms", "phantoms"]])
+def test_no_run_or_one_twice_is_a_sentence(none, tmp_path):
     for ask in (
         lambda: evaluate(none),
         lambda: predict(none, [tmp_path / "a.nii"], tmp_path),
-        lambda: Predictor.open([]),
+        lambda: Predictor.open(none),
     ):
-        with pytest.raises(UnetlibError, match="no run was given"):
+        with pytest.raises(UnetlibError, match="no run was given, or one twice"):
             ask()
 
 

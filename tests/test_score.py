@@ -342,6 +342,8 @@ def test_nothing_of_others_is_overwritten(masks, data, trained, tmp_path):
     others = shutil.copytree(masks, tmp_path / "others")
     unetlib.score(masks, data, out=tmp_path / "out")
     assert f"holds the scores of {masks}" in refused(others, data, out=tmp_path / "out")
+    elsewhere = shutil.copytree(data, tmp_path / "elsewhere")
+    assert f"holds scores against {data}" in refused(masks, elsewhere, out=tmp_path / "out")
 
 
 def test_files_without_an_orientation_need_the_same_assumption(masks, data):

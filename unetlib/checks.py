@@ -17,11 +17,7 @@ def name_of(dataset: Any) -> str:
 
 
 def samples(dataset: Any, part: str) -> np.ndarray:
-    """Return the positions (M,) of the samples of a part.
-
-    Raises `UnetlibError` if there are none, or those of `"val"` show no tumour: the less a network marks, the better
-    would be its Dice.
-    """
+    """Return the positions (M,) of the samples of a part; raises `UnetlibError` if there are none."""
     if not all(callable(getattr(dataset, method, None)) for method in ("indices", "batch")):
         raise UnetlibError(
             f"{name_of(dataset)} is no data set to train on; `Prepared.open(folder).dataset()`, or your own class with "
@@ -37,13 +33,17 @@ def samples(dataset: Any, part: str) -> np.ndarray:
         )
     if found.ndim != 1 or found.dtype.kind not in "iu" or found.min() < 0:
         raise UnetlibError(f"{name_of(dataset)}: indices({part!r}) gave {brief(found)}; positions (M,) were expected.")
-    if part == "val" and not any(get_batch(dataset, found[[at]])[1].any() for at in range(len(found))):
+    return found
+
+
+def require_tumour(dataset: Any) -> None:
+    """Raise `UnetlibError` if no validation sample shows tumour: the less a network marks, the better is its Dice."""
+    if not any(get_batch(dataset, one)[1].any() for one in samples(dataset, "val")[:, None]):
         raise UnetlibError(
             f"{name_of(dataset)}: the val part of the split has no slice with tumour, so a network that marks nothing "
             "would be the best. Prepare again with another seed or more patients, or give your own data set samples "
             "with tumour."
         )
-    return found
 
 
 def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:

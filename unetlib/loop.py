@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from unetlib.augment import change
-from unetlib.checks import finite, get_batch, samples
+from unetlib.checks import finite, get_batch, require_tumour, samples
 from unetlib.dataset import Trainable, epoch_order
 from unetlib.hooks import Engine, Hook
 from unetlib.losses import get_loss
@@ -48,7 +48,8 @@ class Loop:
         self.optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate)
         self.loss = get_loss(recipe.loss, recipe.deep_supervision)
         self.validated = network  # validated and saved; may be replaced by averaged weights
-        self.shown, _ = len(self.order()), samples(dataset, "val")  # samples per epoch; it needs both
+        self.shown = len(self.order())  # samples per epoch
+        require_tumour(dataset)
         self.steps = -(-self.shown // recipe.batch_size)  # per epoch; the last one may have fewer samples
 
     def run(self) -> State:
@@ -61,8 +62,7 @@ class Loop:
                 self.step(order[state.step * size : (state.step + 1) * size])
                 if self.stopping:
                     return state
-            row = {"epoch": state.epoch + 1, "train_loss": state.loss_sum / self.shown}
-            state.history.append(row | self.validate())
+            state.history += [{"epoch": state.epoch + 1, "train_loss": state.loss_sum / self.shown, **self.validate()}]
             state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
             self.call_hooks("on_epoch_end")
         return state

@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import nibabel as nib
 import numpy as np
@@ -101,8 +101,8 @@ def export_nnunet(
         warn(note)
     recipe = with_scheme(recipe, {case.layout for case in cohort.cases})
     choices = {name: getattr(recipe, name) for name in OF_PATIENTS}
-    stamps = {case.id: case.stamp(cohort.root) for case in cohort.cases}
-    key = files.digest([choices, cohort.assume, cohort.table, split and split.hash, stamps])
+    made_from = [choices, cohort.assume, cohort.table, split and split.hash]
+    key = files.digest([*made_from, {case.id: case.stamp(cohort.root) for case in cohort.cases}])
     about = {
         "channel_names": {str(place): SEQUENCES[name] for place, name in enumerate(recipe.modalities.split())},
         **_labels(recipe),
@@ -112,7 +112,8 @@ def export_nnunet(
     with files.locked(folder):
         if (folder / RESULT).exists():
             known = files.read_json(folder / RESULT)
-            _require_same(folder, known, key)
+            if known.get("made_from") != key and known.get("content") != _content(made_from, cohort, workers):
+                _refuse(folder, known)
             _require_all(folder, known)
             Parts(folder).remove()  # left by a kill before the last line of `_export`
             say(f"{folder} is written already, from the same data: reused.")
@@ -120,12 +121,23 @@ def export_nnunet(
         begun = Parts.open(folder).path(BEGUN)
         if begun.exists() and files.read_json(begun).get("made_from") != key and not files.visible(folder):
             Parts(folder).remove()  # of other choices, which may have failed: nothing has its place yet
-        if begun.exists():
-            _require_same(folder, files.read_json(begun), key)
-        else:
+        if not begun.exists():
             files.require_empty(folder, "a data set of nnU-Net that unetlib has written")
             files.write_json(begun, {"made_from": key})
+        elif (known := files.read_json(begun)).get("made_from") != key:
+            _refuse(folder, known)
+        about |= {"content": _content(made_from, cohort, workers)}
         return _export(cohort, folder, recipe, about, split, workers)
+
+
+def _content(made_from: list[Any], cohort: Cohort, workers: int | None) -> str:
+    """Return what an export depends on, with the bytes of the files: copying a folder changes its times alone."""
+    hashes = run_jobs(_hash_files, cohort.cases, "hash", "case", workers, SHARE)
+    return files.digest([*made_from, {case.id: found for case, found in hashes}])
+
+
+def _hash_files(case: Case) -> str:
+    return files.sha256(*(path for path in case.files() if path.exists()))
 
 
 def _prepared_cohort(prepared: Prepared, recipe: Recipe, assume: str | None) -> Cohort:
@@ -146,14 +158,13 @@ def _prepared_cohort(prepared: Prepared, recipe: Recipe, assume: str | None) -> 
     return replace(cohort, cases=cases, left_out={**before, **cohort.left_out})
 
 
-def _require_same(folder: Path, about: dict[str, Any], key: str) -> None:
+def _refuse(folder: Path, about: dict[str, Any]) -> NoReturn:
     if "made_from" not in about:
         raise UnetlibError(f"{folder} holds a data set that unetlib has not written. Choose another folder.")
-    if about["made_from"] != key:
-        raise UnetlibError(
-            f"{folder} was written, or begun, from other data or with other choices. Choose another folder, or delete "
-            "this one first."
-        )
+    raise UnetlibError(
+        f"{folder} was written, or begun, from other data or with other choices. Choose another folder, or delete this "
+        "one first."
+    )
 
 
 def _require_all(folder: Path, about: dict[str, Any]) -> None:

@@ -173,7 +173,7 @@ def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:
         if failed := _score_missing(masks, scored):
             reasons = failed[0] if len(failed) == 1 else "".join(f"\n- {reason}" for reason in failed)
             raise UnetlibError(f"{len(failed)} of {counted(len(masks.found), 'mask')} cannot be scored: {reasons}")
-        about = {"masks": str(masks.root.resolve()), "data": str(masks.cohort.root), "left_out": {}}
+        about = {"masks": str(masks.root.resolve()), "data": str(masks.cohort.root.resolve()), "left_out": {}}
         return scored.write(masks.cases, about)
 
 
@@ -206,6 +206,8 @@ def _require_scores(folder: Path, masks: Masks) -> None:
         raise UnetlibError(f"{folder} holds what another program or command has written. Choose another with --out.")
     if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
         raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
+    if known is not None and (other := known.get("data")) != str(masks.cohort.root.resolve()):
+        raise UnetlibError(f"{folder} holds scores against {other}. Choose another folder with --out.")
 
 
 def _cases_with_any_image(data: Path, assume: str | None) -> Cohort:

@@ -166,7 +166,7 @@ def surface_summary(patients: list[Row]) -> Row | list[Row]:
             "hd95_undefined": len(rows) - number,
             "surface_dice": float(np.mean(_values(rows, "surface_dice"))),
             "tolerance_mm": TOLERANCE_MM,
-            "unit": " or ".join(unit for unit in ("mm", "voxels") if f"hd95_{unit}" in distances),
+            "unit": " or ".join(name.removeprefix("hd95_") for name in distances),
         }
         entries.append({**label, **surface})
     return entries[0] if len(entries) == 1 else entries

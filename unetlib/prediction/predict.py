@@ -65,8 +65,7 @@ def predict(
     predictor = Predictor.open(run, device, threads=threads)
     reader = Reader(tuple(predictor.recipe.modalities.split()), predictor.takes_gaps, channel, assumption(assume))
     scans, failed = _find(reader, images)
-    kinds, jobs = _kinds(predictor, probabilities), list[_Job]()
-    taken = _Taken.of(scans, out, kinds)
+    jobs, taken = list[_Job](), _Taken.of(scans, out, *_kinds(predictor, probabilities))
     for scan in scans:
         try:
             jobs.append(_Job.plan(reader, scan, taken, predictor.key[:16], overwrite))
@@ -93,6 +92,9 @@ def predict(
                 for array, file in zip(_arrays(predictor, found), job.files, strict=False):
                     _save_like(volume, volume.to_stored(array), job.origin, file)
                     say(str(file))
+                for file in job.stale:
+                    file.unlink()
+                    say(f"{file} was of an earlier mask, and is removed. --probabilities writes a new one.")
             bar.update()
     if failed:
         reasons = failed[0] if len(failed) == 1 else "".join(f"\n- {reason}" for reason in failed)
@@ -121,8 +123,11 @@ def _label_map(predictor: Predictor) -> Regions | None:
     return Regions.of(recipe)
 
 
-def _kinds(predictor: Predictor, probabilities: bool) -> list[str]:
-    """Return what each file of a scan is called after its name: masks or a label map, then probabilities."""
+def _kinds(predictor: Predictor, probabilities: bool) -> tuple[list[str], list[str]]:
+    """Return what each file of a scan is called after its name, masks or a label map, then probabilities.
+
+    The second list names the probabilities if they are not to be written.
+    """
     names, number = region_names(predictor.recipe), predictor.channels[1]
     if len(names) != number:  # of a user's own data set, whose recipe does not name them
         each = {kind: [f"{kind}_{region}" for region in range(number)] for kind in ("mask", "probability")}
@@ -130,7 +135,7 @@ def _kinds(predictor: Predictor, probabilities: bool) -> list[str]:
         before = [f"{name}_" for name in names] if number > 1 else [""]
         each = {kind: [f"{region}{kind}" for region in before] for kind in ("mask", "probability")}
     masks = ["mask"] if _label_map(predictor) else each["mask"]
-    return masks + each["probability"] * probabilities
+    return (masks + each["probability"], []) if probabilities else (masks, each["probability"])
 
 
 def _arrays(predictor: Predictor, found: Segmentation) -> list[np.ndarray]:
@@ -146,30 +151,32 @@ class _Taken:
 
     out: Path
     kinds: list[str]
+    others: list[str]  # kinds that an earlier call may have written
     scans: dict[str, list[Scan]]
     images: set[Path]
 
     @classmethod
-    def of(cls, scans: list[Scan], out: Path, kinds: list[str]) -> "_Taken":
+    def of(cls, scans: list[Scan], out: Path, kinds: list[str], others: list[str]) -> "_Taken":
         images = {path.resolve() for scan in scans for paths in scan.files for path in paths[1]}
-        made = cls(out, kinds, {}, images)
+        made = cls(out, kinds, others, {}, images)
         for scan in scans:
-            for file in made.files(scan):
+            for file in made.files(scan, kinds):
                 made.scans.setdefault(fold(file.name), []).append(scan)
         return made
 
-    def files(self, scan: Scan) -> list[Path]:
-        """Return the files to write for a scan."""
-        return [self.out / f"{scan.name}_{kind}.nii.gz" for kind in self.kinds]
+    def files(self, scan: Scan, kinds: list[str]) -> list[Path]:
+        """Return the files of a scan of these kinds."""
+        return [self.out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One scan to predict, the description for its masks' headers, and the files to write."""
+    """One scan to predict, the description for its masks' headers, and the files to write and to remove."""
 
     scan: Scan
     origin: str
     files: list[Path]
+    stale: list[Path]  # probabilities of an earlier mask
     done: bool
 
     @classmethod
@@ -177,7 +184,7 @@ class _Job:
         """Return the job of a scan; raises `UnetlibError` if it cannot be done."""
         for source in scan.sources.values():
             read_shape(source)  # raises for what cannot be used, as far as its header tells
-        files = taken.files(scan)
+        files = taken.files(scan, taken.kinds)
         if max(len(file.name.encode()) for file in files) > LONGEST:
             raise UnetlibError(f"{scan}: its name is too long for the name of a mask. Rename the image.")
         if lost := [file for file in files if file.resolve() in taken.images]:
@@ -192,18 +199,20 @@ class _Job:
                 + ("." if len(reader.modalities) == 1 else ", or give the files of one patient after one --image.")
             )
         origin = ORIGIN.format(weights, *reader.fingerprint(scan))
-        return cls(scan, origin, files, not overwrite and _are_done(files, origin))
+        known = {file: read_description(file) for file in taken.files(scan, taken.others) if file.exists()}
+        stale = [file for file, other in known.items() if other.startswith(OURS) and other != origin]
+        return cls(scan, origin, files, stale, not overwrite and _are_done(files, stale, origin))
 
 
-def _are_done(files: list[Path], origin: str) -> bool:
-    """Tell whether all files exist and are whole; raises `UnetlibError` if one of them has another origin."""
+def _are_done(files: list[Path], stale: list[Path], origin: str) -> bool:
+    """Tell whether all files exist and are whole; raises `UnetlibError` if one has another origin, or is stale."""
     for file in files:
         remove_temporary(file.parent, file.name)
-        if file.exists() and read_description(file) != origin:
-            raise UnetlibError(
-                f"{file} exists already, from other weights, another decision or another image. Choose another "
-                "folder, or replace it with --overwrite."
-            )
+    if other := [file for file in files if file.exists() and read_description(file) != origin] + stale:
+        raise UnetlibError(
+            f"{other[0]} exists already, from other weights, another decision or another image. Choose another "
+            "folder, or replace it with --overwrite."
+        )
     return all(file.exists() and _is_whole(file) for file in files)
 
 

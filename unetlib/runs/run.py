@@ -79,10 +79,10 @@ class Run:
 
     @classmethod
     def several(cls, runs: "Run | Path | str | Sequence[Run | Path | str]") -> "list[Run]":
-        """Return one run to read, or each of several; raises `UnetlibError` if there are none."""
+        """Return one run to read, or each of several; raises `UnetlibError` if there are none, or one comes twice."""
         found = [*map(cls.to_read, runs)] if isinstance(runs, list | tuple) else [cls.to_read(runs)]  # type: ignore[arg-type]
-        if not found:
-            raise UnetlibError("no run was given; the folder of a run was expected, or of several.")
+        if not found or len({one.folder.resolve() for one in found}) < len(found):
+            raise UnetlibError("no run was given, or one twice; the folder of a run was expected, or of several.")
         return found
 
     def unpacked(self) -> "Run":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unetlib.checks import get_batch, name_of, samples
+from unetlib.checks import get_batch, name_of, require_tumour, samples
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
@@ -151,8 +151,9 @@ def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | No
         if own.latest.exists():
             continue
         refuse_lost_checkpoint(own)
-        for name in ("train", "val"):
-            samples(part.dataset(recipe.neighbours), name)
+        slices = part.dataset(recipe.neighbours)
+        samples(slices, "train")
+        require_tumour(slices)
         if begun and first_weights(own, start, None) != run.member(0).about().get("start_from"):
             raise UnetlibError(
                 f"{run}: member 1 was started from other weights than member {place + 1} would be. Name those weights "
