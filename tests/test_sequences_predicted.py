@@ -300,6 +300,8 @@ def test_one_image_as_another_sequence_is_another_scan(make_run, patient, tmp_pa
         (("flair-p7", "t1-p7"), "p7"),
         (("p7-tra.flair", "p7-tra.t1"), "p7-tra"),
         (("one", "two"), "one"),
+        (("a/p7_flair", "a/t1"), "p7"),
+        (("a/p7_flair", "p7/t1"), "p7"),
         (("BraTS-GLI-00001-100-t2f", "two"), "BraTS-GLI-00001-100"),
     ],
 )
@@ -320,6 +322,7 @@ def test_masks_are_named_after_the_patient(make_run, patient, tmp_path, names, e
         ("BraTS-GLI-00001-100-t2f", "BraTS-GLI-00001-101-t1n"),
         ("a_flair", "b_t1"),
         ("a/flair", "b/t1"),
+        ("a/BraTS2021_00001_flair", "b/t1"),
         ("imagesTr/a_0000", "imagesTr/b_0001"),
         ("sub-01_FLAIR", "sub-02_T1w"),
     ],

@@ -156,7 +156,9 @@ def _id_of(files: dict[str, Path]) -> str:
     found = {name: one for name, path in files.items() if (one := _recognised(path))}
     known = [(name, one.id) for name, one in found.items() if one.layout.name != NAMELESS]
     nameless = [(name, one.id) for name, one in found.items() if one.layout.name == NAMELESS]
-    for ids in filter(None, (known, nameless)):
+    beside = {files[name].absolute().parent for name, _ in known}  # a file there may have any name
+    far = [(name, id) for name, id in nameless if files[name].absolute().parent not in beside]
+    for ids in filter(None, ([*known, *far], nameless)):
         first, id = ids[0]
         if other := next((name for name, another in ids if fold(another) != fold(id)), ""):
             raise UnetlibError(
