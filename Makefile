@@ -63,8 +63,8 @@ faults: .venv/installed
 	$(BIN)/python -m tests.faults
 
 oracles: .venv/installed
-	$(BIN)/python -m studies.oracles "$(DATA)" $(if $(BRATS),--brats "$(BRATS)")
-	$(if $(BRATS),$(BIN)/python -m studies.lesions "$(DATA)" --brats "$(BRATS)")
+	$(BIN)/python -m studies.oracles "$(DATA)" $(if $(BRATS_EVALUATE),--brats "$(BRATS_EVALUATE)")
+	$(if $(BRATS_EVALUATE),$(BIN)/python -m studies.lesions "$(DATA)" --brats "$(BRATS_EVALUATE)")
 
 audit: .venv/installed .venv/audit/installed
 	$(BIN)/python -m tests.audit $(AUDIT)

@@ -92,8 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
     flags.others(sub)
     text = "another folder of patients (default: the run's own)"
-    sub.add_argument("--data", type=flags.path, metavar="OTHER", help=text)
-    sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in OTHER")
+    sub.add_argument("--data", type=flags.path, metavar="DATA", help=text)
+    sub.add_argument("--split", choices=("test", "val", "train", "all"), help="default: test, or all unseen in DATA")
     flags.assume(sub)
     flags.device(sub)
     flags.threads(sub, "one for each idle processor")

@@ -162,7 +162,7 @@ def lab(args: argparse.Namespace) -> None:
 
 
 def course(args: argparse.Namespace) -> None:
-    """Run all notebooks, and save each as a page that opens without a network."""
+    """Run all notebooks, and save each as a page that opens offline."""
     from unetlib.course.chapters import refresh_notebooks, run_course
 
     if args.refresh:

@@ -94,7 +94,9 @@ class Recipe:
     epochs: int = choice(10, TRAIN, "passes over the training slices or volumes", above=0, most=100_000)
     clip_norm: float = choice(1.0, TRAIN, "largest norm of the gradient", above=0, most=10**9)
     augment: bool = choice(True, TRAIN, "flips and 90-degree rotations, the same on image and mask")
-    upright: bool = choice(False, TRAIN, "of these, only the flip that swaps left and right: the nose stays up")
+    upright: bool = choice(
+        False, TRAIN, "of the flips and rotations, only the flip that swaps left and right: the nose stays up"
+    )
     warp: bool = choice(False, TRAIN, "rotate, scale, shift and bend, the same on image and mask")
     intensity: bool = choice(False, TRAIN, "change gamma, brightness, noise and the bias field of the images")
     drop_modalities: float = choice(
@@ -103,7 +105,7 @@ class Recipe:
     members: int = choice(
         1,
         TRAIN,
-        "networks to average, each validated on other patients; together they learn from all",
+        "networks to average, each validated on different patients; together they learn from all",
         least=1,
         most=20,
     )

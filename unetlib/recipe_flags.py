@@ -14,7 +14,7 @@ from unetlib.support.fields import flag
 def add_recipe_flags(parser: argparse.ArgumentParser, *stages: str) -> None:
     """Add a flag for each field of these stages, and `--recipe`."""
     group = parser.add_argument_group("recipe (the defaults are the published one, at width 32)")
-    text = "published (the default), strong for small cohorts, best: three of these, or volume (3-D, that of --dims 3)"
+    text = "published (the default), strong (small cohorts), best (three strong ones), volume (default with --dims 3)"
     group.add_argument("--recipe", choices=PRESETS, help=text)
     add_field_flags(group, [name for stage in stages for name in Recipe.published.stage(stage)])
 

@@ -87,7 +87,7 @@ def _surface_line(surface: Row) -> str:
 
 
 def _lesion_lines(entries: list[Row]) -> list[str]:
-    lines = ["Lesion by lesion, as BraTS counts since 2023 (mean over patients, interval):"] if entries else []
+    lines = ["Lesion by lesion, as in BraTS since 2023 (mean over patients, interval):"] if entries else []
     for entry in entries:
         units = [unit for unit in ("mm", "voxels") if f"hd95_{unit}" in entry]
         distances = " and ".join(f"{_with_interval(entry, f'hd95_{unit}', 1)} {unit}" for unit in units)

@@ -73,7 +73,7 @@ def assume(parser: argparse.ArgumentParser) -> None:
 
 def others(parser: argparse.ArgumentParser) -> None:
     """Add `--with`."""
-    text = "average its probabilities with those of RUN; may be given several times"
+    text = "run whose probabilities are averaged with those of RUN; may be given several times"
     parser.add_argument("--with", dest="others", type=path, action="append", default=[], metavar="OTHER", help=text)
 
 
