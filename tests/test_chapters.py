@@ -63,6 +63,13 @@ def test_in_a_notebook_pictures_are_small_bars_one_line_and_errors_sentences(tmp
     assert error[0].traceback == ["UnetlibError: the sentence"]
 
 
+def test_data_without_patients_are_refused_before_a_chapter_runs(notebooks, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnetlibError, match="empty holds no patient"):
+        chapters.run_course(tmp_path / "out", tmp_path / "empty")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_chapter_becomes_a_page_that_needs_no_network(notebooks, data, tmp_path, capsys):
     chapters.run_course(tmp_path / "out", data)
     told = [tmp_path / "out" / f"{name}.html" for name in ("01_one", "02_two", "index")]

@@ -17,20 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unetlib.engine.device import start_engine
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import (
-    atomic,
-    digest,
-    keep_as,
-    locked,
-    read_csv,
-    read_json,
-    sha256,
-    takes_paths,
-    write_csv,
-    write_json,
-)
+from unetlib.support.files import atomic, digest, keep_as, locked, read_csv, read_json, sha256, write_csv, write_json
+from unetlib.support.messages import first_process, process_count
+from unetlib.support.paths import takes_paths
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.just("\n"), max_size=10)
 plain = (
@@ -352,6 +344,17 @@ def test_a_lock_removes_what_a_killed_process_was_writing(tmp_path):
     with locked(tmp_path):
         found = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(found) == [files.LOCK, "kept"]
+
+
+def test_variables_of_others_do_not_make_one_process_a_part_of_several(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert process_count() == 1
+    assert first_process()
+    assert start_engine("cpu", "fp32").world_size == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # torchrun sets it
+    assert process_count() == 4
+    assert not first_process()
 
 
 def test_a_folder_that_cannot_be_locked_is_a_sentence(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import nibabel as nib
@@ -121,11 +122,21 @@ def test_slices_of_another_kind_or_number_of_channels_are_a_sentence(trained):
         predictor.slices(torch.ones(1, 4, 32, 32))
 
 
+def test_slices_may_be_whole_numbers(trained):
+    predictor, ones = Predictor.open(trained, "cpu"), torch.ones(1, 1, 32, 32)
+    assert torch.equal(predictor.slices(ones.to(torch.int32)), predictor.slices(ones))
+
+
+def test_a_number_of_threads_is_checked_before_any_image_is_read(trained, tmp_path):
+    with pytest.raises(UnetlibError, match="threads is 100000; 1 to"):
+        predict(trained, [tmp_path / "missing.nii"], tmp_path / "out", device="cpu", threads=100000)
+
+
 def test_batching_changes_nothing(trained, image, monkeypatch):
     predictor = Predictor.open(trained, "cpu")
     voxels = read_volume(Source((image,))).voxels
     together = predictor.volume(voxels)
-    monkeypatch.setitem(predictors.BATCH, 2, 1)
+    monkeypatch.setitem(predictors.VALIDATION_BATCH, 2, 1)
     np.testing.assert_allclose(predictor.volume(voxels), together, atol=1e-6)
 
 
@@ -267,9 +278,12 @@ def test_given_again_it_makes_only_what_is_missing(trained, image, tmp_path, cap
     first = predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu")
     content = {path: path.read_bytes() for path in first}
     first[1].unlink()
-    (tmp_path / "out" / f".tmp-1-{first[2].name}").touch()  # as a kill leaves it
+    (tmp_path / "out" / f".tmp-999999999-{first[2].name}").touch()  # as a kill leaves it
+    running = tmp_path / "out" / f".tmp-{os.getppid()}-{first[2].name}"  # of a call that writes there now
+    running.touch()
     untouched = first[2].stat().st_mtime_ns
     assert predict(trained, [image, other], tmp_path / "out", probabilities=True, device="cpu") == first
+    running.unlink()
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == content
     assert first[2].stat().st_mtime_ns == untouched
     assert "exists already" in capsys.readouterr().out

@@ -211,6 +211,15 @@ def test_a_data_set_without_validation_samples_is_a_sentence(tmp_path):
         train(Own(data), tmp_path / "run", TINY, device="cpu")
 
 
+def test_a_region_that_no_validation_sample_shows_is_said(caplog):
+    data, own = slices(regions=2), TINY.but(regions="whole core")
+    Loop(build_network(own, 1, 2), data, own)
+    assert not caplog.messages
+    data.masks[data.parts["val"], 1] = 0
+    Loop(build_network(own, 1, 2), data, own)
+    assert "no slice of the val part shows region 2 of 2" in caplog.text
+
+
 @pytest.mark.parametrize("kind", [Own, lambda data: data])
 def test_a_data_set_without_tumour_to_validate_on_is_a_sentence(tmp_path, kind):
     data = slices()

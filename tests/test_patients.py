@@ -17,6 +17,8 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from tests.conftest import write_patient
+from unetlib import SliceViewer
+from unetlib.course.start import start
 from unetlib.data import archive as archives
 from unetlib.data import cases, folder
 from unetlib.data.archive import open_data
@@ -604,6 +606,28 @@ def test_a_failed_extraction_keeps_the_earlier_one(tmp_path):
     assert only(folder).id == "Case_1"
 
 
+def test_files_of_the_users_in_an_extracted_folder_are_not_lost(tmp_path, monkeypatch):
+    archive = style_tar(tmp_path / "a.tar")
+    folder = open_data(archive)
+    own = next(folder.rglob("*_flair*")).with_name("own_seg.nii.gz")
+    own.write_bytes(b"days of work")
+    (folder / ".DS_Store").touch()
+    os.utime(archive, (1, 1))
+    with pytest.raises(UnetlibError, match=r"has changed, and so has .*own_seg.nii.gz. Move your own files elsewhere"):
+        open_data(archive)
+    assert own.read_bytes() == b"days of work"
+    own.unlink()
+    (folder / "patients.csv").write_text("case,patient\n")
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda path, goal: 1 / 0 if path.name == "images" else rename(path, goal))
+        with pytest.raises(ZeroDivisionError):
+            open_data(archive)
+    assert (folder / "patients.csv").read_text() == "case,patient\n"
+    assert (open_data(archive) / "patients.csv").read_text() == "case,patient\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "a.extracted"}
+
+
 def test_a_folder_of_someone_else_is_not_replaced(tmp_path):
     archive = style_tar(tmp_path / "a.tar")
     (tmp_path / "a.extracted").mkdir()
@@ -637,6 +661,13 @@ def test_another_archive_or_a_failed_download_gets_advice_of_its_own(tmp_path, n
         open_data(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name} is no .tar archive: {told}")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_home_of_nobody_is_a_sentence_wherever_a_path_is_given(monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", "~nobody-of-that-name/x")
+    for ask in (lambda: SliceViewer("~nobody-of-that-name/x.nii"), start):
+        with pytest.raises(UnetlibError, match=r"~nobody-of-that-name/x.*: there is no user"):
+            ask()
 
 
 def test_a_home_of_nobody_to_extract_into_is_a_sentence(tmp_path, monkeypatch):
@@ -694,13 +725,14 @@ def test_check_reads_the_headers_of_the_other_modalities(tmp_path):
     nifti(tmp_path / "A_t1.nii.gz")
     (tmp_path / "A_t2.nii.gz").write_bytes(b"rubbish")
     nifti(tmp_path / "B_t1.nii.gz", np.zeros((4, 4, 4), np.int16))
+    nifti(tmp_path / "B_t2.nii.gz", np.zeros((5, 9, 8), np.int16))  # its axes in another order
     report = check(tmp_path, workers=1)
     assert len(report.usable) == 2
     assert any("A_t2.nii.gz" in note and "usable without t2" in note for note in report.notes)
     (note,) = (note for note in report.notes if "B: t1 has shape (4, 4, 4), flair (8, 9, 5)" in note)
     assert "interpolates" in note
     assert "usable without" not in note
-    assert not any("A_t1" in note or "A: t1 " in note for note in report.notes)
+    assert not any("A_t1" in note or "A: t1 " in note or "B: t2" in note for note in report.notes)
 
 
 def test_check_counts_a_scan_under_two_names_once_as_prepare_does(tmp_path):

@@ -78,6 +78,7 @@ def test_a_patient_without_tumour_has_a_portrait_and_a_place_in_the_figures(tmp_
     assert (empty.millilitres, empty.tumour_slices, empty.tumour_map.any()) == (0, 0, False)
     assert np.isnan(empty.centre).all()
     plots.positions_figure([*portraits, empty]).draw_without_rendering()
+    plots.positions_figure([empty]).draw_without_rendering()
 
 
 def test_the_head_is_what_is_brighter_than_the_mean(boxes):

@@ -99,6 +99,7 @@ def test_the_ceiling_shows_a_dot_for_every_patient_with_tumour():
     assert axes.get_xscale() == "log"
     assert axes.get_ylim()[0] < 0.62
     assert "96 x 96" in axes.get_ylabel()
+    plots.ceiling_figure([0], [1.0], 96).draw_without_rendering()
 
 
 def test_the_leak_is_drawn_network_by_network_and_as_a_mean():

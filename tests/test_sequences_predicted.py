@@ -543,6 +543,23 @@ def test_an_edited_decision_of_several_regions_is_a_sentence(tuned, tmp_path, ch
         Predictor.open(run, "cpu")
 
 
+def test_a_region_that_no_validation_patient_has_keeps_its_threshold(tuned, tmp_path, monkeypatch, caplog):
+    run = Run(shutil.copytree(tuned.folder, tmp_path / "run"))
+    run.decision_file.unlink()
+
+    def without_the_last(*of):
+        volume, truth = read_regions(*of)
+        return volume, np.concatenate([truth[:-1], truth[-1:] & False])
+
+    monkeypatch.setattr(tuning, "read_regions", without_the_last)
+    decision, before = tune(run, "cpu"), read_decision(tuned, tuned.recipe)
+    *others, last = decision.regions
+    assert decision.of(last) == Decision(0.5, 0.0, keep_largest=False)
+    assert all(decision.of(name) == before.of(name) for name in others)
+    assert f"no validation patient shows {last}" in caplog.text
+    assert f"{last}: threshold" not in caplog.text
+
+
 def test_stopped_the_choice_for_several_regions_goes_on(tuned, tmp_path, monkeypatch):
     run = Run(shutil.copytree(tuned.folder, tmp_path / "run"))
     run.decision_file.unlink()

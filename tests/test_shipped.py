@@ -85,6 +85,13 @@ def test_scores_of_it_are_written_beside_a_copy_in_the_working_directory(there):
     assert evaluate("phantoms", there / "data", device="cpu") == summary
 
 
+def test_a_refused_evaluation_leaves_no_copy(there):
+    for data in ([], [there / "missing"]):
+        with pytest.raises(UnetlibError):
+            evaluate("phantoms", *data, device="cpu")
+    assert not (there / "phantoms").exists()
+
+
 def test_a_folder_of_another_kind_and_that_name_is_not_written_to(there):
     write_patient(there / "phantoms", 0)
     with pytest.raises(UnetlibError, match="phantoms holds BraTS2021_00000 and is not a run folder"):

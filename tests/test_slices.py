@@ -337,3 +337,9 @@ def test_where_air_is_darkest_the_head_is_brighter_than_the_mean():
     voxels[:3] = 0
     np.testing.assert_array_equal(foreground(voxels), voxels > voxels.mean())
     assert not foreground(np.zeros((4, 4, 4))).any()
+
+
+def test_half_precision_shows_the_same_head():
+    voxels = np.full((8, 8, 8), 10.0)
+    voxels[0, 0, 0], voxels[3:5, 3:5, 3:5] = 0, 3000
+    np.testing.assert_array_equal(foreground(voxels.astype(np.float16)), foreground(voxels))

@@ -54,7 +54,7 @@ def drop_sequences(images: Tensor, seed: int, epoch: int, step: int, sequences: 
 
 def _only(images: Tensor, channels: Tensor) -> Tensor:
     """Return images (N, C, ...) with 0 in all channels but these, (N, C)."""
-    return images * channels[(..., *(images.dim() - 2) * [None])]
+    return images * channels.reshape(*channels.shape, *(images.dim() - 2) * [1])
 
 
 def draw_symmetries(seed: int, epoch: int, step: int, slices: int) -> Tensor:

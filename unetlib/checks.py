@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unetlib.support.errors import UnetlibError, brief
+from unetlib.support.messages import warn
 
 
 def name_of(dataset: Any) -> str:
@@ -37,13 +38,24 @@ def samples(dataset: Any, part: str) -> np.ndarray:
 
 
 def require_tumour(dataset: Any) -> None:
-    """Raise `UnetlibError` if no validation sample shows tumour: the less a network marks, the better is its Dice."""
-    if not any(get_batch(dataset, one)[1].any() for one in samples(dataset, "val")[:, None]):
+    """Raise `UnetlibError` if no validation sample shows tumour: the less a network marks, the better is its Dice.
+
+    Of several regions, warn of one that no sample shows.
+    """
+    shown: Any = False
+    for one in samples(dataset, "val")[:, None]:
+        shown = shown | get_batch(dataset, one)[1].flatten(2).any(2)[0].cpu()
+        if shown.all():
+            return
+    name = name_of(dataset)
+    advice = "Prepare again with another seed or more patients, or give your own data set samples with tumour."
+    if not shown.any():
         raise UnetlibError(
-            f"{name_of(dataset)}: the val part of the split has no slice with tumour, so a network that marks nothing "
-            "would be the best. Prepare again with another seed or more patients, or give your own data set samples "
-            "with tumour."
+            f"{name}: the val part of the split has no slice with tumour, so a network that marks nothing would be the "
+            f"best. {advice}"
         )
+    region = f"region {int(shown.int().argmin()) + 1} of {len(shown)}"
+    warn(f"{name}: no slice of the val part shows {region}; an epoch that marks little of it seems better. {advice}")
 
 
 def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The command line: every command with its flags."""
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from unetlib.support import flags
 from unetlib.support.command import run_command
 from unetlib.support.errors import UnetlibError
 from unetlib.support.fields import flag
+from unetlib.support.messages import process_count
 from unetlib.support.version import __version__
 
 DESCRIPTION = "Segment brain tumours on MRI with a U-Net. For research and education, never for clinical use."
@@ -161,6 +161,6 @@ def _run(arguments: list[str] | None) -> None:
         stages = {flag(name): homes[stage] for stage in homes for name in Recipe.published.stage(stage)}
         hints = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
-    if os.environ.get("WORLD_SIZE", "1") != "1" and args.function is not commands.train:
+    if process_count() > 1 and args.function is not commands.train:
         raise UnetlibError(f"`unetlib {args.function.__name__}` runs in one process. Start it without torchrun.")
     args.function(args)

@@ -1,14 +1,13 @@
 """What each command of the command line does with its arguments; the docstring is its help."""
 
 import argparse
-import os
 
 import unetlib
 from unetlib.presets import PRESETS, USUAL
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
 from unetlib.recipe_flags import given
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.messages import first_process, say
+from unetlib.support.messages import first_process, process_count, say
 
 # `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
 
@@ -55,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
     run, folder = unetlib.Run.of(args.run), args.prepared
     before = PRESETS[args.recipe] if args.recipe else run.recipe if run.exists else None
     if holds_patients(args.prepared):
-        if os.environ.get("WORLD_SIZE", "1") != "1":
+        if process_count() > 1:
             raise UnetlibError(
                 f"{args.prepared} is not prepared, and torchrun starts several processes. Prepare first."
             )

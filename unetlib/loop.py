@@ -17,7 +17,7 @@ from unetlib.recipe import Recipe
 from unetlib.schedule import learning_rate
 from unetlib.support.chance import step_seed
 
-VALIDATION_BATCH = {2: 32, 3: 1}  # slices, volumes
+VALIDATION_BATCH = {2: 32, 3: 1}  # slices: fastest on a CPU, with 0.5 GB at width 32; volumes
 
 
 @dataclass

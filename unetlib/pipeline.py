@@ -12,8 +12,8 @@ from unetlib.prediction.tuning import tune
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
-from unetlib.support.files import takes_paths
 from unetlib.support.messages import first_process
+from unetlib.support.paths import takes_paths
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from unetlib.support.fields import choice, unlike
 
 PREPARE, TRAIN, PREDICT = STAGES = "prepare", "train", "predict"
 
-MODALITIES = ("flair", "t1", "t1ce", "t2")
+SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}  # as a reader knows them
+MODALITIES = tuple(SEQUENCES)
 REGIONS = ("whole", "core", "enhancing")
 # The fields of the stage `prepare` that say which patients are used and what of them, not how slices are made.
 OF_PATIENTS = ("modalities", "regions", "labels", "missing", "train_fraction", "split_seed")

@@ -14,11 +14,13 @@ from nbclient.exceptions import CellExecutionError
 
 from unetlib.course.pages import Pages, room_for_viewers
 from unetlib.course.start import REPOSITORY, is_short
+from unetlib.data.patients import find_cases
 from unetlib.data.volumes import ASSUME
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import atomic, takes_paths
+from unetlib.support.files import atomic
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
+from unetlib.support.paths import takes_paths
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 QUIET = (
@@ -53,6 +55,8 @@ def run_course(out: Path, data: Path | None = None, assume: str | None = None) -
     """
     environment = {"COURSE_DATA": str(data.resolve())} if data else {}
     environment |= {ASSUME: assume} if assume else {}
+    if data:
+        find_cases(data, assume=assume)  # raises for what a chapter would find only after minutes
     pages = Pages(out, _chapters())
     for path in pages.chapters:
         notebook = nbformat.read(path, as_version=4)

@@ -30,8 +30,9 @@ from unetlib.runs.training import train
 from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, takes_paths
+from unetlib.support.files import digest
 from unetlib.support.messages import quiet, show_messages
+from unetlib.support.paths import home, takes_paths
 from unetlib.support.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -130,7 +131,7 @@ def start(data: str | Path | None = None, work: str | Path = "work") -> Course:
     work, length = (Path(work) / "short", SHORT) if is_short() else (Path(work), FULL)
     named = data or os.environ.get("COURSE_DATA")
     if named:
-        root = Path(named).expanduser()
+        root = home(named)
         folder = work / f"{root.resolve().name}-{digest(str(root.resolve()))[:6]}"
         course = _open(root, folder, length)
     else:

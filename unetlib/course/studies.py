@@ -5,7 +5,7 @@ from pathlib import Path
 from IPython.display import Markdown, display
 
 from unetlib.course.start import REPOSITORY
-from unetlib.support.files import takes_paths
+from unetlib.support.paths import takes_paths
 
 STUDIES = REPOSITORY / "studies"
 

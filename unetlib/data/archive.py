@@ -14,9 +14,10 @@ from typing import IO, Any
 from unetlib.data.contents import what_it_is
 from unetlib.data.layouts import IMAGES
 from unetlib.data.naming import TABLE
-from unetlib.support.errors import UnetlibError
-from unetlib.support.files import fold, home, locked, read_json, refuse_link, takes_paths, write_json
+from unetlib.support.errors import UnetlibError, first_of
+from unetlib.support.files import locked, read_json, refuse_link, write_json
 from unetlib.support.jobs import progress
+from unetlib.support.paths import fold, home, takes_paths
 
 PLACE = "UNETLIB_EXTRACTED"  # the environment variable that names a folder to extract into
 TAR = (".tar.gz", ".tgz", ".tar")
@@ -85,17 +86,39 @@ def _make(target: Path, archive: Path, origin: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=target.parent):  # raises where nothing can be written
         pass
+    images, old = temporary / "images", temporary / "old"
     with locked(temporary):
         try:
-            shutil.rmtree(temporary / "images", ignore_errors=True)  # left by a kill
-            _extract(archive, temporary / "images")
-            write_json(temporary / "images" / MARKER, origin)
-            if (target / TABLE).is_file() and not (temporary / "images" / TABLE).exists():
-                shutil.copy2(target / TABLE, temporary / "images")  # the user's own
-            shutil.rmtree(target, ignore_errors=True)
-            (temporary / "images").rename(target)
+            if old.exists() and not target.exists():
+                old.rename(target)  # a kill came between the last two lines of this block
+            _refuse_own(target, archive)
+            for left in (images, old):
+                shutil.rmtree(left, ignore_errors=True)
+            _extract(archive, images)
+            write_json(images / MARKER, origin)
+            if (target / TABLE).is_file() and not (images / TABLE).exists():
+                shutil.copy2(target / TABLE, images)  # the user's own
+            if target.exists():
+                target.rename(old)
+            images.rename(target)
         finally:
+            if old.exists() and not target.exists():
+                old.rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_own(folder: Path, archive: Path) -> None:
+    """Raise `UnetlibError` if an extracted folder holds files of the user's, which would be lost."""
+    if not folder.exists():
+        return
+    made = (folder / MARKER).stat().st_mtime_ns
+    later = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime_ns > made]
+    names = [path.relative_to(folder).as_posix() for path in later if not path.name.startswith(".")]
+    if own := sorted({*names} - {TABLE}):
+        raise UnetlibError(
+            f"{archive} has changed, and so has {folder}, which was made from it: {first_of(own)}. Move your own files "
+            f"elsewhere and delete {folder}, then give the same command again."
+        )
 
 
 class _Metered:

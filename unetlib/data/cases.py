@@ -90,8 +90,9 @@ def read_labels(case: Case) -> tuple[Volume, np.ndarray, frozenset[int]]:
             raise UnetlibError("it has no tumour mask. Add it to the folder of the case.")
         images, mask = read_images(case), read_volume(case.seg)
         mask = replace(mask, voxels=whole_labels(mask.voxels))
+        first = next(iter(images))
         try:
-            _require_one_grid(case.images[first := next(iter(images))], images[first], case.seg, mask)
+            _require_one_grid(case.images[first], images[first], case.seg, mask)
         except UnetlibError as error:
             if len(case.modalities) == 1:
                 raise

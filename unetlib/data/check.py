@@ -13,8 +13,8 @@ from unetlib.data.layouts import MODALITIES
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.volumes import Volume, read_shape
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import takes_paths
 from unetlib.support.jobs import run_jobs
+from unetlib.support.paths import takes_paths
 
 LINES = textwrap.TextWrapper(100, subsequent_indent=" " * 11, break_long_words=False, break_on_hyphens=False)
 
@@ -138,7 +138,7 @@ def _compare(case: Case, modality: str, image: Volume) -> str:
         shape = read_shape(source)
     except UnetlibError as error:
         return f"{case.id}: {error} The case is usable without {modality}."
-    if shape == expected:
+    if sorted(shape) == sorted(expected):  # its axes may be stored in another order
         return ""
     return (
         f"{case.id}: {modality} has shape {shape}, {first} {expected}. If you use both, `prepare` interpolates the one "

@@ -19,14 +19,14 @@ from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names,
 from unetlib.data.reuse import differing
 from unetlib.data.sequences import say_resampled
 from unetlib.data.split import Split, make_split
-from unetlib.recipe import OF_PATIENTS, REGIONS, Recipe
+from unetlib.recipe import OF_PATIENTS, REGIONS, SEQUENCES, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
+from unetlib.support.paths import takes_paths
 
-SEQUENCES = {"flair": "FLAIR", "t1": "T1", "t1ce": "T1ce", "t2": "T2"}
 NAME = re.compile(r"Dataset\d{3}_\w+")
 RESULT = "dataset.json"  # written last: if it exists, the folder is complete
 SPLITS = "splits_final.json"
@@ -54,7 +54,7 @@ def _files(case: str, sequences: int) -> list[tuple[str, str]]:
     return [*images, ("labels", f"{case}.nii.gz")]
 
 
-@files.takes_paths
+@takes_paths
 def export_nnunet(
     data: Path,
     folder: Path,

@@ -20,7 +20,7 @@ from unetlib.data.layouts import AUTOMATIC, MASK, MODALITIES, NAMELESS, STACK, F
 from unetlib.data.nifti import files_of, stem
 from unetlib.data.volumes import Source, read_volume
 from unetlib.support.errors import UnetlibError, counted, is_text
-from unetlib.support.files import fold
+from unetlib.support.paths import fold
 
 STRAY = {"w39_1998.09.19_segm.nii": "brats20_training_355"}  # masks published under another name than their case
 IMAGE_KINDS = (*MODALITIES, STACK)

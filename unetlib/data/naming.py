@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from unetlib.support.errors import UnetlibError, counted, first_of, is_text
-from unetlib.support.files import PARTIAL, fold, read_csv
+from unetlib.support.files import PARTIAL, read_csv
+from unetlib.support.paths import fold
 
 TABLE = "patients.csv"
 SUMMARY, SLICE_TABLE = "summary.json", "slices.csv"  # beside the scores of an evaluation, whose table has the same name

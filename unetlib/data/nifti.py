@@ -14,7 +14,7 @@ from nibabel.arrayproxy import ArrayProxy
 
 from unetlib.data.contents import EXPORT, damage_in, first_bytes, reason, require_file, what_it_is
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import fold
+from unetlib.support.paths import fold
 
 MAX_HEADER = 2**20  # bytes of a NIfTI header with its extensions
 MAX_TAIL = 2**20  # bytes after the voxels

@@ -18,7 +18,7 @@ from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODA
 from unetlib.data.nifti import OURS, read_description, stem
 from unetlib.data.volumes import assumption
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import fold, takes_paths
+from unetlib.support.paths import fold, takes_paths
 
 MASK_WORDS = re.compile(
     r"seg|mask|label|roi|tumou?r|lesion|gt[vl]?(?![a-z])|truth|annot|contour|delineat|outline|manual|expert|o?edema"

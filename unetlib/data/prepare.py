@@ -29,6 +29,7 @@ from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
+from unetlib.support.paths import takes_paths
 from unetlib.support.version import __version__
 
 SHARD = ".unetlib-shard"
@@ -60,7 +61,7 @@ def _run(jobs: list[Job], workers: int | None, strict: bool) -> dict[str, str]:
     return unusable
 
 
-@files.takes_paths
+@takes_paths
 def holds_patients(folder: Path) -> bool:
     """Tell whether a folder, or a .tar, is to be prepared: it holds something, but nothing that `prepare` wrote."""
     if folder.is_dir():
@@ -69,7 +70,7 @@ def holds_patients(folder: Path) -> bool:
     return folder.is_file()
 
 
-@files.takes_paths
+@takes_paths
 def prepare(
     data: Path,
     folder: Path,
@@ -102,7 +103,7 @@ def prepare(
         return _prepare(cohort, folder, recipe, workers, strict, rebuild)
 
 
-@files.takes_paths
+@takes_paths
 def prepare_shard(
     data: Path,
     folder: Path,

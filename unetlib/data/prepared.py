@@ -14,7 +14,8 @@ from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
-from unetlib.support.files import digest, read_json, takes_paths
+from unetlib.support.files import digest, read_json
+from unetlib.support.paths import takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
 
 

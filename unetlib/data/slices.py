@@ -109,7 +109,9 @@ def _air_at_mean(voxels: np.ndarray) -> float | None:
     air = outermost(voxels)
     if not voxels.min() < air:  # as usual, air is darkest
         return None
-    return air if abs(float(voxels.mean()) - air) <= 1e-3 * float(voxels.std()) else None
+    wide = np.float64 if voxels.dtype == np.float16 else None  # in half precision, the squares would overflow
+    mean, spread = float(voxels.mean(dtype=wide)), float(voxels.std(dtype=wide))
+    return air if abs(mean - air) <= 1e-3 * spread else None
 
 
 def image_to_slices(

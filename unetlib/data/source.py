@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unetlib.support.errors import UnetlibError, brief, unlike
-from unetlib.support.files import home
+from unetlib.support.paths import home
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unetlib.data.naming import TABLE
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, read_json, takes_paths, write_json
+from unetlib.support.files import digest, read_json, write_json
+from unetlib.support.paths import takes_paths
 from unetlib.support.records import NAMES, TEXT, require
 
 PARTS = ("train", "val", "test")

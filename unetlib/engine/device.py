@@ -7,6 +7,7 @@ import os
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from unetlib.support.errors import UnetlibError
 
@@ -53,8 +54,9 @@ def start_engine(device: str, precision: str, processes: int = 1, unused: bool =
     chosen = pick_device(device)
     devices = [chosen.index or 0] if chosen.type == "cuda" else 1
     numbers = "bf16-mixed" if resolve_precision(precision, chosen) == "bf16" else "32-true"
-    if processes == 1:
-        return Fabric(accelerator=chosen.type, devices=devices, precision=numbers)  # type: ignore[arg-type]
+    if processes == 1:  # also within a job of Slurm or MPI, whose variables Fabric would follow
+        alone = LightningEnvironment()
+        return Fabric(accelerator=chosen.type, devices=devices, precision=numbers, plugins=alone)  # type: ignore[arg-type]
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=chosen.type,
@@ -73,8 +75,3 @@ def leave_group() -> None:
     gc.collect()  # a network that is not deleted yet keeps the group alive
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def process_count() -> int:
-    """Return how many processes torchrun has started, including this one; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from unetlib.engine.device import process_count, start_engine
+from unetlib.engine.device import start_engine
 from unetlib.engine.parallel import SharedBatchNorm, gather, own_rows
 from unetlib.hooks import Engine
+from unetlib.support.messages import process_count
 
 
 class FabricEngine(Engine):

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unetlib.engine.device import process_count
 from unetlib.networks import build_network
 from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.messages import process_count
 
 SPARE = 0.3e9  # bytes: PyTorch's code, and what convolutions take besides
 SYSTEM = Path("/proc/meminfo")  # of Linux

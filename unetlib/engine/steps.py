@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from unetlib.engine.device import process_count
 from unetlib.engine.parallel import any_of
 from unetlib.hooks import Hook
 from unetlib.loop import Loop
 from unetlib.support.jobs import progress
+from unetlib.support.messages import process_count
 
 
 @dataclass
@@ -48,14 +48,12 @@ class Stop(Hook):
     max_steps: int | None
     asked: Callable[[], bool] = lambda: False  # whether this process got a signal
     taken: int = 0
-    by_signal: bool = False
 
     def on_step_end(self, loop: Loop, loss: float) -> None:
         """Set `loop.stopping`, in all processes; another hook may have set it."""
         fabric = loop.engine.fabric  # type: ignore[attr-defined]
         self.taken += 1
-        self.by_signal = any_of(fabric, self.asked())
-        loop.stopping = any_of(fabric, loop.stopping) or self.by_signal or self.taken == self.max_steps
+        loop.stopping = any_of(fabric, loop.stopping or self.asked()) or self.taken == self.max_steps
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
+from unetlib.data.archive import open_data
 from unetlib.data.cases import has_nominal_spacing, require_spacing
 from unetlib.data.patients import Case, read_regions
 from unetlib.data.regions import region_names
@@ -25,8 +26,9 @@ from unetlib.evaluation.unseen import choose
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import digest, locked, refuse_link, takes_paths, write_json
+from unetlib.support.files import digest, locked, refuse_link, write_json
 from unetlib.support.messages import say, warn
+from unetlib.support.paths import takes_paths
 
 
 @takes_paths
@@ -46,9 +48,9 @@ def evaluate(
     the images), unless `split` is given; `assume` is the orientation of files that do not state one. Writes
     `slices.csv` (counts of every slice), `patients.csv` and `summary.json`, in `RUN/evaluation/` for the run's own test
     patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused, also where nothing can be
-    written. `threads`: CPU threads, by default one for each idle processor. Raises `UnetlibError` when the run or the
-    patients cannot be read, the files of the run's own patients have changed, or another process is scoring the same
-    patients.
+    written (unless cases were left out). `threads`: CPU threads, by default one for each idle processor. Raises
+    `UnetlibError` when the run or the patients cannot be read, the files of the run's own patients have changed, or
+    another process is scoring the same patients.
     """
     if assume and not data:
         raise UnetlibError(
@@ -56,7 +58,9 @@ def evaluate(
         )
     if split not in (None, *PARTS, "all"):
         raise UnetlibError(f"there is no part {split!r}; {', '.join(PARTS)} or all was expected.")
-    runs = [one.unpacked() for one in Run.several(run)]
+    runs = Run.several(run)
+    _ = open_data(data) if data else runs[0].data  # raises before a run that comes with the library is copied
+    runs = [one.unpacked() for one in runs]
     folder = _folder(runs, data, split)
     cohort, cases, notes = choose(runs, data, split, folder, assume)
     predictor = Predictor.open(runs, device, threads=threads)

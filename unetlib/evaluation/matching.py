@@ -10,6 +10,7 @@ from unetlib.data.naming import key
 from unetlib.data.nifti import ENDINGS, files_of, stem
 from unetlib.data.patients import Cohort
 from unetlib.support.errors import UnetlibError
+from unetlib.support.messages import warn
 
 WORDS = (
     "seg|segm|segmentations?|masks?|labels?|labelmap|pred|predictions?|predicted|tumou?r|lesions?|wt|whole|output|"
@@ -22,8 +23,11 @@ def nifti_files(root: Path) -> tuple[list[Path], int]:
     """Return the NIfTI files of a folder (or the one file), .hdr for a pair, and how many other files there are."""
     if not root.exists():
         raise UnetlibError(f"{root} does not exist. Give the folder of the masks, or one mask.")
-    walked = (place / name for place, names in walk(root, []) for name in names)
+    notes: list[str] = []
+    walked = (place / name for place, names in walk(root, notes) for name in names)
     files = [root] if root.is_file() else sorted(path for path in walked if path.is_file())
+    for note in notes:
+        warn(note)
     nifti = [path for path in files if path.name.lower().endswith(ENDINGS)]
     return list(dict.fromkeys(files_of(path)[0] for path in nifti)), len(files) - len(nifti)
 

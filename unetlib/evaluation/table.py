@@ -8,7 +8,8 @@ import numpy as np
 from unetlib.evaluation.summary import DISTANCES, PATIENTS_FILE, SUMMARY_FILE, Row
 from unetlib.metrics import METRICS
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
-from unetlib.support.files import read_csv, takes_paths
+from unetlib.support.files import read_csv
+from unetlib.support.paths import takes_paths
 
 
 def results_table(summary: dict[str, Any]) -> str:

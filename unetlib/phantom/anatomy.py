@@ -1,7 +1,7 @@
 """The brain of a phantom: the atlas, deformed into another person's brain, and smooth random fields.
 
-Arrays in this room are float32 in LPS order on one of two grids: the box (1 mm) that holds the head, or the coarse
-grid (3 mm) of everything that is smooth. Arrays that hold several maps have them along axis 0.
+Arrays of this package are float32 in LPS order, on one of these grids: the box (1 mm) that holds the head; `THICK`, the
+same box in slices of 2 mm; the coarse grid (3 mm) of what is smooth; that of the scan. Several maps lie along axis 0.
 """
 
 from dataclasses import dataclass

@@ -17,8 +17,9 @@ from unetlib.phantom.plain import plain_patient
 from unetlib.phantom.varied import varied_patient
 from unetlib.recipe import MODALITIES
 from unetlib.support.errors import UnetlibError
-from unetlib.support.files import atomic, locked, read_json, require_empty, takes_paths, write_json
+from unetlib.support.files import atomic, locked, read_json, require_empty, write_json
 from unetlib.support.jobs import run_jobs
+from unetlib.support.paths import takes_paths
 from unetlib.support.records import COUNT, optional, require
 
 GENERATOR = 1  # raised whenever the voxels of a given seed change
@@ -38,9 +39,10 @@ def make_cohort(
 
     A patient depends on `seed` and its number alone, and is written whole or not at all: the same call again makes only
     what is missing, and a larger `patients` extends the cohort. `workers` is the number of processes, by default one
-    per processor. `varied` makes the cohort to pre-train on for real MRI: most with their heads, in thick slices, with
-    many contrasts. `modalities` are the sequences to write, words such as `"flair t1 t1ce t2"`; by default all four, of
-    a varied patient FLAIR. Its mask has the labels 1, 2 and 4, but only 2, the whole tumour, beside FLAIR alone.
+    per idle processor. `varied` makes the cohort to pre-train on for real MRI: most with their heads, in thick slices,
+    with many contrasts. `modalities` are the sequences to write, words such as `"flair t1 t1ce t2"`; by default all
+    four, of a varied patient FLAIR. Its mask has the labels 1, 2 and 4, but only 2, the whole tumour, beside FLAIR
+    alone.
 
     Raises `UnetlibError` when `patients` < 1 or `seed` < 0, for an unknown sequence, when `out` holds anything but a
     cohort of this seed, generator, kind and sequences, is in use by another process, or cannot be written.

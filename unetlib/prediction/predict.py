@@ -19,9 +19,10 @@ from unetlib.prediction.segment import Segmentation, segment
 from unetlib.recipe import REGIONS
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted, first_of
-from unetlib.support.files import atomic, fold, remove_temporary, takes_paths
+from unetlib.support.files import atomic, remove_temporary
 from unetlib.support.jobs import progress
 from unetlib.support.messages import say
+from unetlib.support.paths import fold, takes_paths
 
 LONGEST = 200  # bytes of a file's name: most file systems take 255, and its temporary name is longer
 ORIGIN = OURS + "; weights {} image {} {}{}"  # 80 bytes at the most

@@ -17,16 +17,17 @@ from unetlib.data.slices import Window, image_to_slices, slices_to_volume
 from unetlib.data.volumes import MAX_VALUE, require_real
 from unetlib.dataset import with_neighbours
 from unetlib.engine.device import start_engine
-from unetlib.engine.threads import prediction_threads
+from unetlib.engine.threads import checked, prediction_threads
+from unetlib.loop import VALIDATION_BATCH
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
-from unetlib.recipe import PREDICT, SAMPLE_NAMES, Recipe
+from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.runs.run import Run, channels_of
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
-from unetlib.support.files import digest, takes_paths
+from unetlib.support.files import digest
 from unetlib.support.messages import say
+from unetlib.support.paths import takes_paths
 
-BATCH = {2: 32, 3: 1}  # slices at a time: fastest on a CPU, with 0.5 GB at width 32; volumes
 GRID = ("image_size", "crop")  # these fields determine the grid, which all members of an ensemble share
 
 
@@ -73,7 +74,8 @@ class Predictor(ABC):
         number of sequences, of other than finite real numbers, or without a usable spacing.
         """
         voxels = np.asarray(voxels)
-        if not voxels.size or {3: (1,), 4: voxels.shape[:1]}.get(voxels.ndim) != self.channels[:1]:
+        shape = voxels.shape if voxels.ndim == 4 else (1, *voxels.shape)  # (C, X, Y, Z)
+        if not voxels.size or len(shape) != 4 or shape[0] != self.channels[0]:
             raise UnetlibError(
                 f"a volume of shape {voxels.shape} was given to a network for {counted(self.channels[0], 'sequence')}; "
                 "(X, Y, Z) or (C, X, Y, Z) was expected. Files hold one sequence: give several to `Predictor.volume`."
@@ -112,6 +114,7 @@ class Predictor(ABC):
         `decision` replaces the run's own. `threads`: number of CPU threads, by default one for each idle processor.
         Raises `UnetlibError` when a run cannot be used, or its decision has not been made yet.
         """
+        checked(threads)
         run, *others = Run.several(run)
         if others:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in (run, *others)])
@@ -186,8 +189,8 @@ class Trained(Predictor):
         self.network.eval()
         found = []
         with prediction_threads(self.fabric, self.threads):
-            for batch in slices.split(BATCH[self.recipe.dims]):
-                found.append(torch.sigmoid(self.network(self.fabric.to_device(batch))).float().cpu())
+            for batch in slices.split(VALIDATION_BATCH[self.recipe.dims]):
+                found.append(torch.sigmoid(self.network(self.fabric.to_device(batch.float()))).float().cpu())
         if not torch.isfinite(probabilities := torch.cat(found)).all():
             if not slices.isfinite().all():
                 raise UnetlibError("the volume holds NaN or infinite values; finite numbers were expected. Repair it.")
@@ -232,7 +235,8 @@ class Ensemble(Predictor):
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of the members' probabilities; raises `UnetlibError` if their input differs."""
-        if any(one.recipe.stage("prepare") != self.recipe.stage("prepare") for one in self.members):
+        made_by = [name for name in self.recipe.stage(PREPARE) if name not in OF_PATIENTS]  # an image, not who is in
+        if any(getattr(one.recipe, name) != getattr(self.recipe, name) for one in self.members for name in made_by):
             raise UnetlibError("the members of this ensemble prepare their slices differently. Give it whole volumes.")
         return torch.stack([one.slices(slices) for one in self.members]).mean(0)
 

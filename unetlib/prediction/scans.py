@@ -13,8 +13,9 @@ from unetlib.data.sequences import stack
 from unetlib.data.tiff import is_tiff
 from unetlib.data.volumes import Source, Volume, read_assumed, read_volume
 from unetlib.support.errors import UnetlibError, brief
-from unetlib.support.files import digest, fold, sha256
+from unetlib.support.files import digest, sha256
 from unetlib.support.messages import say
+from unetlib.support.paths import fold
 
 Images = Path | dict[str, Path]  # an image or a folder; or the image of each sequence of one patient
 

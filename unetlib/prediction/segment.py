@@ -7,7 +7,7 @@ import numpy as np
 from unetlib.data.volumes import Volume
 from unetlib.metrics import millilitres
 from unetlib.prediction.predictor import Predictor
-from unetlib.support.files import takes_paths
+from unetlib.support.paths import takes_paths
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from unetlib.prediction.predictor import Predictor, require_members
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
-from unetlib.support.files import locked, read_json, takes_paths, write_json
+from unetlib.support.files import locked, read_json, write_json
 from unetlib.support.jobs import watched
-from unetlib.support.messages import say
+from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
+from unetlib.support.paths import takes_paths
 
 
 @takes_paths
@@ -65,13 +66,13 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
                 dice_table(found[k], truth[k], volume.spacing, keeps_largest(name)) for k, name in enumerate(names)
             ]
             dice = tables if len(names) > 1 else tables[0]
-            write_json(paths[case.id], {"dice": dice, "tumour": bool(truth.any())})
-        by_patient, tumour = dict[str, list[Any]](), False
+            write_json(paths[case.id], {"dice": dice, "tumour": truth.any((1, 2, 3)).tolist()})
+        by_patient, tumour = dict[str, list[Any]](), np.zeros(len(names), bool)
         for _, case in asked:  # a patient with two time points counts once
             part = read_json(paths[case.id])
             by_patient.setdefault(case.patient, []).append(part["dice"])
-            tumour |= part.get("tumour", True)  # of an older version
-        if not tumour:
+            tumour |= np.array(part.get("tumour", True))  # one value, or none, of an older version
+        if not tumour.any():
             raise UnetlibError(
                 f"{run}: no validation patient has a tumour, so what marks least would be chosen. Prepare again with "
                 "another seed or more patients, and train a new run."
@@ -80,12 +81,20 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
         of_patients = of_patients.reshape(len(by_patient), len(names), len(THRESHOLDS), len(SIZES_ML))
         regions, dices = {}, {}
         for k, name in enumerate(names):
-            regions[name] = choose(of_patients[:, k].tolist(), keeps_largest(name))
-            dices[name] = float(np.max(np.mean(of_patients[:, k], axis=0)))
+            mean = np.mean(of_patients[:, k], axis=0)
+            if tumour[k]:
+                regions[name], dices[name] = choose(of_patients[:, k].tolist(), keeps_largest(name)), float(mean.max())
+                continue
+            regions[name] = Decision(THRESHOLDS[4], keep_largest=keeps_largest(name))
+            dices[name] = float(mean[4, 0])
+            warn(
+                f"{run}: no validation patient shows {name}, so what marks least of it would be chosen: the threshold "
+                f"stays {THRESHOLDS[4]}, and components of any size are kept."
+            )
         decision, several = joined(regions), len(names) > 1
         write_decision(run, decision, dices if several else dices[names[0]], len(by_patient), recipe.mirror)
         parts.remove()
-    for name, one in regions.items():
+    for name, one in (item for item, there in zip(regions.items(), tumour, strict=True) if there):
         say(
             f"{run}{f', {name}' if several else ''}: threshold {one.threshold:g} and components from "
             f"{one.smallest_ml:g} ml on, chosen on {counted(len(by_patient), 'validation patient')}: mean Dice "

@@ -22,8 +22,9 @@ from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError, brief
-from unetlib.support.files import atomic, keep_as, takes_paths
+from unetlib.support.files import atomic, keep_as
 from unetlib.support.messages import say
+from unetlib.support.paths import takes_paths
 from unetlib.support.records import refuse_packed
 
 RESTORE = "Restore it from a copy, or delete it to start over."

@@ -91,8 +91,8 @@ def _described(data: Prepared) -> dict[str, Any]:
 def note_threads(run: Run, threads: int) -> None:
     """Add a session to `provenance.json`: the last one with another number of threads."""
     about = run.provenance
-    about["sessions"].append({**about["sessions"][-1], "threads": threads})
-    write_json(run.provenance_file, about)
+    if sessions := about.get("sessions"):  # not if the file was removed meanwhile
+        write_json(run.provenance_file, {**about, "sessions": [*sessions, {**sessions[-1], "threads": threads}]})
 
 
 def find_own(run: Run) -> Cohort:

@@ -16,8 +16,9 @@ from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.fields import changed
-from unetlib.support.files import atomic, digest, home, read_json, require_empty, sha256, visible
+from unetlib.support.files import atomic, digest, read_json, require_empty, sha256, visible
 from unetlib.support.messages import say, warn
+from unetlib.support.paths import home
 from unetlib.support.records import COUNT, LIST, NAMES, RECORD, TEXT, Kind, one_of, optional, require
 
 _HOME = Path(__file__).parents[1] / "phantom"

@@ -42,8 +42,9 @@ from unetlib.runs.resume import (
 from unetlib.runs.run import Run
 from unetlib.runs.saving import Checkpoints, History, Rows
 from unetlib.support.errors import UnetlibError, brief, counted
-from unetlib.support.files import home, locked, takes_paths
+from unetlib.support.files import locked
 from unetlib.support.messages import first_process, say
+from unetlib.support.paths import home, takes_paths
 
 
 @takes_paths

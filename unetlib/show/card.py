@@ -24,7 +24,7 @@ from unetlib.evaluation.unseen import divided_note
 from unetlib.metrics import COUNTS, millilitres
 from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
-from unetlib.recipe import PREPARE, SAMPLE_NAMES, STAGES, TRAIN, Recipe
+from unetlib.recipe import PREPARE, SAMPLE_NAMES, SEQUENCES, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.first_weights import shipped_for
 from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
@@ -32,7 +32,8 @@ from unetlib.runs.run import Run, channels_of
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.support.fields import flag
-from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, sha256, takes_paths
+from unetlib.support.files import atomic, locked, read_csv, refuse_link, require_empty, sha256
+from unetlib.support.paths import takes_paths
 
 PAGE, TEMPLATE, TITLE = "README.md", Path(__file__).with_name("card.md.j2"), "# Model card: "
 UNFINISHED = f"{TITLE}not finished\n\nIt was stopped. Give the same command again.\n"
@@ -113,7 +114,7 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(
         **{"summary": summary, "recipe": recipe, "best": best, "cohort": cohort, "provenance": provenance},
         **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "regions": regions},
-        sequences=[plots.SEQUENCES[name] for name in sequences],
+        sequences=[SEQUENCES[name] for name in sequences],
         made=how_made(net),
         parameters=parameter_count(net),
         channels=channels_of(best, run.best, recipe)[0],

@@ -16,6 +16,7 @@ from unetlib.metrics import millilitres
 from unetlib.show.layers import Layer, Layers
 from unetlib.show.plots.drawing import is_synthetic, largest_slice
 from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.paths import home
 
 AXIS = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane is a slice
 NOMINAL = np.diag([-1.0, -1.0, 1.0, 1.0])  # the affine of an array without one: 1 mm, LPS order
@@ -135,7 +136,7 @@ def _read(item: Any, name: str, affine: np.ndarray) -> Volume:
             )
         return item
     if isinstance(item, str | Path):
-        item = Source((Path(item).expanduser(),))
+        item = Source((home(item),))
     if isinstance(item, Source):
         return read_volume(replace(item, assume=item.assume or GUESS))
     if isinstance(item, nib.Nifti1Pair):

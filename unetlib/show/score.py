@@ -10,8 +10,8 @@ from unetlib.show.plots.common import named_regions, save
 from unetlib.show.plots.drawing import is_synthetic
 from unetlib.show.plots.overlays import note_on_ranks, of_first, overlay_figure, ranked, three_of
 from unetlib.show.plots.volumes import volumes_figure
-from unetlib.support.files import takes_paths
 from unetlib.support.messages import say, warn
+from unetlib.support.paths import takes_paths
 
 
 @takes_paths

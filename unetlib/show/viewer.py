@@ -20,7 +20,8 @@ from unetlib.show.panels import AXIS, LETTERS, Images, Masks, Panel, encode, mid
 from unetlib.show.plots.common import DISCLAIMER
 from unetlib.show.still import draw_still, show_still_at_end, watch_notebook
 from unetlib.support.errors import UnetlibError, first_of
-from unetlib.support.files import atomic, takes_paths
+from unetlib.support.files import atomic
+from unetlib.support.paths import takes_paths
 
 LEVELS = (256, 128, 64, 32)  # of the window, where exact intensities do not fit into a page
 EXPECTED = {

@@ -4,31 +4,24 @@ import csv
 import errno
 import glob
 import hashlib
-import inspect
 import json
 import math
 import os
 import shutil
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from unetlib.support.errors import UnetlibError, brief, first_of, unlike
+from unetlib.support.errors import UnetlibError, first_of
 
 MAX_TEXT = 2**25  # largest JSON or CSV file in bytes: five times what 12,000 patients need
 PARTIAL = ".unetlib-parts"  # hidden folder with the results of an unfinished job; removed at the end
 LOCK = ".unetlib-lock"
 WINDOWS = os.name == "nt"
-P = ParamSpec("P")
-R = TypeVar("R")
-_IMAGES = list[Path | dict[str, Path]]  # a dictionary holds the images of one patient
-_PATHS = (Path, Path | None, _IMAGES, str | Path, str | Path | None)
 _FULL = "Free some space there, then give the same command again."
 CURES = {  # advice for each error that prevents writing, apart from missing permission
     errno.ENOSPC: _FULL,
@@ -40,52 +33,6 @@ CURES = {  # advice for each error that prevents writing, apart from missing per
     errno.EEXIST: "A file stands where a folder was expected. Rename it, or choose another name.",
     errno.EISDIR: "A folder stands where a file was expected. Rename it.",
 }
-
-
-def fold(name: str) -> str:
-    """Return a name as Windows and macOS compare it, ignoring letter case and the encoding of accents."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def takes_paths(function: Callable[P, R]) -> Callable[P, R]:
-    """Let parameters annotated as `Path` also take strings, and refuse arguments of other types than annotated.
-
-    `~` becomes the user's folder; where a list is expected, one path (or dictionary of paths) will do.
-    """
-    signature = inspect.signature(function)
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = signature.bind(*args, **kwargs)
-        for name, value in given.arguments.items():
-            parameter = signature.parameters[name]
-            if parameter.annotation in _PATHS and value is not None:
-                if parameter.annotation == _IMAGES:
-                    value = [*map(_home_of_each, value if isinstance(value, list | tuple) else [value])]
-                else:
-                    value = None if value == "" and parameter.default is None else home(value)
-            if parameter.annotation is not parameter.empty and (expected := unlike(value, parameter.annotation)):
-                raise UnetlibError(f"{function.__name__}: {name} is {brief(value)}; {expected} was expected.")
-            given.arguments[name] = value
-        return function(*given.args, **given.kwargs)
-
-    return wrapped
-
-
-def home(path: str | os.PathLike[str]) -> Path:
-    """Return a path with `~` expanded; raises `UnetlibError` for what is no path, or an unknown user."""
-    if path == "":  # `Path` would take it as the working directory
-        raise UnetlibError("an empty text was given where a path was expected. Name a file or folder.")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:  # ~nobody
-        raise UnetlibError(f"{path}: there is no user of that name. Give the folder itself.") from error
-    except TypeError as error:
-        raise UnetlibError(f"{brief(path)} was given where a path was expected. Name a file or folder.") from error
-
-
-def _home_of_each(paths: Any) -> Path | dict[str, Path]:
-    return {name: home(path) for name, path in paths.items()} if isinstance(paths, dict) else home(paths)
 
 
 @contextmanager
@@ -142,10 +89,27 @@ def _temporary(path: Path) -> Path:
 
 
 def remove_temporary(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed processes left in `folder`, or only those for files of that `name`."""
+    """Remove the temporary files that killed processes left in `folder`, or only those for files of that `name`.
+
+    The latter needs no lock, so files of a process that still runs are left alone.
+    """
     for path in folder.glob(f".tmp-*-{name if name == '*' else glob.escape(name)}"):
-        with suppress(OSError):  # Windows cannot remove open files
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if name == "*" or not _is_running(path.name.split("-")[1]):
+            with suppress(OSError):  # Windows cannot remove open files
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_running(pid: str) -> bool:
+    """Tell whether another process of this number runs here; on Windows, its open files cannot be removed anyway."""
+    if WINDOWS or not pid.isdecimal() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # that of another user
+        pass
+    return True
 
 
 def keep_as(path: Path, keep: Path) -> None:

@@ -4,15 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from unetlib.support.errors import UnetlibError
+from unetlib.support.paths import home
+
 
 def path(text: str) -> Path:
     """Return a path with `~` expanded, which shells do not do in --out=~/masks."""
-    if not text:  # `Path` would take it as the working directory
-        raise argparse.ArgumentTypeError("an empty text was given where a path was expected")
     try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no user of that name") from error
+        return home(text)
+    except UnetlibError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive(text: str) -> int:

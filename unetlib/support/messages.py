@@ -22,9 +22,14 @@ def warn(text: str) -> None:
         LOG.warning(text)
 
 
+def process_count() -> int:
+    """Return how many processes torchrun has started, including this one; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else 1  # other programs set the rest, too
+
+
 def first_process() -> bool:
     """Tell whether this process writes files and logs: of those started by torchrun, only one does."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_count() == 1 or os.environ["RANK"] == "0"
 
 
 class _Printer(logging.Handler):

@@ -16,7 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from unetlib.data.regions import region_names
 from unetlib.recipe import Recipe
 from unetlib.show.plots.colours import CURVES, INK, KEPT
-from unetlib.support.files import atomic, takes_paths
+from unetlib.support.files import atomic
+from unetlib.support.paths import takes_paths
 
 VIVID, EDGES, GREYS = 128, 48, 40  # of the 256: for other colours, half-transparent pixels, greys
 DISCLAIMER = "for research and education, never for clinical use"

@@ -256,7 +256,9 @@ def positions_figure(portraits: Sequence[Portrait], note: str = "") -> Figure:
     figure.colorbar(picture, ax=axial, shrink=0.7)
     x, _, z = np.array([one.centre for one in portraits]).T
     sizes = np.array([one.millilitres for one in portraits])
-    front.scatter(x, z, s=10 + 150 * sizes / sizes.max(), color=ORANGE, alpha=0.8, edgecolors="white", linewidths=0.5)
+    front.scatter(
+        x, z, s=10 + 150 * sizes / max(sizes.max(), 1e-9), color=ORANGE, alpha=0.8, edgecolors="white", linewidths=0.5
+    )
     front.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", facecolor="black")
     front.set_title("seen from the front: centres, area = size", fontsize=10)
     for axes, letters in ((axial, "RLAP"), (front, "RLSI")):

@@ -19,9 +19,10 @@ from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.table import read_patients, read_volumes
 from unetlib.prediction.predictor import Predictor
 from unetlib.prediction.segment import segment
+from unetlib.recipe import SEQUENCES
 from unetlib.runs.provenance import find_own, own_cases
 from unetlib.runs.run import Run
-from unetlib.show.plots.colours import ERRORS, OUTLINE, REGIONS, SEQUENCES
+from unetlib.show.plots.colours import ERRORS, OUTLINE, REGIONS
 from unetlib.show.plots.common import legend_above, named_regions, new_figure, save, signed, to_png
 from unetlib.show.plots.drawing import (
     cut_to_head,
@@ -41,9 +42,10 @@ from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.errors import counted
-from unetlib.support.files import atomic, read_csv, require_empty, takes_paths
+from unetlib.support.files import atomic, read_csv, require_empty
 from unetlib.support.jobs import watched
 from unetlib.support.messages import quiet
+from unetlib.support.paths import takes_paths
 
 FIGURES = ("curves.png", "overlays.png", "metrics.png", "volumes.png", "architecture.png", "overlay.gif")
 

@@ -106,10 +106,12 @@ def ceiling_figure(voxels: Sequence[int], dices: Sequence[float], size: int, not
     figure, axes = new_chart(f"{alt} tumour; the lowest is {min((dice for _, dice in dots), default=1):.3f}", 3.3, note)
     axes.plot(*np.array(dots).reshape(-1, 2).T, "o", color=BLUE, alpha=0.8, clip_on=False)
     axes.axhline(1, color=GREY, lw=0.8, ls="--")
-    axes.set(xscale="log", xlabel="tumour volume in voxels", ylabel=f"Dice after {size} x {size} and back")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter("")
+    axes.set(xlabel="tumour volume in voxels", ylabel=f"Dice after {size} x {size} and back")
+    if dots:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
     axes.set_ylim(min([0.95, *(dice for _, dice in dots)]) - 0.02, 1.005)
     return figure
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from unetlib.show.plots.colours import CURVES, FAINT, SEQUENCES
+from unetlib.recipe import SEQUENCES
+from unetlib.show.plots.colours import CURVES, FAINT
 from unetlib.show.plots.common import DISCLAIMER, legend_above, new_chart, new_figure, signed
 from unetlib.show.plots.drawing import cut_to_head, draw_regions, fit_height, label_regions, show_slice
 

@@ -215,7 +215,7 @@ def probability_figure(
 
 
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
-    """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `Progress.history`.
+    """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `State.history`.
 
     `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third. Columns such as
     `val_dice_core` are the Dice of several regions, and `val_dice` is their mean, by which the best epoch is chosen.
