@@ -161,18 +161,6 @@ def test_the_threshold_of_each_region_has_a_row_of_its_own():
         assert axes.lines[3].get_xdata()[0] == (0.5, 0.2)[k]
 
 
-def test_the_curves_show_each_region_beside_their_mean():
-    history = [
-        {"epoch": e, "train_loss": 1, "val_loss": 1, "val_dice": 0.3, "val_dice_whole": 0.4, "val_dice_core": 0.2 * e}
-        for e in (1, 2)
-    ]
-    axes = plots.curves_figure(history).axes[1]
-    curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert (curves["mean of the regions"], curves["whole"], curves["core"]) == ([0.3] * 2, [0.4] * 2, [0.2, 0.4])
-    assert [text.get_text() for text in axes.get_legend().texts] == ["mean of the regions", "whole", "core"]
-    assert len({line.get_color() for line in axes.lines[:3]}) == 3
-
-
 def test_one_region_needs_no_name():
     assert named_regions(Recipe.published) == ()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from unetlib.other_networks import how_made, level_shapes, parameter_count
 from unetlib.recipe import SAMPLE_NAMES
-from unetlib.show.plots.colours import BLUE, CURVES, GREY, INK, ORANGE
+from unetlib.show.plots.colours import BLUE, GREY, INK, ORANGE
 from unetlib.show.plots.common import DISCLAIMER, in_notebook, legend_above, new_chart, new_figure
 from unetlib.show.plots.drawing import (
     cut_to_head,
@@ -217,8 +217,7 @@ def probability_figure(
 def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
     """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `State.history`.
 
-    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third. Columns such as
-    `val_dice_core` are the Dice of several regions, and `val_dice` is their mean, by which the best epoch is chosen.
+    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third.
     """
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
@@ -229,12 +228,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     losses.plot(epochs, column["train_loss"], "o-", color=BLUE, label="training")
     losses.plot(epochs, column["val_loss"], "s-", color=ORANGE, label="validation")
     losses.set(xlabel="epoch", ylabel="loss", ylim=(0, 1.08 * max(column["train_loss"] + column["val_loss"])))
-    regions = [name.removeprefix("val_dice_") for name in history[0] if name.startswith("val_dice_")]
-    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE, label="mean of the regions")
-    for region, colour in zip(regions, (colour for colour in CURVES if colour != ORANGE), strict=False):
-        dices.plot(epochs, [float(row[f"val_dice_{region}"]) for row in history], ".-", color=colour, label=region)
-    if regions:
-        dices.legend(frameon=False)
+    dices.plot(epochs, column["val_dice"], "s-", color=ORANGE)
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
     place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
     dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)
