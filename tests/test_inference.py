@@ -122,6 +122,15 @@ def test_slices_of_another_kind_or_number_of_channels_are_a_sentence(trained):
         predictor.slices(torch.ones(1, 4, 32, 32))
 
 
+def test_the_members_of_an_ensemble_may_have_other_splits_but_not_other_slices(trained):
+    one, other, ones = Predictor.open(trained, "cpu"), Predictor.open(trained, "cpu"), torch.ones(1, 1, 32, 32)
+    other.recipe = one.recipe.but(split_seed=9)
+    assert torch.equal(predictors.Ensemble([one, other]).slices(ones), one.slices(ones))
+    other.recipe = one.recipe.but(normalise="median-volume")
+    with pytest.raises(UnetlibError, match="prepare their slices differently"):
+        predictors.Ensemble([one, other]).slices(ones)
+
+
 def test_slices_may_be_whole_numbers(trained):
     predictor, ones = Predictor.open(trained, "cpu"), torch.ones(1, 1, 32, 32)
     assert torch.equal(predictor.slices(ones.to(torch.int32)), predictor.slices(ones))

@@ -17,7 +17,7 @@ from unetlib.data.cases import HASHES
 from unetlib.data.prepared import Prepared
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.runs import provenance
-from unetlib.runs.provenance import part_by_sign, signs
+from unetlib.runs.provenance import note_threads, part_by_sign, signs
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError
@@ -147,3 +147,8 @@ def test_whom_the_first_weights_had_learned_from_is_recorded_again_when_their_ru
     train(prepared, copy, recipe, "cpu")
     assert copy.provenance == before
     assert caplog.text.count("is gone") == 1
+
+
+def test_a_provenance_that_was_removed_does_not_stop_a_training(tmp_path):
+    note_threads(Run(tmp_path), 2)
+    assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ from unetlib.data.export import export_nnunet
 from unetlib.data.patients import find_cases
 from unetlib.data.prepare import prepare_shard
 from unetlib.evaluation import masks as masks_module
+from unetlib.evaluation import matching
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.masks import Masks
 from unetlib.evaluation.table import read_patients
@@ -437,3 +438,10 @@ def test_a_table_of_patients_added_later_is_heeded(tmp_path):
     assert unetlib.score(tmp_path / "masks", tmp_path / "mine")["patients"] == 3
     (tmp_path / "mine" / "patients.csv").write_text("case,patient\n17_1,17\n17_2,17\n18_1,18\n")
     assert unetlib.score(tmp_path / "masks", tmp_path / "mine")["patients"] == 2
+
+
+def test_a_folder_of_masks_that_cannot_be_read_is_said(masks, data, monkeypatch, caplog):
+    walk = matching.walk
+    monkeypatch.setattr(matching, "walk", lambda root, notes: notes.append("x cannot be read") or walk(root, notes))
+    unetlib.score(masks, data, out=masks.parent / "scores")
+    assert "x cannot be read" in caplog.text
