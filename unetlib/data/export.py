@@ -126,7 +126,7 @@ def export_nnunet(
             files.write_json(begun, {"made_from": key})
         elif (known := files.read_json(begun)).get("made_from") != key:
             _refuse(folder, known)
-        about |= {"content": _content(made_from, cohort, workers)}
+        about["content"] = _content(made_from, cohort, workers)
         return _export(cohort, folder, recipe, about, split, workers)
 
 

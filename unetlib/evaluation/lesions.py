@@ -14,7 +14,7 @@ from unetlib.support.errors import UnetlibError
 
 DILATIONS = 3  # parts of the reference that touch after so many steps are one lesion
 SMALLEST_MM3 = 50.0  # lesions up to this size are not scored
-WORST = 374.0  # HD95 of of a missed lesion or a false alarm: about the diagonal of a BraTS volume, in millimetres
+WORST = 374.0  # HD95 of a missed lesion or a false alarm: about the diagonal of a BraTS volume, in millimetres
 STEP, TOUCHING = ndimage.generate_binary_structure(3, 2), ndimage.generate_binary_structure(3, 3)  # 18, 26 neighbours
 
 

@@ -29,6 +29,8 @@ from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
 from unetlib.support.paths import takes_paths
 
+UNTUNED = 0.5  # the threshold of a region that no validation patient has
+
 
 @takes_paths
 def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None) -> Decision | Decisions:
@@ -85,11 +87,11 @@ def tune(run: Run | Path | str, device: str = "auto", threads: int | None = None
             if tumour[k]:
                 regions[name], dices[name] = choose(of_patients[:, k].tolist(), keeps_largest(name)), float(mean.max())
                 continue
-            regions[name] = Decision(THRESHOLDS[4], keep_largest=keeps_largest(name))
-            dices[name] = float(mean[4, 0])
+            regions[name] = Decision(UNTUNED, keep_largest=keeps_largest(name))
+            dices[name] = float(mean[THRESHOLDS.index(UNTUNED), SIZES_ML.index(0.0)])
             warn(
                 f"{run}: no validation patient shows {name}, so what marks least of it would be chosen: the threshold "
-                f"stays {THRESHOLDS[4]}, and components of any size are kept."
+                f"stays {UNTUNED}, and components of any size are kept."
             )
         decision, several = joined(regions), len(names) > 1
         write_decision(run, decision, dices if several else dices[names[0]], len(by_patient), recipe.mirror)
