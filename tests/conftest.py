@@ -71,6 +71,16 @@ def messages():
     show_messages()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(request):
+    """Fail when a test has written into the repository."""
+    root = request.config.rootpath
+    before = {path.name for path in root.iterdir()}
+    yield
+    new = {path.name for path in root.iterdir()} - before
+    assert not {name for name in new if not name.startswith(".")}, f"a test has written {new} into the repository"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real MRI; without it the test is skipped, with a wrong one it fails."""

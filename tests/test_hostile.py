@@ -656,7 +656,7 @@ def test_names_of_patients_are_never_used_as_a_way_out_of_a_folder(cohort, tmp_p
     prepare(data, inner / "p", SMALL, workers=1)
     train(inner / "p", inner / "r", SMALL.but(epochs=1), "cpu")
     evaluate(inner / "r", split="all", device="cpu")
-    make_figures(inner / "r", "cpu")
+    make_figures(inner / "r", device="cpu")
     assert {row["patient"] for row in read_csv(inner / "r" / "evaluation" / "all" / "patients.csv")} > set(evil)
     assert set(tmp_path.iterdir()) == before
     assert {path.name for path in inner.iterdir()} == {"data", "p", "r"}

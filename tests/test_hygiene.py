@@ -23,6 +23,9 @@ SOURCES = sorted((ROOT / "unetlib").rglob("*.py"))
 NETWORK = {"socket", "ssl", "http", "urllib", "urllib3", "requests", "httpx", "aiohttp", "ftplib", "smtplib"}
 EXECUTES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "runpy", "code"}
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "pickle.load", "pickle.loads"}
+TOP = {"README.md", "environment.yml", "notebooks", "unetlib", "tests", "figures", "benchmarks", "studies"}
+TOP |= {"pyproject.toml", "constraints.txt", "Makefile", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+TOP |= {".ci", ".gitignore"}
 # Put on the path as sitecustomize.py: every Python process there then notes and refuses what leaves the machine.
 GUARD = """
 import os, sys
@@ -85,6 +88,13 @@ def uses(source: str) -> list[str]:
             unsafe |= called.endswith("torch.load") and words.get("weights_only") != "True"
             found += [f"calls {ast.unparse(node)}"] if unsafe else []
     return found
+
+
+def test_the_top_level_holds_what_a_stranger_expects_there_and_nothing_else():
+    git = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if git.returncode:
+        pytest.skip("this is not a clone")
+    assert {name.partition("/")[0] for name in git.stdout.split("\n") if name} == TOP
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=[path.relative_to(ROOT).as_posix() for path in SOURCES])
