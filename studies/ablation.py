@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import markdown_table, record
 from studies.cells import VALIDATION, Cell, make_fold, make_folds, shuffled_patients, study_parser
-from studies.results import DICE, Result, gain, gain_text, pooled_dice, seconds_of_training
+from studies.results import DICE, Result, gain, gain_text, measured_on, pooled_dice, seconds_of_training
 from unetlib import Recipe
 from unetlib.data.split import Split
 from unetlib.show.plots import save, staircase_figure
@@ -114,7 +114,7 @@ def write(data: Path, steps: list[Cell]) -> None:
     rows = [None if place is None else [*done].index(place) for place in after]
     note = f"{len(steps[0].split.val)} validation patients of {data.name}; Dice of all slices"
     save(staircase_figure(names, dices, gains, note, rows), PAGE.with_name("ablation.png"))
-    signature = f"`python -m studies.ablation DATA`, {data.name}; {machine(('torch',))}."
+    signature = f"`python -m studies.ablation DATA`, {data.name}; {measured_on('ablation-')}."
     record("ablation", table(found), "![Dice after each step](ablation.png)", signature, page=PAGE)
 
 

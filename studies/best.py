@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import markdown_table, record
 from studies import deep, encoder, protocol
 from studies.cells import (
     FOLDS,
@@ -29,7 +29,7 @@ from studies.cells import (
 )
 from studies.protocol import LOW, draw_failures, failures
 from studies.regions import mean_text
-from studies.results import DICE, Result, gain, gain_text, seconds_of_training
+from studies.results import DICE, Result, gain, gain_text, measured_on, seconds_of_training
 from unetlib import Recipe, UnetlibError, find_cases
 from unetlib.data.split import Split
 from unetlib.phantom.varied import varied_patient
@@ -269,14 +269,13 @@ def write(data: Path, brats: Path | None, work: Path) -> None:
         others = {name: own for name in ARMS if (own := found_on(cell, name, brats, [0], BRATS))}
         blocks += ["On BraTS:", compared(others)] if "base" in others else []
     blocks += [f"On to stage 2: {' and '.join(names)}."] if names else []
-    where = f"{data.name}; {machine(('torch',))}"
-    record("screening", *blocks, where, page=PAGE)
+    record("screening", *blocks, f"{data.name}; {measured_on('screen-')}", page=PAGE)
     if blocks := final_tables(data, brats, names or []):
-        record("final choice", *blocks, where, page=PAGE)
+        record("final choice", *blocks, f"{data.name}; {measured_on('final-')}", page=PAGE)
     name = winner(data, brats) if brats else None
     results = {fold: best_cell(name, fold, data).result() for fold in range(FOLDS)} if name else {}
     if tested := {fold: result for fold, result in results.items() if result is not None}:
-        record("best", *tables_of_test(tested, data), where, page=PAGE)
+        record("best", *tables_of_test(tested, data), f"{data.name}; {measured_on('best-')}", page=PAGE)
         draw_failures(tested, "best", work)
 
 

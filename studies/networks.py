@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.common import endless, machine, markdown_table, record
+from benchmarks.common import endless, markdown_table, record
 from studies.cells import STRONG, Cell, study_parser
 from studies.regions import FOLDS, folds_of, mean_text
-from studies.results import DICE, Result, gain_text, seconds_of_training
+from studies.results import DICE, Result, gain_text, measured_on, seconds_of_training
 from unetlib import Recipe, UnetlibError, prepare
 from unetlib.runs.run import Run
 from unetlib.runs.training import open_loop
@@ -123,7 +123,7 @@ def write(data: Path) -> None:
         blocks.append(compared(found))
         if "unet" in others:
             blocks += ["Without the three patients on whom the rates were chosen:", compared(others)]
-    record("networks", *blocks, f"{data.name}; {machine(('torch', 'monai'))}", page=PAGE)
+    record("networks", *blocks, f"{data.name}; {measured_on('networks-')}", page=PAGE)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from benchmarks.common import machine, markdown_table, record
 from studies import results
 from studies.best import folds_of
 from studies.cells import scores_of, study_parser
-from studies.results import DICE
+from studies.results import DICE, measured_on
 from unetlib import score
 from unetlib.data.export import export_nnunet
 from unetlib.show.plots import save
@@ -156,7 +156,7 @@ def write() -> None:
             )
     columns = ("planned core minutes", "measured", "epochs", "iterations", "Dice", "precision", "recall")
     table = markdown_table((*columns, "HD95, voxels"), rows) if rows else "Measured so far: nothing."
-    record("nnunet", table, f"nnU-Net 2.8, 14 validation patients; {machine(('torch',))}", page=PAGE)
+    record("nnunet", table, f"nnU-Net 2.8, 14 validation patients; {measured_on('nnunet-')}", page=PAGE)
     if curve:
         curves = race.race_curves(race.PAGE.read_text(encoding="utf-8"))
         save(race.race_figure({**curves, "nnU-Net 2.8 itself": curve}), PAGE.with_name("nnunet.png"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import markdown_table, record
 from studies.ablation import ablation_split
 from studies.cells import (
     FIRST,
@@ -23,7 +23,7 @@ from studies.cells import (
     shuffled_patients,
     study_parser,
 )
-from studies.results import DICE, Result, gain_text, pooled_dice, seconds_of_training
+from studies.results import DICE, Result, gain_text, measured_on, pooled_dice, seconds_of_training
 from unetlib import Recipe
 from unetlib.show.plots import DISCLAIMER, overlay_figure, paired_figure, save, worst
 from unetlib.support.command import run_command
@@ -160,7 +160,7 @@ def main() -> None:
         return
     draw(done, work)
     blocks = [*tables(done, untouched(data)), failures(pd.concat(done["strong"]), "strong")]
-    record("protocol", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
+    record("protocol", *blocks, f"{data.name}; {measured_on(*(f'{arm}-fold-' for arm in ARMS))}", page=PAGE)
 
 
 if __name__ == "__main__":

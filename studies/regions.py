@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import markdown_table, record
 from studies.cells import (
     STRONG,
     Cell,
@@ -21,7 +21,7 @@ from studies.cells import (
     study_parser,
 )
 from studies.phantoms import FOUR
-from studies.results import Result
+from studies.results import Result, measured_on
 from unetlib import Recipe
 from unetlib.data.split import Split
 from unetlib.metrics import COUNTS, METRICS, Counts, bootstrap_interval
@@ -113,7 +113,7 @@ def write(data: Path) -> None:
         columns = ("arm", "pooled Dice", *POOLED[1:], "per patient, native")
         table = markdown_table(columns, [[arm, *as_published(own)] for arm, own in found.items()])
         blocks += ["Whole tumour; pooled over slices with tumour on the model's grid:", table]
-    record("regions", *blocks, f"{data.name}; {machine(('torch',))}", page=PAGE)
+    record("regions", *blocks, f"{data.name}; {measured_on('regions-')}", page=PAGE)
 
 
 def main() -> None:

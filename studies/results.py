@@ -5,6 +5,7 @@ the fields of its recipe. `hd95` is in mm, and in voxels on TCGA-LGG, whose voxe
 voxels. Hashes are cut to 12 digits. All results are in this one table, which is committed.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ def append(run: str, patients: Mapping[str, Mapping[str, Any]], about: Mapping[s
         if all(row["run"] != run for row in rows):
             rows += [{"run": run, "patient": name, **scores, **about} for name, scores in patients.items()]
             write_csv(TABLE, rows, dict.fromkeys(column for row in rows for column in row))
+
+
+def measured_on(*beginnings: str) -> str:
+    """Return where the runs with names of these beginnings were measured, with the first and the last day of each."""
+    days: dict[str, list[str]] = {}
+    for row in read_csv(TABLE) if TABLE.exists() else ():
+        if row["run"].startswith(beginnings):
+            day, _, place = re.sub(r", load average [\d.]+", "", row["machine"]).partition(", ")
+            days.setdefault(place, []).append(day)
+    return "; ".join(f"{' to '.join(sorted({min(own), max(own)}))}, {place}" for place, own in days.items())
 
 
 def pooled_dice(result: Result) -> float:

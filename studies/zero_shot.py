@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.common import machine, markdown_table, record
+from benchmarks.common import markdown_table, record
 from studies import results
 from studies.cells import (
     FIRST,
@@ -30,7 +30,7 @@ from studies.cells import (
     shuffled_patients,
     study_parser,
 )
-from studies.results import DICE, Result, gain_text, pooled_dice
+from studies.results import DICE, Result, gain_text, measured_on, pooled_dice
 from unetlib import evaluate
 from unetlib.data.split import Split
 from unetlib.metrics import bootstrap_interval
@@ -128,7 +128,8 @@ def main() -> None:
     tested = pd.concat(zeros.values()).loc[[*cells[0][1].split.test]]
     both = len({*tested.index} & {*groups["looked at"]})
     zeros[f"test patients of fold 0, of whom {both} were looked at"] = tested
-    record("zero-shot", zero_table(zeros), curve_table(found), f"{data.name}; {machine(('torch',))}", page=PAGE)
+    where = f"{data.name}; {measured_on('zero-shot-', 'curve-')}"
+    record("zero-shot", zero_table(zeros), curve_table(found), where, page=PAGE)
     save(curve_figure(found, float(tested[DICE].mean())), PAGE.with_name("zero-shot.png"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies import ablation, cells, phantoms, protocol, results, zero_shot
+from studies import ablation, cells, networks, phantoms, protocol, regions, results, zero_shot
 from studies.cells import Cell, copy_training, make_folds, scores_of
 from studies.results import DICE, SCORES, gain, pooled_dice
 from tests.conftest import BEST, LATEST, SMALL, STRONG
@@ -228,6 +228,13 @@ def test_a_run_is_recorded_once_and_a_new_column_leaves_the_old_rows_as_they_are
     assert set(results.read("run-1")["recipe.new"]) == {"True"}
 
 
+def test_a_table_names_each_machine_on_which_its_runs_were_measured_with_its_days(table):
+    for name, day, load in (("a-0", 29, 0.1), ("a-1", 28, 2.0), ("b-0", 27, 3.0)):
+        results.append(name, scores(0), {**ABOUT, "machine": f"2026-11-{day}, Xeon, load average {load}, Linux"})
+    results.append("a-2", scores(0), {**ABOUT, "machine": "2026-11-30, EPYC, Linux"})
+    assert results.measured_on("a-") == "2026-11-28 to 2026-11-29, Xeon, Linux; 2026-11-30, EPYC, Linux"
+
+
 def test_a_patient_who_fails_is_named_with_what_went_wrong(table):
     low = {"dice": 0.1, "precision": 0.9, "recall": 0.05, "tp": 1000, "fn": 3000}
     rows = {"fine": dict.fromkeys(SCORES, 0.9), "failing": dict.fromkeys(SCORES, 0.9) | low}
@@ -281,6 +288,8 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
     assert zero_shot.curve_table(measured) in page
     zeros = {name: results.read(f"zero-shot-{name.replace(' ', '-')}") for name in ("looked at", "others")}
     assert zero_shot.zero_table(zeros) in page
+    for name, pages in (("ablation-", ablation), ("networks-", networks), ("nnunet-", networks), ("regions-", regions)):
+        assert f"; {results.measured_on(name)}" in pages.PAGE.read_text("utf-8")
 
 
 def test_a_copied_training_goes_on_as_a_longer_one(prepared, run, tmp_path):
