@@ -1,10 +1,12 @@
 """What a person sees: the commands, from end to end, and a sentence for every bad input."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,7 @@ from unetlib.recipe import PREPARE as PREPARE_STAGE
 from unetlib.recipe import TRAIN as TRAIN_STAGE
 from unetlib.runs import plan
 from unetlib.runs.checkpoint import load_checkpoint, previous, save_checkpoint
+from unetlib.support.errors import quoted
 from unetlib.support.files import read_json, sha256
 
 PREPARE = ["--image-size", "32", "--workers", "1"]
@@ -486,3 +489,17 @@ def test_a_lost_best_model_is_replaced_by_the_one_before_and_the_user_is_told(pr
     assert "best_model.pth is missing. previous_best_model.pth, the checkpoint before it, is used." in out
     assert "with a validation Dice of 0.9900, are lost" in out
     assert (folder / BEST).exists()
+
+
+@pytest.mark.parametrize(("system", "expected"), [("posix", "'my runs/one'"), ("nt", '"my runs/one"')])
+def test_a_path_with_a_space_is_quoted_as_the_shell_of_the_system_knows_it(monkeypatch, system, expected):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "name", system)
+        found = quoted("my runs/one"), quoted("runs/one")
+    assert found == (expected, "runs/one")
+
+
+def test_every_command_that_a_message_suggests_quotes_its_paths():
+    for path in (Path(__file__).parents[1] / "unetlib").rglob("*.py"):
+        suggested = r"(?:unetlib [a-z]+(?: [A-Z]+)*|--data) \{(?!quoted\(|flag\()[^}]*"
+        assert re.findall(suggested, path.read_text(encoding="utf-8")) == [], path

@@ -6,7 +6,7 @@ import unetlib
 from unetlib.presets import PRESETS, USUAL
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
 from unetlib.recipe_flags import given
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, counted, quoted
 from unetlib.support.messages import first_process, process_count, say
 
 # `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
@@ -26,7 +26,7 @@ def check(args: argparse.Namespace) -> None:
 def phantom(args: argparse.Namespace) -> None:
     """Make a synthetic cohort in BraTS 2021 layout."""
     unetlib.make_cohort(args.out, args.patients, args.seed, args.workers, args.varied, args.modalities)
-    say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {args.out}")
+    say(f"{args.out} holds synthetic patients. To see what is there: unetlib check {quoted(args.out)}")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def train(args: argparse.Namespace) -> None:
         f"(pooled, prepared {SAMPLE_NAMES[recipe.dims]}s) {state.best_dice:.4f}."
     )
     caveats = run.caveats() if first_process() else ""
-    say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {run}"))))
+    say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {quoted(run)}"))))
 
 
 def _refuse_threshold(recipe: Recipe, args: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ from unetlib.recipe import PREPARE, Recipe
 from unetlib.runs.run import Run
 from unetlib.runs.training import train
 from unetlib.show.plots import DISCLAIMER, in_notebook, is_synthetic
-from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of, quoted
 from unetlib.support.fields import changed
 from unetlib.support.files import digest
 from unetlib.support.messages import quiet, show_messages
@@ -179,7 +179,7 @@ def train_beside(data: Prepared, samples: SliceDataset, recipe: Recipe, **how: A
 def _open(root: Path, folder: Path, length: Length) -> Course:
     cohort = find_cases(root)
     if not cohort.cases:
-        raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {root}")
+        raise UnetlibError(f"{root} holds no usable patient. See what is there with: unetlib check {quoted(root)}")
     return Course(root, folder, cohort, any(map(_is_synthetic, cohort.cases[:3])), length)
 
 

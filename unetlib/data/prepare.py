@@ -25,7 +25,7 @@ from unetlib.data.sequences import say_resampled
 from unetlib.data.split import Split
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
-from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of, quoted
 from unetlib.support.jobs import run_jobs
 from unetlib.support.messages import say, warn
 from unetlib.support.parts import Parts
@@ -154,7 +154,7 @@ def _prepare(
         if now := [job.case.id for job in again if job.case.id not in still]:
             raise UnetlibError(
                 f"{folder} was prepared without {first_of(now, 5)}, who can be read now. Choose another folder, or "
-                f"replace it with: unetlib prepare DATA {folder} --rebuild"
+                f"replace it with: unetlib prepare DATA {quoted(folder)} --rebuild"
             )
         Parts(folder).remove()  # left by a kill before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")

@@ -13,7 +13,7 @@ from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.support.errors import UnetlibError, brief, counted, made_by
+from unetlib.support.errors import UnetlibError, brief, counted, made_by, quoted
 from unetlib.support.files import digest, read_json
 from unetlib.support.paths import takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
@@ -40,7 +40,7 @@ class Prepared:
         if not (folder / "prepared.json").is_file():
             raise UnetlibError(
                 f"{folder} is not a finished prepared folder (it has no prepared.json). "
-                f"Make it, or finish it, with: unetlib prepare DATA {folder}"
+                f"Make it, or finish it, with: unetlib prepare DATA {quoted(folder)}"
             )
         about = read_json(folder / "prepared.json")
         try:
@@ -49,14 +49,14 @@ class Prepared:
         except Exception as error:  # numpy raises many types of exception on damaged headers
             reason = brief(error.args[0]) if error.args else type(error).__name__
             raise UnetlibError(
-                f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {folder} --rebuild"
+                f"{folder} is damaged ({reason}). Make it again with: unetlib prepare DATA {quoted(folder)} --rebuild"
             ) from error
         size = recipe.dims * (recipe.image_size,)
         shapes = [(slices, channels, *size) for channels in (len(recipe.modalities.split()), 1)]
         if [images.shape, masks.shape] != shapes:
             raise UnetlibError(
                 f"{folder}: images {images.shape} and masks {masks.shape} were found, {shapes[0]} and {shapes[1]} were "
-                f"expected. Make it again with: unetlib prepare DATA {folder} --rebuild"
+                f"expected. Make it again with: unetlib prepare DATA {quoted(folder)} --rebuild"
             )
         try:
             split = Split.load(folder / "split.json")
@@ -64,7 +64,7 @@ class Prepared:
                 raise UnetlibError(f"{folder}: split.json and prepared.json name different patients. Restore them.")
             return cls(folder, about, split, images, masks)
         except UnetlibError as error:
-            raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {folder} --rebuild") from error
+            raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {quoted(folder)} --rebuild") from error
 
     @property
     def data(self) -> Path:

@@ -15,6 +15,7 @@ from unetlib.data.regions import region_names
 from unetlib.recipe import Recipe
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.runs.run import Run
+from unetlib.support.errors import quoted
 from unetlib.support.files import read_json, write_json
 from unetlib.support.records import RECORD, TEXT, Kind, one_of, require
 
@@ -166,7 +167,9 @@ def write_decision(
 
 def how_to_decide(run: Run) -> str:
     """Return how a run gets its decision; without the latest checkpoint, `train` refuses it."""
-    again = f"unetlib train PREPARED {run}" if run.latest.exists() else f"in Python with unetlib.tune({str(run)!r})"
+    again = f"in Python with unetlib.tune({str(run)!r})"
+    if run.latest.exists():
+        again = f"unetlib train PREPARED {quoted(run)}"
     return f"Copy {run.recipe_file.name} and {run.decision_file.name} from the original run, or choose again: {again}"
 
 

@@ -22,7 +22,7 @@ from unetlib.loop import VALIDATION_BATCH
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
 from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.runs.run import Run, channels_of
-from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of, quoted
 from unetlib.support.fields import changed
 from unetlib.support.files import digest
 from unetlib.support.messages import say
@@ -146,7 +146,7 @@ def require_members(run: Run) -> None:
         )
         raise UnetlibError(
             f"{run}: some of its {len(run.members)} members are not trained yet, or have lost their weights: it lacks "
-            f"{lacking}. Let the training finish, or restore what is lost: unetlib train PREPARED {run}"
+            f"{lacking}. Let the training finish, or restore what is lost: unetlib train PREPARED {quoted(run)}"
         )
 
 

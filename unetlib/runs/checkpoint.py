@@ -21,7 +21,7 @@ from torch import nn
 from unetlib.networks import build_network
 from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
-from unetlib.support.errors import UnetlibError, brief
+from unetlib.support.errors import UnetlibError, brief, quoted
 from unetlib.support.files import atomic, keep_as
 from unetlib.support.messages import say
 from unetlib.support.paths import takes_paths
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises `UnetlibError` when the file is missing, or both are damaged or not checkpoints of this library.
     """
     if not path.exists():
-        raise UnetlibError(f"{path} does not exist. Train first: unetlib train PREPARED {path.parent}")
+        raise UnetlibError(f"{path} does not exist. Train first: unetlib train PREPARED {quoted(path.parent)}")
     try:
         return _load(path)
     except UnetlibError as error:

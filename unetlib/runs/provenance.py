@@ -20,7 +20,7 @@ from unetlib.dataset import Trainable
 from unetlib.other_networks import OTHERS
 from unetlib.recipe import Recipe
 from unetlib.runs.run import Run
-from unetlib.support.errors import UnetlibError, counted, first_of
+from unetlib.support.errors import UnetlibError, counted, first_of, quoted
 from unetlib.support.files import digest, write_json
 from unetlib.support.jobs import processor
 from unetlib.support.messages import warn
@@ -128,7 +128,7 @@ def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
             raise UnetlibError(
                 f"{cohort.root} lacks {counted(len(missing), unit)} that the run was made with "
                 f"({first_of(missing, 5)}). Put back what is missing; if the data were moved, change `data` in "
-                f"{run.recipe_file}; to score what is there, use --data {cohort.root}.{reasons(cohort)}"
+                f"{run.recipe_file}; to score what is there, use --data {quoted(cohort.root)}.{reasons(cohort)}"
             )
     changed = [
         case.id
@@ -138,7 +138,8 @@ def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
     if changed:
         raise UnetlibError(
             f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
-            f"the run was prepared on them. Put the old ones back, or score what is there with --data {cohort.root}."
+            "the run was prepared on them. Put the old ones back, or score what is there with --data "
+            f"{quoted(cohort.root)}."
         )
     return chosen
 

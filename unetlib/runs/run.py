@@ -14,7 +14,7 @@ from unetlib.data.volumes import ASSUMABLE
 from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
-from unetlib.support.errors import UnetlibError, counted
+from unetlib.support.errors import UnetlibError, counted, quoted
 from unetlib.support.fields import changed
 from unetlib.support.files import atomic, digest, read_json, require_empty, sha256, visible
 from unetlib.support.messages import say, warn
@@ -149,7 +149,7 @@ class Run:
         """Return the content of `recipe.json`; raises `UnetlibError` when it is missing, damaged or invalid."""
         path = self.recipe_file
         if not path.is_file():
-            train = f"Train first: unetlib train PREPARED {self}"
+            train = f"Train first: unetlib train PREPARED {quoted(self)}"
             how = "Copy it from the original run." if self.best.exists() else train
             raise UnetlibError(f"{self} is not a run folder (it has no {path.name}). {how}")
         kinds = {"recipe": RECORD, "prepared": RECORD, "data": TEXT, "assume": optional(one_of(None, *ASSUMABLE))}
@@ -179,7 +179,7 @@ class Run:
             return Path(data)
         raise UnetlibError(
             f"{self} was trained on your own data set, so it has no patients to tune, test or draw. To score it, name "
-            f"a folder of patients: unetlib evaluate {self} --data DATA"
+            f"a folder of patients: unetlib evaluate {quoted(self)} --data DATA"
         )
 
     @property

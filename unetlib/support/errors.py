@@ -1,6 +1,8 @@
 """The exception for user errors, and helpers for its messages."""
 
+import os
 import reprlib
+import shlex
 import unicodedata
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -62,6 +64,17 @@ def is_text(name: str) -> bool:
 def printable(text: str) -> str:
     """Return text without terminal control codes, such as those in untrusted file names."""
     return "".join(one if is_text(one) or one == "\n" else ascii(one)[1:-1] for one in text)
+
+
+def quoted(word: object) -> str:
+    """Return a word, such as a path, as it is typed in a command: in quotes where spaces or other signs need them.
+
+    On Windows in double quotes, the only ones that cmd knows; PowerShell takes them, too.
+    """
+    text = str(word)
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)
 
 
 def first_of(names: list[str], most: int = 20) -> str:
