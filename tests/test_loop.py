@@ -666,7 +666,7 @@ class Constant(Predictor):
 
     def __init__(self, left, right, smallest=0.0):
         self.recipe, self.left, self.right = TINY, left, right
-        self.decision, self.key, self.epoch = Decision(left, smallest), str(left), 1
+        self.decision, self.key = Decision(left, smallest), str(left)
 
     def slices(self, slices):
         found = torch.full((len(slices), 1, *slices.shape[-2:]), self.right)

@@ -14,6 +14,7 @@ import torch
 from tests.conftest import BEST, SMALL, write_patient
 from unetlib.data.prepare import prepare
 from unetlib.evaluation.evaluate import evaluate
+from unetlib.evaluation.table import results_table
 from unetlib.pipeline import run_recipe
 from unetlib.prediction.decision import Decision
 from unetlib.prediction.predict import predict
@@ -95,7 +96,7 @@ def test_weights_alone_predict_by_the_fields_of_their_training_and_say_so(prepar
     (alone := Run(tmp_path / "alone")).folder.mkdir()
     shutil.copy(copy.best, alone.best)
     image = next(cohort.glob("*/*_flair.nii.gz"))
-    for run, told in ((copy, ""), (alone, f"{alone} has no recipe.json: threshold and mirror are those of")):
+    for run, told in ((copy, ""), (alone, "has no recipe.json: threshold and mirror are those of")):
         capsys.readouterr()
         predict(run, [image], tmp_path / "masks" / run.folder.name, device="cpu")
         out = capsys.readouterr().out
@@ -202,7 +203,7 @@ def test_the_key_of_a_run_that_was_not_changed_is_the_hash_of_its_weights(copy):
 
 
 def test_several_runs_are_evaluated_and_predict_as_the_mean_of_their_probabilities(prepared, trained, copy, tmp_path):
-    train(prepared, other := Run(tmp_path / "other"), SMALL.but(seed=1), device="cpu")
+    train(prepared, other := Run(tmp_path / "other"), SMALL.but(seed=1, threshold=0.4), device="cpu")
     image = tmp_path / "a.nii.gz"
     voxels = np.random.default_rng(0).random((32, 32, 4)).astype(np.float32)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), image)
@@ -216,6 +217,15 @@ def test_several_runs_are_evaluated_and_predict_as_the_mean_of_their_probabiliti
     alone, both = evaluate(copy, device="cpu"), evaluate([copy, other], device="cpu")
     assert (both["patients"], both["slices"]) == (alone["patients"], alone["slices"])
     assert both["figures"] != alone["figures"]
+    epochs = {run: load_checkpoint(run.best)["epoch"] for run in (copy, other)}
+    assert both["runs"] == [
+        {"run": str(run), "weights": run.weights, "epochs": [epoch]} for run, epoch in epochs.items()
+    ]
+    assert both["decision"] == {"threshold": 0.45, "smallest_ml": 0.0}
+    assert alone["runs"] == [{"weights": copy.weights, "epochs": [epochs[copy]]}]  # the same wherever the run lies
+    first, second = (f"{run} (epoch {epoch})" for run, epoch in epochs.items())
+    means = "mean threshold 0.45, mean smallest component 0 ml"
+    assert results_table(both).splitlines()[1] == f"mean of 2 runs: {first}, {second}; {means}"
     assert evaluate(copy, device="cpu") == alone  # each lies in a folder of its own
     assert evaluate([copy, other], device="cpu") == both
 

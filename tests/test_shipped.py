@@ -75,27 +75,38 @@ def test_it_finds_a_bright_ball_in_a_head_that_it_has_never_seen(there):
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.7
 
 
-def test_scores_of_it_are_written_beside_a_copy_in_the_working_directory(there):
-    for index in range(2):
-        write_patient(there / "data", index)
-    summary = evaluate("phantoms", there / "data", device="cpu")
+def test_scores_of_it_lie_in_the_working_directory_and_change_no_folder_of_its_name(there):
+    data = there / "phantoms"
+    names = {write_patient(data, index) for index in range(2)}
+    summary = evaluate("phantoms", data, device="cpu")
     assert summary["patients"] == 2
-    assert (there / "phantoms" / "evaluation" / "data-data" / "summary.json").exists()
-    assert not Run(SHIPPED["phantoms"]).evaluation.exists()
-    assert evaluate("phantoms", there / "data", device="cpu") == summary
+    assert (there / "phantoms-evaluation" / "data-phantoms" / "summary.json").exists()
+    assert {path.name for path in data.iterdir()} == names
+    assert not (SHIPPED["phantoms"] / "evaluation").exists()
+    assert evaluate("phantoms", data, device="cpu") == summary
 
 
-def test_a_refused_evaluation_leaves_no_copy(there):
-    for data in ([], [there / "missing"]):
-        with pytest.raises(UnetlibError):
+def test_a_copy_of_it_says_what_it_is_and_as_a_further_run_it_leaves_no_folder(there, capsys):
+    write_patient(there / "data", 0)
+    copy = shutil.copytree(SHIPPED["phantoms"], there / "copy")
+    summary = evaluate([copy, "phantoms"], there / "data", device="cpu")
+    told = "These weights have seen synthetic patients alone"
+    assert f"{copy}: {told}" in capsys.readouterr().out
+    assert summary["note"].startswith(f"{copy}, phantoms: {told}")
+    assert {path.name for path in there.iterdir()} == {"data", "copy"}
+
+
+def test_a_refused_evaluation_leaves_no_folder(there):
+    name, known = write_patient(there / "one", 0), Run(SHIPPED["phantoms"]).split.train[0]
+    for path in (there / "one" / name).iterdir():
+        (there / "known").mkdir(exist_ok=True)
+        shutil.copy(path, there / "known" / path.name.replace(name, known))
+    before = {*there.iterdir()}
+    refused = {"no patients": [], "missing": [there / "missing"], "only patients whom phantoms": [there / "known"]}
+    for told, data in refused.items():
+        with pytest.raises(UnetlibError, match=told):
             evaluate("phantoms", *data, device="cpu")
-    assert not (there / "phantoms").exists()
-
-
-def test_a_folder_of_another_kind_and_that_name_is_not_written_to(there):
-    write_patient(there / "phantoms", 0)
-    with pytest.raises(UnetlibError, match="phantoms holds BraTS2021_00000 and is not a run folder"):
-        evaluate("phantoms", there / "phantoms", device="cpu")
+    assert {*there.iterdir()} == before
 
 
 def test_a_run_of_that_name_in_the_working_directory_comes_first(there, run):
@@ -169,24 +180,6 @@ def test_a_patient_with_four_sequences_is_predicted_by_their_name(there):
     found = np.asarray(nib.load(mask).dataobj)
     assert found.shape == nib.load(there / "data" / id / f"{id}_flair.nii.gz").shape
     assert set(np.unique(found)) <= {0, 1, 2, 4}
-
-
-@pytest.mark.parametrize("kept", [["README.md"], ["README.md", "best_model.safetensors", "split.json"]])
-def test_a_copy_that_was_stopped_is_completed(there, kept):
-    (there / "phantoms").mkdir()
-    for name in kept:
-        shutil.copy(SHIPPED["phantoms"] / name, there / "phantoms")
-    (there / "phantoms" / ".tmp-1-recipe.json").touch()
-    run = Run(SHIPPED["phantoms"]).unpacked()
-    assert run.folder == Path("phantoms")
-    assert Predictor.open(run, "cpu").recipe.width == 16
-
-
-def test_a_file_of_the_users_own_is_not_overwritten(there):
-    (there / "phantoms").mkdir()
-    (there / "phantoms" / "README.md").write_text("mine")
-    with pytest.raises(UnetlibError, match=r"phantoms holds README\.md and is not a run folder"):
-        Run(SHIPPED["phantoms"]).unpacked()
 
 
 def test_weights_go_to_the_sequences_and_regions_that_they_are_for_in_any_order(there):

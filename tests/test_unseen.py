@@ -52,14 +52,15 @@ def test_the_same_scans_renamed_relabelled_and_stored_anew_are_known(run, cohort
 
 def test_a_further_run_that_does_not_say_whom_it_has_learned_from_is_noted(prepared, run, cohort, tmp_path):
     train(prepared, tmp_path / "with", SMALL.but(epochs=1), device="cpu")
-    note = f"{tmp_path / 'with'} does not say which scans it was trained on"
+    note = "The run does not say which scans it was trained on: the scores may be too high."
     other = as_brats_2023(cohort, tmp_path / "other")
     for data in (None, other):
         assert note not in evaluate([run, tmp_path / "with"], data, device="cpu")["note"]
     (tmp_path / "with" / "provenance.json").unlink()
     for data in (None, other):
         summary = evaluate([run, tmp_path / "with"], data, device="cpu")
-        assert summary["note"].count(note) == 1
+        assert summary["note"].count(note) == summary["note"].count(f"{tmp_path / 'with'}: {note}") == 1
+        assert (f"{run}: Left out: " in summary["note"]) == bool(data)
         assert evaluate([run, tmp_path / "with"], data, device="cpu") == summary
     assert note in evaluate(tmp_path / "with", other, device="cpu")["note"]
 

@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dims", type=int, choices=(2, 3), default=2, help="slices or volumes (default: %(default)s)")
 
     sub = command(commands.evaluate)
-    sub.add_argument("run", type=flags.path, metavar="RUN", help="folder made by `unetlib train`")
+    sub.add_argument("run", type=flags.path, metavar="RUN", help=f"folder made by `unetlib train`, or {SHIPPED}")
     flags.others(sub)
     text = "another folder of patients (default: the run's own)"
     sub.add_argument("--data", type=flags.path, metavar="DATA", help=text)

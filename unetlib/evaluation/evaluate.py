@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from unetlib import metrics
-from unetlib.data.archive import open_data
 from unetlib.data.cases import has_nominal_spacing, require_spacing
 from unetlib.data.patients import Case, read_regions
 from unetlib.data.regions import region_names
@@ -22,7 +21,7 @@ from unetlib.data.slices import Window, mask_to_slices, slices_to_volume
 from unetlib.data.split import PARTS
 from unetlib.evaluation.scores import ScoreFolder, Scores, compare
 from unetlib.evaluation.summary import SUMMARY_FILE, read_earlier
-from unetlib.evaluation.unseen import choose
+from unetlib.evaluation.unseen import choose, told
 from unetlib.prediction.predictor import Predictor
 from unetlib.runs.run import Run
 from unetlib.support.errors import UnetlibError, counted
@@ -47,8 +46,9 @@ def evaluate(
     `data`, they come from another folder: all from whom the run has not learned (compared by names and by the voxels of
     the images), unless `split` is given; `assume` is the orientation of files that do not state one. Writes
     `slices.csv` (counts of every slice), `patients.csv` and `summary.json`, in `RUN/evaluation/` for the run's own test
-    patients and in a subfolder otherwise. A stopped call is resumed, a finished one reused, also where nothing can be
-    written (unless cases were left out). `threads`: CPU threads, by default one for each idle processor. Raises
+    patients and in a subfolder otherwise; for a run that comes with the library, in `phantoms-evaluation/` of the
+    working directory. A stopped call is resumed, a finished one reused, also where nothing can be written (unless cases
+    were left out). `threads`: CPU threads, by default one for each idle processor. Raises
     `UnetlibError` when the run or the patients cannot be read, the files of the run's own patients have changed, or
     another process is scoring the same patients.
     """
@@ -59,15 +59,16 @@ def evaluate(
     if split not in (None, *PARTS, "all"):
         raise UnetlibError(f"there is no part {split!r}; {', '.join(PARTS)} or all was expected.")
     runs = Run.several(run)
-    _ = open_data(data) if data else runs[0].data  # raises before a run that comes with the library is copied
-    runs = [one.unpacked() for one in runs]
     folder = _folder(runs, data, split)
-    cohort, cases, notes = choose(runs, data, split, folder, assume)
+    stored = None if runs[0].shipped and not folder.exists() else folder  # a refused call leaves no folder here
+    cohort, cases, notes = choose(runs, data, split, stored, assume)
     predictor = Predictor.open(runs, device, threads=threads)
     cases = [replace(case, fill=case.fill and predictor.takes_gaps) for case in cases]  # each run has its own rule
     assumed = [cohort.assume] if cohort.assume else []
     made_from = {case.id: [predictor.key, case.stamp(cohort.root), case.patient, *assumed] for case in cases}
-    note, without = " ".join(filter(None, (*notes, predictor.note))), cohort.left_out if data else {}
+    each = predictor.members if len(runs) > 1 else [predictor]
+    note = told([*notes, *((one, member.note) for one, member in zip(runs, each, strict=True))], len(runs) > 1)
+    without = cohort.left_out if data else {}
     for about_data in cohort.notes if data else ():
         warn(about_data)
     scored = ScoreFolder.open(folder, made_from | {id: [reason] for id, reason in without.items()}, note)
@@ -95,7 +96,12 @@ def evaluate(
             "split": split or ("unseen" if data else "test"),
             "data": str(data.resolve() if data else cohort.root),
             "left_out": left_out,
-            "epoch": predictor.epoch,
+            **({"epoch": predictor.epochs[0]} if len(predictor.epochs) == 1 else {}),
+            "runs": [
+                {"weights": one.weights, "epochs": member.epochs} | ({"run": str(one)} if len(runs) > 1 else {})
+                for one, member in zip(runs, each, strict=True)
+            ],
+            "decision": predictor.decision.as_dict(),
         }
         return scored.write(cases, about)
 

@@ -28,13 +28,15 @@ def results_table(summary: dict[str, Any]) -> str:
 
 def _table(summary: dict[str, Any]) -> str:
     scored = summary["split"] if "split" in summary else f"masks of {summary['masks']}"
+    runs = _runs(summary)
     head = (
         f"{scored}: {counted(summary['patients'], 'patient')}, {counted(summary['cases'], 'case')}, "
         f"{counted(summary['slices'], 'slice')}, {summary['tumour_slices']} of them with tumour; "
-        + (f"best model of epoch {summary['epoch']}; " if "epoch" in summary else "")
+        + (f"best model of {_epochs(runs[0])}; " if len(runs) == 1 else "")
         + f"scored by unetlib {made_by(summary)}"
     )
-    lines = [head, *([summary["note"]] if summary["note"] else [])]
+    lines = [head, *([_averaged(runs, summary["decision"])] if len(runs) > 1 else [])]
+    lines += [summary["note"]] if summary["note"] else []
     if summary["left_out"]:
         lines.append(f"left out: {len(summary['left_out'])} ({first_of(sorted(summary['left_out']))})")
     lines.append("")
@@ -70,6 +72,28 @@ def _table(summary: dict[str, Any]) -> str:
         "For research and education, never for clinical use.",
     ]
     return "\n".join(lines)
+
+
+def _runs(summary: Row) -> list[Row]:
+    """Return the runs that were scored, none for masks; a summary of an earlier version has their last epoch alone."""
+    return summary.get("runs", [{"epochs": [summary["epoch"]]}] if "epoch" in summary else [])
+
+
+def _averaged(runs: list[Row], decision: Row) -> str:
+    each = ", ".join(f"{one['run']} ({_epochs(one)})" for one in runs)
+    threshold, smallest = (_values(decision[name]) for name in ("threshold", "smallest_ml"))
+    return f"mean of {len(runs)} runs: {each}; mean threshold {threshold}, mean smallest component {smallest} ml"
+
+
+def _epochs(run: Row) -> str:
+    return f"epoch{'s' * (len(run['epochs']) > 1)} {', '.join(map(str, run['epochs']))}"
+
+
+def _values(found: float | dict[str, float]) -> str:
+    """Return the number of one region, or of each by its name."""
+    if isinstance(found, dict):
+        return ", ".join(f"{name} {value:g}" for name, value in found.items())
+    return f"{found:g}"
 
 
 def distance_text(surface: Row) -> str:

@@ -19,15 +19,16 @@ from unetlib.support.jobs import run_jobs
 
 
 def choose(
-    runs: list[Run], data: Path | None, part: str | None, folder: Path, assume: str | None = None
-) -> tuple[Cohort, list[Case], list[str]]:
-    """Return the cohort, those of its cases that all runs may be tested on, and notes on them.
+    runs: list[Run], data: Path | None, part: str | None, folder: Path | None, assume: str | None = None
+) -> tuple[Cohort, list[Case], list[tuple[Run, str]]]:
+    """Return the cohort, those of its cases that all runs may be tested on, and notes, each with the run it is about.
 
-    `data`, `part` and `assume` as in `evaluate`; the hashes of other data's images are stored in `folder`. Raises
-    `UnetlibError` when a case is missing or has changed, no case is left, or a run has learned from another's patients.
+    `data`, `part` and `assume` as in `evaluate`; the hashes of other data's images are stored in `folder`, if given.
+    Raises `UnetlibError` when a case is missing or has changed, none is left, or a run has learned from another's
+    patients.
     """
     unknown = [
-        f"{run} does not say which scans it was trained on: the scores may be too high."
+        (run, "The run does not say which scans it was trained on: the scores may be too high.")
         for run in (runs if data else runs[1:])
         if not run.provenance.get("cases")
     ]
@@ -35,15 +36,24 @@ def choose(
         cohort, chosen, notes = choose_own(runs[0], part)
         if part in (None, "test"):
             _refuse_known(runs, chosen)
-        return cohort, chosen, [*notes, *unknown]
+        return cohort, chosen, [*((runs[0], note) for note in notes), *unknown]
     found = [choose_others(data, run, part, folder, assume) for run in runs]
     (cohort, cases, _), *_ = found
     shared = set.intersection(*({case.id for case in own} for _, own, _ in found))
     chosen = [case for case in cases if case.id in shared]
     if not chosen:
         raise UnetlibError(f"{data} holds no patient on whom all of these runs may be tested. Name another folder.")
-    notes = [*dict.fromkeys(note for _, _, own in found for note in own)]  # each once
-    return cohort, chosen, [*notes, *unknown]
+    about = [(run, note) for run, (_, _, own) in zip(runs, found, strict=True) for note in own]
+    return cohort, chosen, [*about, *unknown]
+
+
+def told(notes: list[tuple[Run, str]], several: bool) -> str:
+    """Return notes on runs as one text, each once; of several runs, after the names of those that it is about."""
+    owners: dict[str, list[str]] = {}
+    for run, note in notes:
+        if note:
+            owners.setdefault(note, []).append(str(run))
+    return " ".join(f"{', '.join(runs)}: {note}" if several else note for note, runs in owners.items())
 
 
 def _refuse_known(runs: list[Run], chosen: list[Case]) -> None:
@@ -91,12 +101,12 @@ def divided_note(found: Cohort, known: dict[str, dict[str, Any]]) -> str:
 
 
 def choose_others(
-    root: Path, run: Run, part: str | None, folder: Path, assume: str | None = None
+    root: Path, run: Run, part: str | None, folder: Path | None, assume: str | None = None
 ) -> tuple[Cohort, list[Case], list[str]]:
     """Return the cohort of another folder, its cases to score, and notes on them.
 
     Without `part` these are the cases of all patients from whom the run has not learned, each scan once. The hashes of
-    the images are stored in `folder`; `assume` as in `find_cases`. Raises `UnetlibError` when no case is left.
+    the images are stored in `folder`, if given; `assume` as in `find_cases`. Raises `UnetlibError` when none is left.
     """
     cohort = find_cases(root, assume=assume, **run.reading)
     hashes = _hashes(cohort, run, folder)
@@ -119,7 +129,7 @@ def choose_others(
     number = counted(len(seen), "case")
     if not chosen:
         raise UnetlibError(
-            f"{root} holds only patients whom the run was trained or validated on ({number}): their scores would be "
+            f"{root} holds only patients whom {run} was trained or validated on ({number}): their scores would be "
             f"too high.{by_name}{reasons(cohort)} Name another folder with --data, or ask for these with --split all."
         )
     note = f"Left out: {number} of patients whom the run was trained or validated on.{by_name}"
@@ -159,11 +169,12 @@ def _by_name(own: list[dict[str, Any]], split: Split | None) -> dict[str, str]:
     return parts
 
 
-def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, Any]]:
+def _hashes(cohort: Cohort, run: Run, folder: Path | None) -> dict[str, dict[str, Any]]:
     """Return, for each case of other data, the hashes to compare with the run's own cases."""
     provenance = run.provenance
     records = [*provenance.get("earlier", {}).values(), *provenance.get("cases", {}).values()]
-    images = _images(cohort, folder / "images.json") if any("image" in case for case in records) else {}
+    path = folder / "images.json" if folder else None
+    images = _images(cohort, path) if any("image" in case for case in records) else {}
     # Version 0.3 hashed files only: only files of the same size are worth reading.
     sizes = {tuple(file[1] for file in case["files"]) for case in records if "image" not in case}
     found = {}
@@ -174,9 +185,9 @@ def _hashes(cohort: Cohort, run: Run, folder: Path) -> dict[str, dict[str, Any]]
     return found
 
 
-def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
+def _images(cohort: Cohort, path: Path | None) -> dict[str, list[str]]:
     """Return the hash of each of a case's images, none if one cannot be read; `path` stores them for next time."""
-    before = read_earlier(path) or {}
+    before = (read_earlier(path) if path else None) or {}
     stamps = {
         case.id: digest([case.id, case.modalities, cohort.assume, case.stamp(cohort.root)]) for case in cohort.cases
     }
@@ -186,7 +197,7 @@ def _images(cohort: Cohort, path: Path) -> dict[str, list[str]]:
         for case, image in run_jobs(_hash_image, todo, "compare", "case", None, SHARE):
             known[stamps[case.id]] = image
     finally:
-        if todo:
+        if todo and path:
             write_json(path, {stamp: found for stamp, found in sorted(known.items()) if found})
     return {id: known[stamp].split() for id, stamp in stamps.items()}
 

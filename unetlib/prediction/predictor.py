@@ -21,7 +21,7 @@ from unetlib.engine.threads import checked, prediction_threads
 from unetlib.loop import VALIDATION_BATCH
 from unetlib.prediction.decision import Decision, Decisions, how_to_decide, mean_decision, read_decision
 from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.runs.run import Run, channels_of
+from unetlib.runs.run import PACKED, Run, channels_of
 from unetlib.support.errors import UnetlibError, counted, first_of, quoted
 from unetlib.support.fields import changed
 from unetlib.support.files import digest
@@ -34,14 +34,13 @@ GRID = ("image_size", "crop")  # these fields determine the grid, which all memb
 class Predictor(ABC):
     """Predicts probabilities; `recipe` says how its input is made, `decision` how its output becomes a mask.
 
-    `key` is a hash of everything that its masks depend on, `epoch` the epoch of its weights, `channels` how many
-    sequences it takes and regions it gives, `note` a warning for the readers of its results, `members` what it wraps.
+    `key` is a hash of everything that its masks depend on, `channels` how many sequences it takes and regions it gives,
+    `note` a warning for the readers of its results, `members` what it wraps.
     """
 
     recipe: Recipe
     decision: Decision | Decisions
     key: str
-    epoch: int
     channels: tuple[int, int] = 1, 1
     members: "Sequence[Predictor]" = ()
 
@@ -49,6 +48,11 @@ class Predictor(ABC):
     def note(self) -> str:
         """Those of the members, each once; read when asked for, since a prediction needs no latest checkpoint."""
         return " ".join(filter(None, dict.fromkeys(one.note for one in self.members)))
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epoch of the weights of each of its networks."""
+        return [epoch for one in self.members for epoch in one.epochs]
 
     @property
     def takes_gaps(self) -> bool:
@@ -128,7 +132,7 @@ class Predictor(ABC):
             )
         if recipe.members > 1:
             return Ensemble([Predictor.open(one, device, decision, threads) for one in run.members], decision)
-        if run.shipped:
+        if run.best.suffix == PACKED and content.get("note"):  # of synthetic patients alone; a copy has it, too
             say(f"{run}: {content['note']}")
         fabric = start_engine(device, recipe.precision)
         key = prediction_key(run, recipe, Recipe(**content["recipe"]), decision)
@@ -164,8 +168,10 @@ class Trained(Predictor):
     threads: int | None = None  # None: one for each idle processor
     channels: tuple[int, int] = 1, 1
 
-    def __post_init__(self) -> None:
-        self.epoch = self.best.get("epoch", 0)
+    @property
+    def epochs(self) -> list[int]:
+        """The epoch of its weights."""
+        return [self.best.get("epoch", 0)]
 
     @property
     def note(self) -> str:
@@ -205,7 +211,7 @@ class Mirrored(Predictor):
 
     def __init__(self, inner: Predictor) -> None:
         self.inner, self.members, self.recipe, self.decision = inner, [inner], inner.recipe, inner.decision
-        self.key, self.epoch, self.channels = inner.key, inner.epoch, inner.channels
+        self.key, self.channels = inner.key, inner.channels
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of both, after flipping the second one back."""
@@ -231,7 +237,6 @@ class Ensemble(Predictor):
             raise UnetlibError(f"the runs cannot be averaged: they differ ({differences}). Name others.")
         self.decision = decision or mean_decision([one.decision for one in members])
         self.key = digest([*(one.key for one in members), *self.decision.as_dict().values()])
-        self.epoch = max(one.epoch for one in members)
 
     def slices(self, slices: Tensor) -> Tensor:
         """Return the mean of the members' probabilities; raises `UnetlibError` if their input differs."""

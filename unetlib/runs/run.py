@@ -1,7 +1,5 @@
 """The folder of a training run; no other code knows the names of its files."""
 
-import filecmp
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,8 @@ from unetlib.recipe import PREDICT, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, load_weights, require_weights
 from unetlib.support.errors import UnetlibError, counted, quoted
 from unetlib.support.fields import changed
-from unetlib.support.files import atomic, digest, read_json, require_empty, sha256, visible
-from unetlib.support.messages import say, warn
+from unetlib.support.files import digest, read_json, sha256
+from unetlib.support.messages import warn
 from unetlib.support.paths import home
 from unetlib.support.records import COUNT, LIST, NAMES, RECORD, TEXT, Kind, one_of, optional, require
 
@@ -25,6 +23,7 @@ _HOME = Path(__file__).parents[1] / "phantom"
 # The runs that come with the library, trained on synthetic patients alone: on FLAIR for the whole tumour, and on four
 # sequences for three regions.
 SHIPPED = {"phantoms": _HOME / "run", "phantoms-four": _HOME / "run-four"}
+PACKED = ".safetensors"  # how their weights are stored
 # What weights depend on.
 SAME = ("dims", "network", "width", "depth", "deep_supervision", "neighbours", "image_size", "normalise", "crop")
 
@@ -57,7 +56,6 @@ class Run:
     history_file = _File("history.csv")  # one row for each epoch
     provenance_file = _File("provenance.json")  # cases, software and machines
     decision_file = _File("decision.json")  # threshold and smallest component, as chosen on validation patients
-    evaluation = _File("evaluation")  # folder of the scores of the run's own test patients; subfolders hold others
     figures = _File("figures")  # folder
     card = _File("card")  # folder of the model card
 
@@ -86,25 +84,6 @@ class Run:
             raise UnetlibError("no run was given, or one twice; the folder of a run was expected, or of several.")
         return found
 
-    def unpacked(self) -> "Run":
-        """Return this run, or a copy of one that comes with the library, in the working directory.
-
-        Results are written beside the copy. Raises `UnetlibError` if something else has its name.
-        """
-        if not self.shipped:
-            return self
-        target, own = Path(self.shipped), {path.name: path for path in self.folder.iterdir()}
-        there = visible(target)
-        copied = [path for path in there if path.name in own and filecmp.cmp(path, own[path.name], shallow=False)]
-        if not there or len(copied) < len(there):  # else it is a copy that was stopped
-            require_empty(target, "a run folder")
-        # The recipe comes last: with it, the folder is a run.
-        for name, path in sorted(own.items(), key=lambda item: item[0] == self.recipe_file.name):
-            with atomic(target / name) as temporary:
-                shutil.copyfile(path, temporary)
-        say(f"{self} is now a folder here, with a copy of these weights: results are written there.")
-        return Run(target)
-
     @property
     def shipped(self) -> str:
         """Its name if it comes with the library, else an empty text."""
@@ -117,9 +96,17 @@ class Run:
         return str(self.folder)
 
     @property
+    def evaluation(self) -> Path:
+        """Folder of the scores of the run's own test patients; subfolders hold others.
+
+        Scores of a run that comes with the library lie in the working directory.
+        """
+        return Path(f"{self.shipped}-evaluation") if self.shipped else self.folder / "evaluation"
+
+    @property
     def best(self) -> Path:
         """Weights of the epoch with the highest validation Dice."""
-        packed = self.folder / "best_model.safetensors"  # of the run that comes with the library
+        packed = self.folder / f"best_model{PACKED}"  # of the run that comes with the library
         return packed if packed.exists() else self.folder / "best_model.pth"
 
     @property
@@ -246,8 +233,8 @@ class Run:
                     "from copies of one run."
                 )
             return network.eval(), recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed), content
-        note = f"{self} has no {self.recipe_file.name}: threshold and mirror are those of the training."
-        warn(note)
+        note = f"The run has no {self.recipe_file.name}: threshold and mirror are those of the training."
+        warn(f"{self}: {note}")
         return network.eval(), recipe, {**content, "note": " ".join(filter(None, (content.get("note"), note)))}
 
     def caveats(self, best: dict[str, Any] | None = None) -> str:
