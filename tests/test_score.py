@@ -93,6 +93,7 @@ def test_masks_of_predict_have_the_scores_of_evaluate(trained, cohort, tmp_path)
         expected[name] for name in ("surface", "lesions", "volumes")
     ]
     assert "named as probability maps: BraTS2021_00000_flair_probability.nii.gz" in found["note"]
+    assert f"by `unetlib predict`, with the weights {expected['runs'][0]['weights'][:16]}: " in found["note"]
 
 
 @pytest.mark.parametrize(
@@ -361,9 +362,16 @@ def test_files_without_an_orientation_need_the_same_assumption(masks, data):
 def test_the_command_prints_the_table_and_fails_with_a_sentence(masks, data, capsys):
     run_cli("score", masks, data)
     told = capsys.readouterr().out
-    for words in (f"masks of {masks}: 3 patients", "Lesion by lesion", "Volumes", "native", "never for clinical use"):
+    for words in (
+        f"masks of {masks}: 3 patients",
+        "Lesion by lesion",
+        "Volumes",
+        "may have learned from these",
+        "clinical use",
+    ):
         assert words in told
     assert "epoch" not in told
+    assert "unetlib predict" not in told
     assert "published number" not in told
     assert "does not exist" in fails(capsys, "score", masks / "nothing", data)
 

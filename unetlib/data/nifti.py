@@ -22,6 +22,7 @@ ENDINGS = (".nii.gz", ".hdr.gz", ".img.gz", ".nii", ".hdr", ".img")
 PARTNER = {".hdr": ".img", ".img": ".hdr"}
 IMAGES = (nib.Nifti1Image, nib.Nifti2Image, nib.Nifti1Pair, nib.nifti2.Nifti2Pair)
 OURS = "unetlib, not for clinical use"  # how the description of a predicted mask begins
+WEIGHTS = "; weights {}"  # how it goes on
 CODES = nib.nifti1.xform_codes.value_set("code")
 
 

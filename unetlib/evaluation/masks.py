@@ -14,7 +14,7 @@ import numpy as np
 from unetlib.data.cases import Case, has_nominal_spacing, read_labels, unforeseen
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.naming import key
-from unetlib.data.nifti import files_of, stem
+from unetlib.data.nifti import OURS, WEIGHTS, files_of, read_description, stem
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.regions import Regions, region_names, with_scheme
 from unetlib.data.volumes import Source, Volume, read_volume, whole_labels
@@ -146,8 +146,12 @@ class Masks:
     def notes(self) -> str:
         """What a reader of the scores should know."""
         one = f"The masks hold 0 and 1 only: 1 is taken for {self.recipe.regions}." if self.binary else ""
+        made = ""
+        if weights := sorted({*filter(None, map(_weights, self.found.values()))}):
+            advice = "`unetlib evaluate RUN --data DATA` leaves out patients from whom the run has learned."
+            made = f"Masks by `unetlib predict`, with the weights {first_of(weights, 3)}: {advice}"
         old = "No mask holds label 3: 4 is taken for enhancing tumour, as in BraTS 2021." if self.older else ""
-        return " ".join(filter(None, (self.note, one, old)))
+        return " ".join(filter(None, (self.note, one, old, made)))
 
     def made_from(self, case: Case) -> list[Any]:
         """Return what the scores of a case depend on: its patient, its files by name, size and time, and the mask."""
@@ -156,6 +160,12 @@ class Masks:
         what = [] if self.recipe == Recipe.published else [self.recipe.regions, self.recipe.labels, self.binary]
         what += [self.older] if self.older else []
         return [own, case.stamp(self.cohort.root), case.patient, self.cohort.assume, *what]
+
+
+def _weights(path: Path) -> str:
+    """Return what `predict` wrote into the header of a mask to identify its weights; empty for masks of other tools."""
+    found = re.match(re.escape(OURS) + WEIGHTS.format(r"(\w+)"), read_description(path))
+    return found[1] if found else ""
 
 
 def score_masks(masks: Masks, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_
 from unetlib.support.files import read_csv
 from unetlib.support.paths import takes_paths
 
+UNKNOWN = "The tool that made the masks may have learned from these patients: if it has, the scores are too high."
+
 
 def results_table(summary: dict[str, Any]) -> str:
     """Return the summary of `evaluate` as a table to print.
@@ -37,6 +39,7 @@ def _table(summary: dict[str, Any]) -> str:
     )
     lines = [head, *([_averaged(runs, summary["decision"])] if len(runs) > 1 else [])]
     lines += [summary["note"]] if summary["note"] else []
+    lines += [UNKNOWN] if "masks" in summary else []
     if summary["left_out"]:
         lines.append(f"left out: {len(summary['left_out'])} ({first_of(sorted(summary['left_out']))})")
     lines.append("")

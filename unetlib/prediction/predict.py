@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 from unetlib.data.cases import require_spacing, unforeseen
-from unetlib.data.nifti import OURS, open_nifti, read_description, require_voxels
+from unetlib.data.nifti import OURS, WEIGHTS, open_nifti, read_description, require_voxels
 from unetlib.data.regions import Regions, region_names
 from unetlib.data.volumes import Volume, assumption, read_shape
 from unetlib.prediction.predictor import Predictor
@@ -25,7 +25,7 @@ from unetlib.support.messages import say
 from unetlib.support.paths import fold, takes_paths
 
 LONGEST = 200  # bytes of a file's name: most file systems take 255, and its temporary name is longer
-ORIGIN = OURS + "; weights {} image {} {}{}"  # 80 bytes at the most
+ORIGIN = OURS + WEIGHTS + " image {} {}{}"  # 80 bytes at the most
 
 
 @takes_paths
