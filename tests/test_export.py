@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from tests.test_cli import fails, run_cli
 from tests.test_sequences import write
 from unetlib.data import export as module
 from unetlib.data.export import export_nnunet
+from unetlib.data.patients import find_cases
 from unetlib.data.prepare import prepare
 from unetlib.data.split import make_split
 from unetlib.evaluation.table import read_patients
 from unetlib.recipe import REGIONS, Recipe
-from unetlib.support.errors import UnetlibError
+from unetlib.support.errors import UnetlibError, quoted
+from unetlib.support.files import read_json
 
 THREE = Recipe.published.but(modalities="t2 flair", regions="whole core enhancing")
 
@@ -318,12 +321,14 @@ def test_notes_on_the_data_and_resampled_sequences_are_said_as_by_prepare(patien
     assert len(said[0]) == 2
 
 
-def test_a_copy_of_the_data_is_known_and_a_changed_one_refused(cohort, tmp_path):
+def test_a_copy_of_the_data_is_known_and_a_changed_one_refused(cohort, tmp_path, capsys):
     data, folder = shutil.copytree(cohort, tmp_path / "data"), tmp_path / "Dataset501_x"
     about = export_nnunet(data, folder, workers=1)
+    assert "hash:" not in capsys.readouterr().err  # while they are written, not before
     for number, path in enumerate(sorted(data.rglob("*.nii.gz"))):
         os.utime(path, (number, number))
     assert export_nnunet(data, folder, workers=1) == about
+    assert "hash:" in capsys.readouterr().err
     assert "from other data or with other choices" in refused(data, folder, Recipe.published.but(split_seed=1))
     voxels, affine = load(path)
     nib.save(nib.Nifti1Image(np.flip(voxels, 0), affine), path)
@@ -439,7 +444,8 @@ def test_a_region_that_no_case_has_is_named(patients, tmp_path):
 def test_the_command_line(patients, tmp_path, capsys):
     out = tmp_path / "Dataset501_x"
     run_cli("export", patients, out, "--nnunet", "--modalities", "t1ce", "--seed", 3)
-    assert "unetlib score MASKS" in capsys.readouterr().out
+    assert f"unetlib score MASKS {quoted(patients)}\n" in capsys.readouterr().out
+    assert not any("No layout knows" in note for note in find_cases(out, "t1ce").notes)
     split = make_split([path.name for path in patients.iterdir()], 3)
     assert splits(out) == [{"train": [*split.train], "val": [*split.val]}]
     run_cli("prepare", patients, tmp_path / "prepared", "--image-size", 32)
@@ -449,3 +455,15 @@ def test_the_command_line(patients, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run_cli("export", patients, tmp_path / "Dataset503_x")
     assert "--nnunet" in capsys.readouterr().err
+
+
+def test_the_command_that_scores_has_the_patients_and_regions_of_a_prepared_folder(patients, tmp_path, capsys):
+    data, prepared, out = (tmp_path / name for name in ("my patients", "prepared", "Dataset501_x"))
+    shutil.copytree(patients, data)
+    run_cli("prepare", data, prepared, "--image-size", 32, "--regions", "whole", "core", "enhancing")
+    run_cli("export", prepared, out, "--nnunet")
+    _, _, command = capsys.readouterr().out.partition("predicts with: unetlib score MASKS ")
+    words = shlex.split(command)
+    assert words[:5] == [str(data), "--regions", "whole", "core", "enhancing"]
+    run_cli("score", out / "labelsTs", *words, "--out", tmp_path / "scores")
+    assert all(entry["dice"] == 1 for entry in read_json(tmp_path / "scores" / "summary.json")["figures"])

@@ -405,7 +405,7 @@ def test_a_wrong_folder_is_told_what_was_found_and_expected(tmp_path):
 
 def test_msd_test_images_alone_are_no_patients(tmp_path):
     nifti(tmp_path / "imagesTs" / "BRATS_002.nii.gz")
-    with pytest.raises(UnetlibError, match="1 image in imagesTs, without masks"):
+    with pytest.raises(UnetlibError, match="1 image in imagesTs, which is for testing, and"):
         find_cases(tmp_path)
 
 

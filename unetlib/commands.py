@@ -4,9 +4,10 @@ import argparse
 
 import unetlib
 from unetlib.presets import PRESETS, USUAL
-from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
+from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
 from unetlib.recipe_flags import given
 from unetlib.support.errors import UnetlibError, counted, quoted
+from unetlib.support.fields import flag
 from unetlib.support.messages import first_process, process_count, say
 
 # `unetlib.name` and the imports in functions load a module where it is used, so that `--help` starts without torch.
@@ -99,16 +100,26 @@ def export(args: argparse.Namespace) -> None:
     """Write patients for nnU-Net, with the split of `unetlib prepare`."""
     from unetlib.data.export import export_nnunet
 
-    if (chosen := given(args, PREPARE)) and (args.data / "prepared.json").exists():
-        raise UnetlibError(
-            f"{args.data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
-            "folder of the patients."
-        )
+    chosen, data, assume = given(args, PREPARE), args.data, args.assume
+    recipe = Recipe.published.but(**chosen)
+    if (data / "prepared.json").exists():
+        if chosen:
+            raise UnetlibError(
+                f"{data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
+                "folder of the patients."
+            )
+        prepared = unetlib.Prepared.open(data)
+        recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
+        data, assume = prepared.data, prepared.assume or assume
     about = export_nnunet(args.data, args.out, Recipe.published.but(**chosen), args.workers, args.assume)
+    scoring = ["unetlib score MASKS", quoted(data), *([f"--assume-{assume}"] if assume else [])]
+    for name in ("regions", "labels"):
+        if (value := getattr(recipe, name)) != getattr(Recipe.published, name):
+            scoring += [flag(name), *map(quoted, value.split())]
     say(
         f"{args.out}: {about['numTraining']} cases for training and validation in imagesTr, those for testing in "
         "imagesTs. After nnUNetv2_plan_and_preprocess, copy splits_final.json to the folder of this data set in "
-        "nnUNet_preprocessed, and train fold 0. Score what nnU-Net predicts with: unetlib score MASKS DATA"
+        f"nnUNet_preprocessed, and train fold 0. Score what nnU-Net predicts with: {' '.join(scoring)}"
     )
 
 

@@ -112,7 +112,7 @@ def export_nnunet(
     with files.locked(folder):
         if (folder / RESULT).exists():
             known = files.read_json(folder / RESULT)
-            if known.get("made_from") != key and known.get("content") != _content(made_from, cohort, workers):
+            if known.get("made_from") != key and known.get("content") != _content(made_from, cohort, workers, {}):
                 _refuse(folder, known)
             _require_all(folder, known)
             Parts(folder).remove()  # left by a kill before the last line of `_export`
@@ -126,14 +126,17 @@ def export_nnunet(
             files.write_json(begun, {"made_from": key})
         elif (known := files.read_json(begun)).get("made_from") != key:
             _refuse(folder, known)
-        about["content"] = _content(made_from, cohort, workers)
-        return _export(cohort, folder, recipe, about, split, workers)
+        return _export(cohort, folder, recipe, about, made_from, split, workers)
 
 
-def _content(made_from: list[Any], cohort: Cohort, workers: int | None) -> str:
-    """Return what an export depends on, with the bytes of the files: copying a folder changes its times alone."""
-    hashes = run_jobs(_hash_files, cohort.cases, "hash", "case", workers, SHARE)
-    return files.digest([*made_from, {case.id: found for case, found in hashes}])
+def _content(made_from: list[Any], cohort: Cohort, workers: int | None, known: dict[str, str]) -> str:
+    """Return what an export depends on, with the bytes of the files: copying a folder changes its times alone.
+
+    `known`: the hashes of cases whose files need not be read again.
+    """
+    todo = [case for case in cohort.cases if case.id not in known]
+    hashes = {case.id: found for case, found in run_jobs(_hash_files, todo, "hash", "case", workers, SHARE)}
+    return files.digest([*made_from, {**known, **hashes}])
 
 
 def _hash_files(case: Case) -> str:
@@ -197,9 +200,15 @@ def _labels(recipe: Recipe) -> dict[str, Any]:
 
 
 def _export(
-    cohort: Cohort, folder: Path, recipe: Recipe, about: dict[str, Any], split: Split | None, workers: int | None
+    cohort: Cohort,
+    folder: Path,
+    recipe: Recipe,
+    about: dict[str, Any],
+    made_from: list[Any],
+    split: Split | None,
+    workers: int | None,
 ) -> dict[str, Any]:
-    """Write what is missing; return `about` with the number of training cases."""
+    """Write what is missing; return `about` with the number of training cases, and with what it depends on."""
     parts = Parts.open(folder)
     jobs = [_Job(case, recipe, parts.path(case.id, about["made_from"])) for case in cohort.cases]
     todo = [job for job in jobs if not job.part.exists()]
@@ -207,6 +216,7 @@ def _export(
     left_out = cohort.left_out | {job.case.id: reason for job, reason in done if reason is not None}
     jobs = [job for job in jobs if job.case.id not in left_out]
     written = {job.case.id: files.read_json(job.part) for job in jobs}
+    about["content"] = _content(made_from, cohort, workers, {id: one["files"] for id, one in written.items()})
     patients, copies = without_copies([(job.case, written[job.case.id]["images"]) for job in jobs])
     for name, reason in (left_out | copies).items():
         warn(f"left out {name}: {reason}")
@@ -257,7 +267,7 @@ def _write(job: _Job) -> str | None:
         "resampled": list(image.resampled),
         "sheared": not np.allclose(axes.T @ axes, np.eye(3), rtol=0, atol=1e-5),
     }
-    files.write_json(job.part, {"images": hash_images(image), **about})
+    files.write_json(job.part, {"files": _hash_files(job.case), "images": hash_images(image), **about})
     return None
 
 

@@ -137,7 +137,7 @@ def _compare(one: Path, other: Path, stamps: tuple[tuple[int, int], ...]) -> boo
 class Folder:
     """What lies in a data folder: `drafts` by the id as file systems compare it; `unknown`: files of no layout.
 
-    `tests` counts images without masks by design (imagesTs), cases only if not `masked`. `notes` are for the user.
+    `tests` counts the images that are for testing (imagesTs), cases only if not `masked`. `notes` are for the user.
     """
 
     root: Path

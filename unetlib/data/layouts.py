@@ -88,8 +88,9 @@ SEG = {**WORDS, "seg|segm|segmentations?": MASK}
 _brats = partial(Layout, words=SEG, labels={0: 0, 1: 1, 2: 2, 4: 4}, scheme="brats2021")
 KAGGLE, MSD, NNUNET = "TCGA-LGG (Kaggle)", "Medical Segmentation Decathlon", "nnU-Net"
 NAMELESS, BRATS_STYLE = "A folder per case", "BraTS-style names"
-TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST}  # folders; dataset.json says which channel is FLAIR
-_NNUNET_PATH = r"(?P<word>labelsTr|(?P<image>imagesT[rs]))/ID(?(image)_(?P<channel>\d{4}))"
+# Folders; dataset.json says which channel is FLAIR. The masks in labelsTs are those of images that are passed over.
+TASK = {"imagestr": STACK, "labelstr": MASK, "imagests": TEST, "labelsts": OTHER}
+_NNUNET_PATH = r"(?P<word>labelsT[rs]|(?P<image>imagesT[rs]))/ID(?(image)_(?P<channel>\d{4}))"
 _BIDS_MASK = "(?:label|desc)-(?:tumou?r|lesion|glioma|wholetumou?r|wt)[a-z0-9]*(?:_(?:mask|dseg|roi|seg))?|dseg"
 
 # The first sure entry that matches a path wins. Labels: BraTS 2017-2021: 1 necrotic core, 2 oedema, 4 enhancing (Baid

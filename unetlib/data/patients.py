@@ -169,7 +169,7 @@ def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
 
 def _ignored(folder: Folder) -> Iterator[str]:
     if folder.tests:
-        yield f"{counted(folder.tests, 'image')} in imagesTs, without masks: ignored."
+        yield f"{counted(folder.tests, 'image')} in imagesTs, which is for testing: ignored."
     if other := [path.name for path in folder.images]:
         yield f"No layout knows the names of {counted(len(other), 'image')}, ignored: {first_of(other, 3)}."
 
@@ -223,7 +223,7 @@ def _nothing_found(folder: Folder) -> str:
     example = f", for example {files[0].relative_to(root)}" if files else ""
     found = f"{counted(len(files), 'other file')}{example}" if files else "no file at all"
     if folder.tests:
-        found = f"{counted(folder.tests, 'image')} in imagesTs, without masks, and {found}"
+        found = f"{counted(folder.tests, 'image')} in imagesTs, which is for testing, and {found}"
     ends = Counter(kind for path in files for kind in FOREIGN if path.name.lower().endswith(kind))
     if ends:
         found += f" ({FOREIGN[ends.most_common(1)[0][0]]})"
