@@ -17,7 +17,7 @@ from scipy.cluster.vq import kmeans2
 from benchmarks.common import machine, markdown_table, parser, record, spread
 from unetlib.phantom.cohort import MODALITIES
 from unetlib.phantom.tumours import ENHANCING, NECROSIS, OEDEMA
-from unetlib.support.command import run_command
+from unetlib.support.command import BEGINS_ANEW, run_command
 
 PAGE = Path(__file__).with_name("PHANTOMS.md")
 LABELS = {"oedema": OEDEMA, "enhancing": ENHANCING, "necrosis": NECROSIS}
@@ -77,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, BEGINS_ANEW)

@@ -15,7 +15,7 @@ from studies import ablation, best
 from studies.cells import study_parser
 from studies.results import gain
 from unetlib.show.plots import BLUE, GREY, ORANGE, new_chart, save, signed
-from unetlib.support.command import run_command
+from unetlib.support.command import BEGINS_ANEW, run_command
 
 PICTURE = Path(__file__).with_name("gains.png")
 ARMS = {
@@ -88,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, BEGINS_ANEW)

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from tests.conftest import some
-from unetlib.support.command import GOES_ON, run_command
+from unetlib import commands
+from unetlib.cli import main
+from unetlib.support.command import BEGINS_ANEW, GOES_ON, NOT_BEGUN, run_command
 from unetlib.support.errors import UnetlibError
 from unetlib.support.messages import LOG, say
 
@@ -35,23 +37,23 @@ def start(*words, **options):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "words", "told"),
     [
-        ("argparse", ["-m", "unetlib", "--help"]),
-        ("tqdm", ["-m", "unetlib", "check", "nowhere"]),
-        ("numpy", ["-m", "unetlib", "check", "nowhere"]),
-        ("torch", ["-m", "unetlib", "prepare", "nowhere", "nothing"]),
-        ("nbclient", ["-m", "unetlib", "course"]),
-        ("numpy", ["-m", "studies.protocol", "nowhere", "--status"]),
-        ("torch", ["-m", "benchmarks.train_step"]),
+        ("argparse", ["-m", "unetlib", "--help"], NOT_BEGUN),
+        ("tqdm", ["-m", "unetlib", "check", "nowhere"], BEGINS_ANEW),
+        ("numpy", ["-m", "unetlib", "check", "nowhere"], BEGINS_ANEW),
+        ("torch", ["-m", "unetlib", "prepare", "nowhere", "nothing"], GOES_ON),
+        ("nbclient", ["-m", "unetlib", "course"], GOES_ON),
+        ("numpy", ["-m", "studies.protocol", "nowhere", "--status"], NOT_BEGUN),
+        ("torch", ["-m", "benchmarks.train_step"], NOT_BEGUN),
     ],
 )
-def test_a_stop_during_the_imports_ends_with_a_sentence(tmp_path, number, module, words):
+def test_a_stop_during_the_imports_ends_with_a_sentence(tmp_path, number, module, words, told):
     (tmp_path / "sitecustomize.py").write_text(STOPPER)
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = {"PYTHONPATH": path, "MODULE": module, "NUMBER": str(int(number))}
     done = start(*words, env=environment, capture_output=True)
-    assert (done.returncode, done.stderr, done.stdout) == (130, f"{GOES_ON}\n", "")
+    assert (done.returncode, done.stderr, done.stdout) == (130, f"{told}\n", "")
 
 
 @pytest.mark.parametrize("both", some([False, True], [False]))
@@ -102,6 +104,29 @@ def test_an_error_in_the_wake_of_a_stop_is_a_stop(capsys):
         run_command(work)
     assert end.value.code == 130
     assert capsys.readouterr().err == f"{GOES_ON}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["check", "DATA"], BEGINS_ANEW),
+        (["networks"], BEGINS_ANEW),
+        (["lab"], BEGINS_ANEW),
+        (["course", "--refresh"], BEGINS_ANEW),
+        (["course"], GOES_ON),
+        (["prepare", "DATA", "PREPARED"], GOES_ON),
+    ],
+)
+def test_a_stopped_command_says_whether_it_goes_on_or_begins_anew(words, told, monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    stop.__name__ = words[0]
+    monkeypatch.setattr(commands, words[0], stop)
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == f"{told}\n"
 
 
 @pytest.mark.parametrize(

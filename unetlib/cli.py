@@ -8,7 +8,7 @@ from unetlib import commands
 from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, TRAIN, Recipe
 from unetlib.recipe_flags import add_field_flags, add_recipe_flags
 from unetlib.support import flags
-from unetlib.support.command import run_command
+from unetlib.support.command import BEGINS_ANEW, GOES_ON, run_command
 from unetlib.support.errors import UnetlibError
 from unetlib.support.fields import flag
 from unetlib.support.messages import process_count
@@ -149,10 +149,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with a message and status 1, a stop (SIGINT, SIGTERM) with status 130."""
-    run_command(lambda: _run(arguments))
+    args = _parse(arguments)
+    anew = args.function in (commands.check, commands.networks, commands.lab) or getattr(args, "refresh", False)
+    run_command(lambda: _run(args), BEGINS_ANEW if anew else GOES_ON)
 
 
-def _run(arguments: list[str] | None) -> None:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_args(arguments)
     args.flags = unknown
@@ -161,6 +163,10 @@ def _run(arguments: list[str] | None) -> None:
         stages = {flag(name): homes[stage] for stage in homes for name in Recipe.published.stage(stage)}
         hints = "".join(f". {word} is a flag of `unetlib {stages[word]}`" for word in unknown if word in stages)
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hints}")
+    return args
+
+
+def _run(args: argparse.Namespace) -> None:
     if process_count() > 1 and args.function is not commands.train:
         raise UnetlibError(f"`unetlib {args.function.__name__}` runs in one process. Start it without torchrun.")
     args.function(args)

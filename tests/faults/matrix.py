@@ -74,7 +74,7 @@ class Trial:
         if what in SIGNALS:  # one that comes after the last step finds the work done
             return [
                 "" if code in (0, 130) else f"asked to stop, it ended with {code}: {output[-500:]}",
-                "" if code == 0 or "ame command goes on" in output else f"no word on how to go on: {output[-500:]}",
+                "" if code == 0 or "ame command" in output else f"no word on how to go on: {output[-500:]}",
                 "" if self.lost == 0 else f"{self.lost} steps lost, a checkpoint was promised",
             ]
         return ["" if code == 0 or refused else f"ended with {code}: {told}"]

@@ -19,6 +19,7 @@ from unetlib.support.messages import show_messages
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what batch systems send
 GOES_ON = "Stopped. The same command goes on where it was."
 BEGINS_ANEW = "Stopped. The same command begins anew."
+NOT_BEGUN = "Stopped before the work began. Give the same command again."
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # PyTorch: Linux, Windows, Mac's GPU
 
 
@@ -34,7 +35,7 @@ def begin() -> None:
 
 def _leave(*_: object) -> None:
     with suppress(OSError):
-        os.write(2, f"{GOES_ON}\n".encode())
+        os.write(2, f"{NOT_BEGUN}\n".encode())
     os._exit(130)
 
 
