@@ -29,7 +29,7 @@ from benchmarks.common import machine, markdown_table, parser, record
 from benchmarks.peers import PEERS, Peer, Volumes
 from unetlib import Predictor, Recipe, Run, UnetlibError, find_cases, metrics, prepare, train
 from unetlib.data.patients import read_case
-from unetlib.data.split import Split
+from unetlib.data.split import SPLIT_FILE, Split
 from unetlib.prediction.decision import Decision
 from unetlib.runs.checkpoint import load_checkpoint
 from unetlib.show.plots import DISCLAIMER, save
@@ -90,8 +90,8 @@ def race_peer(peer: Peer, val: Volumes, kept: Path, done: int) -> Iterator[Point
 def race_ours(name: str, data: Path, split: Split, work: Path, val: Volumes, done: int) -> Iterator[Point]:
     """Yield a point of one training for each of `EPOCHS`, without those that are `done`."""
     recipe, folder = Recipe.strong.but(tune=False, phantoms=name == "strong"), work / f"prepared-{name}"
-    if not (folder / "split.json").exists():
-        split.save(folder / "split.json")
+    if not (folder / SPLIT_FILE).exists():
+        split.save(folder / SPLIT_FILE)
     prepared = prepare(data, folder, recipe)
     for minutes, epochs in [*EPOCHS.items()][done:]:
         run = Run(work / f"{name}-{minutes}")

@@ -22,7 +22,7 @@ from benchmarks.common import machine, parser
 from studies import results
 from studies.results import DICE, SCORES, Result
 from unetlib import Predictor, Recipe, UnetlibError, evaluate, find_cases, make_cohort, prepare, read_case
-from unetlib.data.split import Split, make_split
+from unetlib.data.split import SPLIT_FILE, Split, make_split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.table import read_patients
 from unetlib.metrics import COUNTS
@@ -132,8 +132,8 @@ class Cell:
         key, data = digest([self.recipe.stage(PREPARE), self.split.hash])[:12], self.patients(data, work)
         prepared, run = work / f"prepared-{key}", self.run(work)
         with FileLock(work / f"prepared-{key}.lock"):  # several processes may need it
-            if not (prepared / "split.json").exists():
-                self.split.save(prepared / "split.json")
+            if not (prepared / SPLIT_FILE).exists():
+                self.split.save(prepared / SPLIT_FILE)
             prepare(data, prepared, self.recipe)
         if self.trained_as and not run.folder.exists():
             copy_training(self.trained_as.fit(data, work), run, self.recipe)

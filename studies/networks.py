@@ -16,6 +16,7 @@ from studies.cells import STRONG, Cell, study_parser
 from studies.regions import FOLDS, folds_of, mean_text
 from studies.results import DICE, Result, gain_text, measured_on, seconds_of_training
 from unetlib import Recipe, UnetlibError, prepare
+from unetlib.data.split import SPLIT_FILE
 from unetlib.runs.run import Run
 from unetlib.runs.training import open_loop
 from unetlib.support.command import run_command
@@ -67,8 +68,8 @@ def cell(name: str, fold: int, data: Path) -> Cell:
 def seconds_of_epoch(arm: str, data: Path, work: Path, steps: int = 12) -> float:
     """Return the processor seconds of an epoch of an arm on fold 0 and one thread, from some steps and a validation."""
     recipe, folder = ARMS[arm], work / f"prepared-{arm if ARMS[arm].dims == 3 else 'slices'}"
-    if not (folder / "split.json").exists():
-        folds_of(data)[0].save(folder / "split.json")
+    if not (folder / SPLIT_FILE).exists():
+        folds_of(data)[0].save(folder / SPLIT_FILE)
     loop = open_loop(prepare(data, folder, recipe), Run(work / f"time-{arm}"), recipe, threads=1)
     torch.set_num_threads(1)
     training = endless(loop)

@@ -151,6 +151,7 @@ def test_weights_that_do_not_fit_are_refused_before_the_patients_are_prepared(
         (["--device", "tpu"], "there is no device 'tpu' here"),
         (["--threads", 9999], "threads is 9999"),
         (["--tune", "--threshold", 0.3], "a threshold was given, but tune chooses it"),
+        (["--members", 9], "member 9 has no patients of its own to validate on"),
         (["--members", 2], "is not a run folder"),
         ([], "is not a run folder"),
     ],
@@ -179,6 +180,7 @@ def test_train_on_what_is_no_folder_of_patients_asks_for_a_prepared_one(tmp_path
     if name == "unfinished":
         (tmp_path / name / "split.json").write_text("{}")
     told = fails(capsys, "train", tmp_path / name, tmp_path / "r", *TRAIN)
+    assert ("nowhere does not exist. Give a prepared folder" in told) == (name == "nowhere")
     assert f"unetlib prepare DATA {tmp_path / name}" in told
     assert not (tmp_path / "r-prepared").exists()
 
@@ -370,7 +372,7 @@ def test_a_full_disk_while_preparing(data, tmp_path, capsys, monkeypatch):
         (["--loss", "hinge"], "no loss named 'hinge'"),
         (["--learning-rate", "nan"], "learning_rate is nan"),
         (["--device", "abacus"], "no device 'abacus'"),
-        (["--depth", "7"], "7 halvings"),
+        (["--depth", "7"], "a depth of 7 leaves nothing"),
     ],
 )
 def test_flags_out_of_range(prepared, tmp_path, capsys, flags, words):

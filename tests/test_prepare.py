@@ -250,9 +250,32 @@ def test_a_split_that_lies_in_the_folder_is_reused_or_refused(cohort, prepared, 
     split.save(tmp_path / "drawn" / "split.json")  # as a call leaves it that was stopped after its split
     prepare(cohort, tmp_path / "drawn", SMALL, workers=1)
     assert "the split is reused.\n" in caplog.text
-    Split(("a",), ("b",), ("c",)).save(tmp_path / "q" / "split.json")
-    with pytest.raises(UnetlibError, match="does not fit the data: 3 of its patients are missing"):
+    Split(("a",), ("b",), split.test).save(tmp_path / "q" / "split.json")
+    lacks = ", ".join(sorted({*split.train, *split.val})[:5])
+    with pytest.raises(UnetlibError, match=rf"fit the data: no usable case is of a, b; it lacks {lacks} and 3 more\."):
         prepare(cohort, tmp_path / "q", SMALL, workers=1)
+
+
+@pytest.mark.parametrize("changes", [{"split_seed": 1}, {"train_fraction": 0.5}])
+def test_what_is_recorded_of_a_split_is_how_it_was_drawn(cohort, tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(preparing, "write_array_header_1_0", None)  # killed when the first array is written
+    with pytest.raises(TypeError):
+        prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    monkeypatch.undo()
+    with pytest.raises(UnetlibError, match=r"split\.json is not the split that the seed .* Delete it to draw that one"):
+        prepare(cohort, tmp_path / "p", SMALL.but(**changes), workers=1)
+    (tmp_path / "p" / "split.json").unlink()
+    about = prepare(cohort, tmp_path / "p", SMALL.but(**changes), workers=1).about
+    assert about["recipe"].items() >= changes.items()
+
+
+def test_a_prepared_folder_that_has_lost_its_table_is_not_reused(cohort, prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "p")
+    (tmp_path / "p" / "slices.csv").unlink()
+    with pytest.raises(UnetlibError, match=r"p has lost its slices\.csv\. .* --rebuild"):
+        prepare(cohort, tmp_path / "p", SMALL, workers=1)
+    prepare(cohort, tmp_path / "p", SMALL, workers=1, rebuild=True)
+    assert (tmp_path / "p" / "slices.csv").read_bytes() == (prepared / "slices.csv").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["images.npy", "masks.npy", "split.json", "prepared.json"])

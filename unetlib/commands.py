@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
         planned = chosen.but(**given(args, TRAIN, PREDICT))
         _refuse_threshold(planned, args)  # now, not after hours
         require_plan(run, planned, args.device, args.start_from, args.threads)
-        unetlib.prepare(args.prepared, folder, chosen)
+        unetlib.prepare(args.prepared, folder, planned)
     prepared = unetlib.Prepared.open(folder)
     dims = prepared.about["recipe"]["dims"]
     if run.exists and run.recipe.dims != dims:
@@ -99,10 +99,11 @@ def _refuse_threshold(recipe: Recipe, args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write patients for nnU-Net, with the split of `unetlib prepare`."""
     from unetlib.data.export import export_nnunet
+    from unetlib.data.prepared import PREPARED_FILE
 
     chosen, data, assume = given(args, PREPARE), args.data, args.assume
     recipe = Recipe.published.but(**chosen)
-    if (data / "prepared.json").exists():
+    if (data / PREPARED_FILE).exists():
         if chosen:
             raise UnetlibError(
                 f"{data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
@@ -127,6 +128,9 @@ def networks(args: argparse.Namespace) -> None:
     """List the networks by name, and measure what a training step of each costs on this machine."""
     from unetlib.engine.costs import costs_table
 
+    if args.dims == 3:
+        minutes = counted(max(1, round(3 * (args.image_size / 96) ** 3)), "minute")  # as measured on an AMD EPYC
+        say(f"Steps on whole volumes are slow: this takes about {minutes} on an idle core, longer beside other work.")
     say(costs_table(args.image_size, args.dims))
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from unetlib.data.patients import Case, Cohort, find_cases, read_case
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
-from unetlib.data.split import Split
+from unetlib.data.split import SPLIT_FILE, Split
 from unetlib.data.volumes import Volume, read_volume
 from unetlib.dataset import SliceDataset, epoch_order
 from unetlib.engine.threads import use_idle_processors
@@ -229,8 +229,9 @@ def climb(course: Course, name: str, recipe: Recipe, slices: int, before: Step |
     volumetric: all slices of a patient, on the native grid.
     """
     prepared = course.prepared_by(recipe, "stairs")
-    if (course.prepared / "split.json").exists() and not (prepared / "split.json").exists():
-        Split.load(course.prepared / "split.json").save(prepared / "split.json")
+    own, taken = course.prepared / SPLIT_FILE, prepared / SPLIT_FILE
+    if own.exists() and not taken.exists():
+        Split.load(own).save(taken)
     with quiet():  # what chapters 3 and 4 have shown
         data = prepare(course.data, prepared, recipe)
         shown = len(epoch_order(data.dataset(), recipe.balance, recipe.seed, epoch=0))

@@ -14,7 +14,7 @@ import numpy as np
 
 from unetlib.data.cases import SHARE, Case, hash_images, read_regions, without_copies
 from unetlib.data.patients import Cohort, find_cases, require_sequences
-from unetlib.data.prepared import Prepared
+from unetlib.data.prepared import PREPARED_FILE, Prepared
 from unetlib.data.regions import SCHEMES, Regions, absent_regions, region_names, with_scheme
 from unetlib.data.reuse import differing
 from unetlib.data.sequences import say_resampled
@@ -82,7 +82,7 @@ def export_nnunet(
             f"{folder} is no name of a data set for nnU-Net; one such as Dataset501_Tumours was expected, with three "
             "digits that none of your others has."
         )
-    if (data / "prepared.json").exists():
+    if (data / PREPARED_FILE).exists():
         prepared = Prepared.open(data)
         recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
         split, cohort = prepared.split, _prepared_cohort(prepared, recipe, assume)

@@ -18,11 +18,11 @@ from unetlib.data.layouts import KAGGLE
 from unetlib.data.naming import TABLE, scheme_of
 from unetlib.data.part import Job, prepare_case, read_part
 from unetlib.data.patients import Case, Cohort, find_cases, require_sequences
-from unetlib.data.prepared import Prepared
+from unetlib.data.prepared import PREPARED_FILE, Prepared
 from unetlib.data.regions import absent_regions, region_names, with_scheme
-from unetlib.data.reuse import get_split, refuse_changes, warn_of_divided
+from unetlib.data.reuse import get_split, refuse_changes, refuse_members, warn_of_divided
 from unetlib.data.sequences import say_resampled
-from unetlib.data.split import Split
+from unetlib.data.split import SPLIT_FILE, Split
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support import files
 from unetlib.support.errors import UnetlibError, counted, first_of, quoted
@@ -33,6 +33,7 @@ from unetlib.support.paths import takes_paths
 from unetlib.support.version import __version__
 
 SHARD = ".unetlib-shard"
+SLICES_FILE = "slices.csv"
 SLICE_COLUMNS = ("index", "case", "patient", "z", "tumour_voxels", "tumour_pixels")
 
 
@@ -66,7 +67,7 @@ def holds_patients(folder: Path) -> bool:
     """Tell whether a folder, or a .tar, is to be prepared: it holds something, but nothing that `prepare` wrote."""
     if folder.is_dir():
         names = {path.name for path in files.visible(folder)}
-        return bool(names) and not names & {"prepared.json", "split.json"}
+        return bool(names) and not names & {PREPARED_FILE, SPLIT_FILE}
     return folder.is_file()
 
 
@@ -88,8 +89,8 @@ def prepare(
     name, are named and left out; with `strict` this is an error. `assume` ("ras" or "lps") is the orientation of files
     that do not state one; it is stored for the runs that are trained here.
 
-    Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, or when
-    another process is preparing the same folder.
+    Raises `UnetlibError` for unusable data, fewer than three patients, no tumour anywhere, fewer patients than the
+    recipe's members need, or when another process is preparing the same folder.
     """
     cohort, recipe = _find(data, recipe, assume)
     _report(cohort.left_out, strict)
@@ -132,7 +133,7 @@ def prepare_shard(
 
 def _require_own(folder: Path) -> None:
     """Raise `UnetlibError` if a folder holds anything, but nothing that `prepare` has written or reads."""
-    begun = Parts(folder, ".npz").left or any((folder / name).exists() for name in ("prepared.json", "split.json"))
+    begun = Parts(folder, ".npz").left or any((folder / name).exists() for name in (PREPARED_FILE, SPLIT_FILE))
     if not begun or (folder / "recipe.json").exists():  # run folders have a split, too
         files.require_empty(folder, "a prepared folder")
 
@@ -142,9 +143,14 @@ def _prepare(
 ) -> Prepared:
     jobs = _plan(cohort, cohort.cases, recipe, folder)
     _require_own(folder)
-    if (folder / "prepared.json").exists() and not rebuild:
+    if (folder / PREPARED_FILE).exists() and not rebuild:
         prepared = Prepared.open(folder)
         refuse_changes(prepared, cohort, recipe)
+        if not (folder / SLICES_FILE).is_file():
+            raise UnetlibError(
+                f"{folder} has lost its {SLICES_FILE}. Restore it from a copy, or make the folder again with: unetlib "
+                f"prepare DATA {folder} --rebuild"
+            )
         warn_of_divided(prepared, cohort)
         known = {name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}
         copies = {name: reason for name, reason in known.items() if is_copy(reason)}
@@ -159,6 +165,8 @@ def _prepare(
         Parts(folder).remove()  # left by a kill before the last line below
         say(f"{folder} is prepared already, from the same data with the same recipe: reused.")
         return prepared
+    if recipe.members > 1 and not rebuild:  # now, not after hours
+        refuse_members(folder, cohort, recipe)
     if before := sum(job.part.exists() for job in jobs):
         say(f"{folder}: {before} of {len(jobs)} cases were prepared before the last stop; going on.")
     unusable = _run(jobs, workers, strict)
@@ -184,7 +192,7 @@ def _prepare(
         "unusable_sha256": {job.case.id: _sha256(job.case) for job in jobs if job.case.id in unusable},
         **({"assume": cohort.assume} if cohort.assume else {}),
     }
-    files.write_json(folder / "prepared.json", about)  # last: if it exists, the folder is complete
+    files.write_json(folder / PREPARED_FILE, about)  # last
     Parts(folder).remove()
     return Prepared.open(folder)
 
@@ -237,8 +245,8 @@ def _merge(
             f"the tumour of {counted(len(outside), 'case')} lies partly or wholly outside the cube around the head, "
             f"where no network will find it: {first_of(shares)}."
         )
-    split.save(folder / "split.json")  # first, so that a rebuild goes on with the split that it has drawn
-    (folder / "prepared.json").unlink(missing_ok=True)  # from here on, the old result is being replaced
+    split.save(folder / SPLIT_FILE)  # first, so that a rebuild goes on with the split that it has drawn
+    (folder / PREPARED_FILE).unlink(missing_ok=True)  # from here on, the old result is being replaced
     side = recipe.image_size
     for name, dtype, channels in (("images", np.float16, len(recipe.modalities.split())), ("masks", np.uint8, 1)):
         shape = (len(rows), channels, *recipe.dims * (side,))
@@ -248,7 +256,7 @@ def _merge(
             write_array_header_1_0(file, header)
             for job in jobs:
                 file.write(read_part(job)[name].tobytes())
-    files.write_csv(folder / "slices.csv", (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
+    files.write_csv(folder / SLICES_FILE, (dict(zip(SLICE_COLUMNS, row, strict=True)) for row in rows), SLICE_COLUMNS)
     return cases
 
 

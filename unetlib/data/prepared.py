@@ -9,14 +9,16 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from unetlib.data.cases import HASHES
-from unetlib.data.split import PARTS, Split
+from unetlib.data.split import PARTS, SPLIT_FILE, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
-from unetlib.support.errors import UnetlibError, brief, counted, made_by, quoted
+from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, quoted
 from unetlib.support.files import digest, read_json
 from unetlib.support.paths import takes_paths
 from unetlib.support.records import COUNT, LIST, RECORD, TEXT, TEXTS, one_of, optional, require
+
+PREPARED_FILE = "prepared.json"  # written last: if it exists, the folder is complete
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,17 @@ class Prepared:
     @takes_paths
     def open(cls, folder: Path) -> "Prepared":
         """Open a folder made by `prepare`; raises `UnetlibError` when it is missing, unfinished or damaged."""
-        if not (folder / "prepared.json").is_file():
+        if not folder.exists():
             raise UnetlibError(
-                f"{folder} is not a finished prepared folder (it has no prepared.json). "
+                f"{folder} does not exist. Give a prepared folder, which `unetlib prepare DATA {quoted(folder)}` makes; "
+                "`unetlib train` also takes a folder of patients, or its .tar."
+            )
+        if not (folder / PREPARED_FILE).is_file():
+            raise UnetlibError(
+                f"{folder} is not a finished prepared folder (it has no {PREPARED_FILE}). "
                 f"Make it, or finish it, with: unetlib prepare DATA {quoted(folder)}"
             )
-        about = read_json(folder / "prepared.json")
+        about = read_json(folder / PREPARED_FILE)
         try:
             images, masks = _map(folder / "images.npy", np.float16), _map(folder / "masks.npy", np.uint8)
             slices, recipe = _require_types(about)
@@ -59,9 +66,12 @@ class Prepared:
                 f"expected. Make it again with: unetlib prepare DATA {quoted(folder)} --rebuild"
             )
         try:
-            split = Split.load(folder / "split.json")
-            if split.patients() != {case["patient"] for case in about["cases"].values()}:
-                raise UnetlibError(f"{folder}: split.json and prepared.json name different patients. Restore them.")
+            split = Split.load(folder / SPLIT_FILE)
+            if apart := split.patients() ^ {case["patient"] for case in about["cases"].values()}:
+                raise UnetlibError(
+                    f"{folder}: only one of {SPLIT_FILE} and {PREPARED_FILE} names {first_of(sorted(apart), 5)}. "
+                    "Restore them."
+                )
             return cls(folder, about, split, images, masks)
         except UnetlibError as error:
             raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {quoted(folder)} --rebuild") from error
@@ -154,7 +164,7 @@ def _map(path: Path, dtype: type) -> np.ndarray:
 
 def _require_types(about: dict[str, Any]) -> tuple[int, Recipe]:
     """Return the number of slices in a `prepared.json`, and their recipe; raises `UnetlibError` for wrong types."""
-    where, assume = "prepared.json", optional(one_of(None, *ASSUMABLE))
+    where, assume = PREPARED_FILE, optional(one_of(None, *ASSUMABLE))
     kinds = {"data": TEXT, "cases": RECORD, "recipe": RECORD, "left_out": TEXTS, "unusable": RECORD}
     require(about, where, "", **kinds, assume=assume, patients_csv=optional(TEXTS))
     require(about["left_out"], f"{where}, left_out", "", **dict.fromkeys(about["unusable"], TEXT))

@@ -8,14 +8,16 @@ from typing import Any
 from unetlib.data.cases import is_unchanged
 from unetlib.data.naming import TABLE, divided, key
 from unetlib.data.patients import Cohort
-from unetlib.data.prepared import Prepared
-from unetlib.data.split import Split, make_split
+from unetlib.data.prepared import PREPARED_FILE, Prepared
+from unetlib.data.split import SPLIT_FILE, Split, make_split
 from unetlib.data.volumes import assumed_as
 from unetlib.recipe import PREPARE, Recipe
 from unetlib.support.errors import UnetlibError, counted, first_of
 from unetlib.support.fields import changed
 from unetlib.support.files import read_json
 from unetlib.support.messages import say, warn
+
+DRAWN_BY = ("split_seed", "train_fraction")  # the fields of a recipe by which a split is drawn
 
 
 def warn_of_divided(prepared: Prepared, cohort: Cohort) -> None:
@@ -65,29 +67,45 @@ def refuse_changes(prepared: Prepared, cohort: Cohort, recipe: Recipe) -> None:
         )
 
 
+def refuse_members(folder: Path, cohort: Cohort, recipe: Recipe) -> None:
+    """Raise `UnetlibError` if the last member of a recipe has nobody to validate on, were all patients usable."""
+    path, patients = folder / SPLIT_FILE, {case.patient for case in cohort.cases}
+    known = path.exists()
+    split = Split.load(path) if known else make_split(patients, recipe.split_seed, recipe.train_fraction)
+    split.of_member(recipe.members - 1)
+
+
 def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -> Split:
     """Return the split in the folder, or a new one; with `rebuild`, also a new one if the old one does not fit.
 
-    A split without prepared slices is the user's own, or of a call that was stopped: it is never replaced.
+    A split without prepared slices is the user's own, or of a call that was stopped: it is never replaced. Raises
+    `UnetlibError` if it does not fit the patients, or other choices than the usual ones would draw another.
     """
-    path, fresh = folder / "split.json", make_split(patients, recipe.split_seed, recipe.train_fraction)
+    path, fresh = folder / SPLIT_FILE, make_split(patients, recipe.split_seed, recipe.train_fraction)
     if not path.exists():
         return fresh
-    if rebuild and (folder / "prepared.json").exists():  # is it of these patients, and drawn with the same seed?
+    again = rebuild and (folder / PREPARED_FILE).exists()
+    if again:  # is it of these patients, and drawn with the same seed?
         before = recipe.as_dict()  # if that file is damaged
         with suppress(UnetlibError, KeyError):
-            before = read_json(folder / "prepared.json")["recipe"]
-        same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
+            before = read_json(folder / PREPARED_FILE)["recipe"]
+        same = all(before.get(name) == getattr(recipe, name) for name in DRAWN_BY)
         try:
             if not same or Split.load(path).patients() != patients:
                 return fresh
         except UnetlibError:
             return fresh
     split = Split.load(path)
-    if (planned := split.patients()) != patients:
+    gone, new = sorted(split.patients() - patients), sorted(patients - split.patients())
+    if gone or new:
+        lacks = (("no usable case is of", gone), ("it lacks", new))
+        why = "; ".join(f"{what} {first_of(names, 5)}" for what, names in lacks if names)
+        raise UnetlibError(f"{path} does not fit the data: {why}. Delete it to draw a new split.")
+    usual = all(getattr(recipe, name) == getattr(Recipe.published, name) for name in DRAWN_BY)
+    if not (split == fresh or again or usual):  # the folder would say that it was drawn so
         raise UnetlibError(
-            f"{path} does not fit the data: {len(planned - patients)} of its patients are missing and "
-            f"{len(patients - planned)} patients are not in it. Delete it to draw a new split."
+            f"{path} is not the split that the seed {recipe.split_seed} and the train fraction {recipe.train_fraction} "
+            "draw. Delete it to draw that one, or leave out both flags to use it."
         )
     of = "" if split == fresh else f", which is not the one that the seed {recipe.split_seed} draws"
     say(f"{path} exists: the split is reused{of}.")

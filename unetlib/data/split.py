@@ -12,6 +12,7 @@ from unetlib.support.files import digest, read_json, write_json
 from unetlib.support.paths import takes_paths
 from unetlib.support.records import NAMES, TEXT, require
 
+SPLIT_FILE = "split.json"
 PARTS = ("train", "val", "test")
 
 

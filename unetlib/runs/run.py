@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from unetlib.data.split import PARTS, Split
+from unetlib.data.split import PARTS, SPLIT_FILE, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.networks import build_network
 from unetlib.recipe import PREDICT, Recipe
@@ -52,7 +52,7 @@ class Run:
     folder: Path
     latest = _File("latest_checkpoint.pth")  # checkpoint to resume from
     recipe_file = _File("recipe.json")  # recipe, prepared slices and data
-    split_file = _File("split.json")  # patients for training, validation and testing
+    split_file = _File(SPLIT_FILE)  # patients for training, validation and testing
     history_file = _File("history.csv")  # one row for each epoch
     provenance_file = _File("provenance.json")  # cases, software and machines
     decision_file = _File("decision.json")  # threshold and smallest component, as chosen on validation patients
