@@ -266,6 +266,15 @@ def test_all_figures_are_written_and_named(evaluated, tmp_path):
         plots.make_figures(evaluated[0], tmp_path, "cpu")
 
 
+def test_figures_that_were_stopped_go_on_in_their_folder(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr("unetlib.show.plots.overlays.scroll_animation", None)  # stopped before the last one
+    with pytest.raises(TypeError):
+        plots.make_figures(evaluated[0], tmp_path / "out", "cpu")
+    monkeypatch.undo()
+    paths = plots.make_figures(evaluated[0], tmp_path / "out", "cpu")
+    assert sorted((tmp_path / "out").iterdir()) == sorted(paths)
+
+
 @pytest.mark.parametrize(
     ("dices", "expected"),
     [

@@ -42,12 +42,13 @@ from unetlib.show.plots.evaluation import metrics_figure
 from unetlib.show.plots.training import architecture_figure, curves_figure
 from unetlib.show.plots.volumes import volumes_figure
 from unetlib.support.errors import counted
-from unetlib.support.files import atomic, read_csv, require_empty
+from unetlib.support.files import atomic, read_csv, require_empty, write_json
 from unetlib.support.jobs import watched
 from unetlib.support.messages import quiet
 from unetlib.support.paths import takes_paths
 
 FIGURES = ("curves.png", "overlays.png", "metrics.png", "volumes.png", "architecture.png", "overlay.gif")
+BEGUN = ".unetlib-figures"  # lies in their folder until all are there
 
 
 @dataclass(frozen=True)
@@ -269,10 +270,11 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     median patient). Raises `UnetlibError` when the run cannot be evaluated, or `out` has files but lacks some of these.
     """
     run = Run.of(run)
-    if out and out != run.figures and not all((out / name).exists() for name in FIGURES):
-        require_empty(out, "a folder of figures")  # pictures of these names may be those of others
-    summary, three = evaluate(run, device=device), best_median_worst(run, device)
     folder = out or run.figures
+    paths, begun = [folder / name for name in FIGURES], folder / BEGUN
+    if folder != run.figures and not (begun.exists() or all(path.exists() for path in paths)):
+        require_empty(folder, "a folder of figures")  # pictures of these names may be those of others
+    summary, three = evaluate(run, device=device), best_median_worst(run, device)
     net, recipe, _ = run.load()
     source = "synthetic images" if any(is_synthetic(one.volume) for one in three) else ""
     ranks = note_on_ranks(summary, "test patient", source)
@@ -284,10 +286,11 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
         volumes_figure(*read_volumes(run.evaluation), note=source),
         architecture_figure(net, recipe.image_size),
     )
-    *paths, animation = (folder / name for name in FIGURES)
-    for figure, path in zip(figures, paths, strict=True):
+    write_json(begun, {})
+    for figure, path in zip(figures, paths[:-1], strict=True):
         save(figure, path)
     middle = three[len(three) // 2]
     masks = middle.truth, middle.prediction
-    scroll_animation(middle.volume.voxels, *masks, animation, source, regions=middle.regions)
-    return [*paths, animation]
+    scroll_animation(middle.volume.voxels, *masks, paths[-1], source, regions=middle.regions)
+    begun.unlink()
+    return paths
