@@ -155,6 +155,16 @@ def test_an_extension_that_was_killed_before_the_second_member_is_not_taken_for_
     assert Predictor.open(copy, "cpu", Decision(0.5)).note == copy.caveats() == caveat
 
 
+def test_each_member_warns_once_of_a_region_and_the_hint_on_presets_comes_once(data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("unetlib.checks.unseen_region", lambda dataset: "no slice shows region 2")
+    monkeypatch.setattr("unetlib.runs.training.unseen_region", lambda dataset: "no slice shows region 2")
+    monkeypatch.setattr("unetlib.runs.training.mixed_presets", lambda recipe: "two presets are mixed")
+    with caplog.at_level("INFO", "unetlib"):
+        train(data, tmp_path / "run", RECIPE.but(epochs=1), "cpu", threads=1)
+    assert caplog.text.count("no slice shows region 2") == RECIPE.members
+    assert caplog.text.count("two presets are mixed") == 1
+
+
 def test_an_unfinished_run_is_not_tuned(data, tmp_path):
     train(data, tmp_path / "run", RECIPE, "cpu", max_steps=1)
     with pytest.raises(UnetlibError, match="some of its 2 members are not trained yet"):

@@ -258,6 +258,16 @@ def test_in_a_thread_which_may_have_no_handlers_it_trains_too(prepared, tmp_path
     assert state.epoch == 1
 
 
+@pytest.mark.parametrize(
+    ("every", "told"),
+    [(1, "every step: a kill loses no more than that."), (3, "every 3 steps: a kill loses no more than those.")],
+)
+def test_it_says_how_much_a_kill_loses(prepared, tmp_path, caplog, every, told):
+    with caplog.at_level("INFO", "unetlib"):
+        train(prepared, tmp_path / "run", SMALL, "cpu", checkpoint_every=every, max_steps=1)
+    assert f"A checkpoint {told}" in caplog.text
+
+
 def test_more_epochs_extend_a_finished_run_as_if_it_had_been_longer_from_the_start(prepared, tmp_path):
     train(prepared, tmp_path / "extended", SMALL, device="cpu")
     train(prepared, tmp_path / "extended", SMALL.but(epochs=4), device="cpu")

@@ -38,15 +38,21 @@ def samples(dataset: Any, part: str) -> np.ndarray:
 
 
 def require_tumour(dataset: Any) -> None:
-    """Raise `UnetlibError` if no validation sample shows tumour: the less a network marks, the better is its Dice.
+    """Raise `UnetlibError` if no validation sample shows tumour, and warn of a region that none shows."""
+    if unseen := unseen_region(dataset):
+        warn(unseen)
 
-    Of several regions, warn of one that no sample shows.
+
+def unseen_region(dataset: Any) -> str:
+    """Return a warning if no validation sample shows one of several regions, else an empty text.
+
+    Raises `UnetlibError` if none shows any tumour: the less a network marks, the better is its Dice.
     """
     shown: Any = False
     for one in samples(dataset, "val")[:, None]:
         shown = shown | get_batch(dataset, one)[1].flatten(2).any(2)[0].cpu()
         if shown.all():
-            return
+            return ""
     name = name_of(dataset)
     advice = "Prepare again with another seed or more patients, or give your own data set samples with tumour."
     if not shown.any():
@@ -55,7 +61,7 @@ def require_tumour(dataset: Any) -> None:
             f"best. {advice}"
         )
     region = f"region {int(shown.int().argmin()) + 1} of {len(shown)}"
-    warn(f"{name}: no slice of the val part shows {region}; an epoch that marks little of it seems better. {advice}")
+    return f"{name}: no slice of the val part shows {region}; an epoch that marks little of it seems better. {advice}"
 
 
 def get_batch(dataset: Any, indices: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -214,10 +214,9 @@ def _require_scores(folder: Path, masks: Masks) -> None:
     foreign = known is None and path.is_file() and not (folder / SLICES_FILE).is_file()
     if foreign or parts.foreign:
         raise UnetlibError(f"{folder} holds what another program or command has written. Choose another with --out.")
-    if known is not None and (other := known.get("masks", "a run")) != str(masks.root.resolve()):
-        raise UnetlibError(f"{folder} holds the scores of {other}. Choose another folder with --out.")
-    if known is not None and (other := known.get("data")) != str(masks.cohort.root.resolve()):
-        raise UnetlibError(f"{folder} holds scores against {other}. Choose another folder with --out.")
+    for name, root, what in (("masks", masks.root, "the scores of"), ("data", masks.cohort.root, "scores against")):
+        if known is not None and (other := known.get(name, "a run")) != str(root.resolve()):
+            raise UnetlibError(f"{folder} holds {what} {other}. Choose another folder with --out.")
 
 
 def _cases_with_any_image(data: Path, assume: str | None) -> Cohort:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unetlib.checks import get_batch, name_of, require_tumour, samples
+from unetlib.checks import get_batch, name_of, samples, unseen_region
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
 from unetlib.engine.device import resolve_precision
@@ -154,7 +154,7 @@ def _look_ahead(parts: list[Prepared], run: Run, recipe: Recipe, other: Run | No
         refuse_lost_checkpoint(own)
         slices = part.dataset(recipe.neighbours)
         samples(slices, "train")
-        require_tumour(slices)
+        unseen_region(slices)  # its warning comes when the member is trained
         if begun and first_weights(own, start, None) != run.member(0).about().get("start_from"):
             raise UnetlibError(
                 f"{run}: member 1 was started from other weights than member {place + 1} would be. Name those weights "
@@ -176,14 +176,15 @@ def _take(loop: Loop, run: Run, options: _Options, bar: Bar, place: int = 0) -> 
         history.on_start(loop)
         return state
     assert isinstance(loop.engine, FabricEngine)
+    every = min(options.checkpoint_every, steps)
+    kill = "step: a kill loses no more than that." if every == 1 else f"{every} steps: a kill loses no more than those."
     say(
         f"{run}: {counted(loop.shown, f'training {SAMPLE_NAMES[recipe.dims]}')}, {counted(steps, 'step')} an epoch, "
         f"{counted(recipe.epochs, 'epoch')}, "
-        f"{loop.engine.device}, {recipe.precision}. A checkpoint every {min(options.checkpoint_every, steps)} steps: a "
-        "kill loses no more than those."
+        f"{loop.engine.device}, {recipe.precision}. A checkpoint every {kill}"
     )
     done = state.epoch * steps + state.step
-    if not done and (hint := mixed_presets(recipe)):
+    if not (done or place) and (hint := mixed_presets(recipe)):
         say(f"{run}: {hint}")
     with stop_on_signal() as stop.asked:
         # Own hooks come before the stop and the checkpoint of a step, which so heed what they set.
