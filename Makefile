@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 AUDIT := $(BIN:.venv/%=.venv/audit/%)
+# These are nothing without patients, so say so before anything is installed.
+$(if $(filter study oracles,$(MAKECMDGOALS)),$(if $(DATA),,$(error Name the folder of the patients: make $(MAKECMDGOALS) DATA=folder)))
 
 .PHONY: course test chapters coverage test-long lab notebooks figures bench study faults oracles audit
 course: .venv/installed

@@ -541,6 +541,15 @@ def test_the_list_names_what_cannot_be_made_with_the_reason(without):
     assert "pip install" in costs_table(32)
 
 
+@pytest.mark.parametrize(("words", "told"), [(["--dims", "3"], "about 3 minutes"), ([], None)])
+def test_what_takes_minutes_says_so_before_it_begins(monkeypatch, capsys, words, told):
+    monkeypatch.setattr("unetlib.engine.costs.costs_table", lambda *_: "the table")
+    main(["networks", *words])
+    *before, table = capsys.readouterr().out.splitlines()
+    assert table == "the table"
+    assert [told in line for line in before] == [True] * bool(told)
+
+
 def test_the_help_of_the_command_names_every_network(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])

@@ -126,6 +126,14 @@ def test_resumes_and_keeps_what_is_finished(cohort):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if "Phantom_00003" not in path.name)
 
 
+def test_fewer_patients_than_there_are_remove_none_and_it_is_said(cohort, caplog):
+    before = hashes(cohort)
+    with caplog.at_level("INFO", "unetlib"):
+        make_cohort(cohort, 1, seed=0, workers=1)
+    assert f"is a cohort of {PATIENTS} patients already, more than 1: all of them stay." in caplog.text
+    assert hashes(cohort) == before
+
+
 def test_files_of_a_patient_that_are_gone_are_made_again(tmp_path):
     make_cohort(tmp_path / "c", 2, workers=1)
     before = hashes(tmp_path / "c")

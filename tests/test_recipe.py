@@ -204,7 +204,7 @@ def test_the_last_value_inside_the_range_is_accepted(name, value):
 
 @pytest.mark.parametrize(("size", "depth"), [(16, 4), (15, 4), (2, 1), (1, 1), (96, 7)])
 def test_slices_that_the_halvings_use_up_are_refused(size, depth):
-    with pytest.raises(UnetlibError, match=rf"{depth} halvings leave nothing of slices of {size} pixels"):
+    with pytest.raises(UnetlibError, match=rf"a depth of {depth} leaves nothing of slices of {size} pixels"):
         Recipe(image_size=size, depth=depth)
 
 

@@ -246,6 +246,8 @@ def test_a_run_that_needs_all_sequences_refuses_a_patient_who_lacks_one(run, pat
         UnetlibError, match=r"t1ce of this patient was not given.* --image: .*t1ce=FILE.*--missing zero"
     ):
         predict(run, files_of(patient, "flair", "t1", "t2"), tmp_path / "out", device="cpu")
+    with pytest.raises(UnetlibError, match="t1ce and t2 of this patient were not given"):
+        predict(run, files_of(patient, "flair", "t1"), tmp_path / "out", device="cpu")
     files_of(patient)["t1ce"].unlink()
     write_four(patient.parent, 51)
     with pytest.raises(UnetlibError, match=r"^1 of 2 patients got no mask: BraTS2021_00050: it has no t1ce image"):

@@ -1,8 +1,11 @@
 """The study of the recipes: who is tested when, what a cell computes, and what it never computes again."""
 
+import os
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +28,7 @@ from unetlib.runs.training import train
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, sha256, write_csv
 
+ROOT = Path(__file__).parents[1]
 NAMES = [f"patient-{number:03}" for number in range(70)]
 NAMES_OF_STEPS = [step.name for step in ablation.STEPS]
 
@@ -40,6 +44,16 @@ def pretend(monkeypatch, folder, patients):
 def seventy(monkeypatch, tmp_path):
     """As many patients as the protocol's, in a folder of that many cases and more."""
     return pretend(monkeypatch, tmp_path, [*NAMES[::-1], *NAMES[:5]])
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize("target", ["study", "oracles"])
+def test_make_says_in_one_line_which_folder_is_missing_before_it_does_anything(target):
+    environment = {name: value for name, value in os.environ.items() if name != "DATA"}
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"make {target} DATA=folder" in done.stderr
 
 
 def test_patients_are_in_one_random_order_that_depends_on_their_names_alone(seventy):

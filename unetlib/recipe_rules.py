@@ -41,7 +41,7 @@ def contradiction(recipe: Any) -> str:
     sample, unit = ("slices", "pixels") if recipe.dims == 2 else ("cubes", "voxels")
     if recipe.network == "unet" and recipe.image_size <= 2**recipe.depth:  # batch norm needs more than one pixel
         return (
-            f"{recipe.depth} halvings leave nothing of {sample} of {recipe.image_size} {unit}; an image_size above "
+            f"a depth of {recipe.depth} leaves nothing of {sample} of {recipe.image_size} {unit}; an image_size above "
             f"{2**recipe.depth} or a smaller depth was expected."
         )
     return ""

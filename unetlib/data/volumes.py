@@ -288,6 +288,7 @@ def _require_finite(voxels: np.ndarray, name: str) -> None:
     if voxels.dtype.kind != "f":
         return
     if bad := int((~np.isfinite(voxels)).sum()):
-        raise UnetlibError(f"{name} holds {bad} NaN or infinite voxels; finite numbers were expected. Export it again.")
+        number = counted(bad, "NaN or infinite voxel")
+        raise UnetlibError(f"{name} holds {number}; finite numbers were expected. Export it again.")
     if max(abs(float(voxels.min())), abs(float(voxels.max()))) > MAX_VALUE:
         raise UnetlibError(f"{name} holds {voxels.min()} to {voxels.max()}; no image has such values. Export it again.")

@@ -19,6 +19,7 @@ from unetlib.recipe import MODALITIES
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import atomic, locked, read_json, require_empty, write_json
 from unetlib.support.jobs import run_jobs
+from unetlib.support.messages import say
 from unetlib.support.paths import takes_paths
 from unetlib.support.records import COUNT, optional, require
 
@@ -48,12 +49,13 @@ def make_cohort(
     cohort of this seed, generator, kind and sequences, is in use by another process, or cannot be written.
     """
     if patients < 1 or seed < 0:
-        raise UnetlibError(
-            f"{patients} patients of seed {seed} were asked for; give at least 1 patient and a seed >= 0."
-        )
+        raise UnetlibError(f"patients is {patients} and seed {seed}; give at least 1 patient and a seed >= 0.")
     chosen = _chosen(modalities, varied)
     with locked(out):
-        _claim(out, patients, {"generator": GENERATOR, "seed": seed, "varied": varied, "modalities": " ".join(chosen)})
+        identity = {"generator": GENERATOR, "seed": seed, "varied": varied, "modalities": " ".join(chosen)}
+        there = _claim(out, patients, identity)
+        if there > patients:
+            say(f"{out} is a cohort of {there} patients already, more than {patients}: all of them stay.")
         jobs = [(out / f"Phantom_{index:05d}", seed, index, varied, chosen) for index in range(patients)]
         missing = [job for job in jobs if not all(path.is_file() for path in _files(job[0], chosen).values())]
         for _ in run_jobs(_write_patient, missing, "Making synthetic patients", "patient", workers):
@@ -85,8 +87,8 @@ def make_patient(seed: int, index: int, varied: bool = False, parts: bool = Fals
     return plain_patient(np.random.default_rng([seed, index]))
 
 
-def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
-    """Make `out` the folder of this cohort, or continue it; refuse any other folder."""
+def _claim(out: Path, patients: int, identity: dict[str, Any]) -> int:
+    """Make `out` the folder of this cohort, or continue it; refuse any other folder. Return how many belong to it."""
     record = out / "phantom.json"
     if record.exists():
         known = {"varied": False, **read_json(record)}  # older records lack this, and the sequences
@@ -103,6 +105,7 @@ def _claim(out: Path, patients: int, identity: dict[str, Any]) -> None:
     write_json(record, {**identity, "patients": patients})
     with atomic(out / "SYNTHETIC.txt") as temporary:
         shutil.copyfile(NOTICE, temporary)
+    return patients
 
 
 def _files(folder: Path, modalities: tuple[str, ...]) -> dict[str, Path]:

@@ -110,9 +110,10 @@ class Reader:
         lacking = [name for name in self.modalities if name not in files]
         if lacking and not self.gaps:
             raise UnetlibError(
-                f"{first}: {' and '.join(lacking)} of this patient was not given, and the run sees {self._seen}. Name "
-                f"all images of a patient after one --image: {next(iter(files))}=FILE {lacking[0]}=FILE ... Only a "
-                "run with --missing zero or --drop-modalities can do without."
+                f"{first}: {' and '.join(lacking)} of this patient {'was' if len(lacking) == 1 else 'were'} not given, "
+                f"and the run sees {self._seen}. Name all images of a patient after one --image: "
+                f"{next(iter(files))}=FILE {lacking[0]}=FILE ... Only a run with --missing zero or --drop-modalities "
+                "can do without."
             )
         if len(self.modalities) == 1:
             return Scan(stem(first.name), {self.modalities[0]: self._source(first, self.modalities[0])})
