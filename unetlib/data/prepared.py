@@ -41,7 +41,7 @@ class Prepared:
         """Open a folder made by `prepare`; raises `UnetlibError` when it is missing, unfinished or damaged."""
         if not folder.exists():
             raise UnetlibError(
-                f"{folder} does not exist. Give a prepared folder, which `unetlib prepare DATA {quoted(folder)}` makes; "
+                f"{folder} does not exist. Give a prepared folder (`unetlib prepare DATA {quoted(folder)}` makes one); "
                 "`unetlib train` also takes a folder of patients, or its .tar."
             )
         if not (folder / PREPARED_FILE).is_file():
