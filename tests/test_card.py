@@ -11,10 +11,13 @@ import pytest
 
 from tests.conftest import BEST, LATEST, SMALL, some
 from unetlib.cli import main
-from unetlib.metrics import bootstrap_interval
+from unetlib.evaluation.evaluate import evaluate
+from unetlib.metrics import bootstrap_interval, interval_remark
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
+from unetlib.runs.provenance import learned
 from unetlib.runs.run import SHIPPED, Run
 from unetlib.show import card as module
+from unetlib.show import plots
 from unetlib.show.card import TEMPLATE, write_card
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json, sha256, write_json
@@ -73,6 +76,7 @@ def test_the_numbers_are_those_of_the_slices(carded):
     sums, rows = by_patient(run), read_csv(run / "evaluation" / "slices.csv")
     dices = np.array([dice(*one[:3]) for one in sums.values()])
     main = [float(dices.mean()), 95, *bootstrap_interval(dices)]
+    assert f"The interval is {interval_remark(len(dices))}." in words(text)
     assert numbers(cell(text, "Dice, per patient")) == pytest.approx(main, abs=0.0006)
     tumour = [row for row in rows if row["tumour"] == "1"]
     pooled = dice(*(sum(int(row[f"model_{name}"]) for row in tumour) for name in ("tp", "fp", "fn")))
@@ -171,7 +175,7 @@ def test_what_differs_from_the_published_recipe_is_named_and_can_be_given_again(
     for name in differing:
         assert f"| `{name}` | {own[name]} | {published[name]} |" in text
     assert "unetlib prepare DATA PREPARED --image-size 32\n" in text
-    assert "RUN --width 4 --depth 2 --learning-rate 0.01 --epochs 12 --precision fp32\n" in text
+    assert "RUN --width 4 --depth 2 --learning-rate 0.01 --epochs 12 --precision fp32 --threads " in text
     assert module._flag("augment", False) == "--no-augment"
 
 
@@ -186,7 +190,7 @@ def test_real_images_are_not_called_synthetic_and_synthetic_ones_are(copy, carde
 def test_sources_are_cited_as_in_the_readme():
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     for word, text in SOURCES.items():
-        assert word == "Decathlon" or text in readme
+        assert word in ("Decathlon", "(TCIA)") or text in readme
 
 
 @pytest.mark.parametrize("at", some(range(5), [0, 3]))
@@ -280,11 +284,74 @@ def test_whose_data_the_first_weights_have_seen_is_told(copy):
     write_json(copy / "recipe.json", read_json(copy / "recipe.json") | {"start_from": "abc"})
     save_checkpoint(copy / BEST, load_checkpoint(copy / BEST) | {"start_from": "abc"})
     assert "whose data are not recorded" in words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
-    case = {"part": "val", "files": []}
-    earlier = {str(n): {**case, "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(4)}
-    write_json(copy / "provenance.json", Run.of(copy).provenance | {"earlier": earlier})
+    about = Run.of(copy).provenance
+    case = about["cases"]["BraTS2021_00000"]
+    earlier = {str(n): {"files": [], "patient": f"E{n // 2}", "sha256": f"{n}"} for n in range(6)}
+    earlier = {name: {**one, "part": "val" if one["patient"] == "E2" else "train"} for name, one in earlier.items()}
+    write_json(copy / "provenance.json", about | {"earlier": earlier})
     text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
-    assert "which was trained on 2 patients (E0, E1)" in text
+    assert (
+        "which were trained on 2 patients (E0, E1), with 1 more for choices. They are others than those below." in text
+    )
+    write_json(copy / "provenance.json", about | {"earlier": {"6": {**case, "part": "train"}, **earlier}})
+    text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
+    assert "They include 1 case of those below." in text
+
+
+def test_phantoms_are_no_patients_and_are_counted_without_those_for_choices(copy, monkeypatch):
+    start, about = Run(SHIPPED["phantoms"]), Run.of(copy).provenance
+    known = read_json(copy / "recipe.json")
+    known["recipe"]["phantoms"] = True
+    write_json(copy / "recipe.json", known | {"start_from": sha256(start.best)})
+    save_checkpoint(copy / BEST, load_checkpoint(copy / BEST) | {"start_from": sha256(start.best)})
+    phantoms = {"earlier": learned(start)}
+    write_json(copy / "provenance.json", about | phantoms)
+    monkeypatch.setattr("unetlib.show.plots.is_synthetic", lambda volume: True)
+    text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
+    assert f"from the weights `phantoms` of the library (SHA-256 `{sha256(start.best)}`)" in text
+    assert "trained on 104 phantoms, with 5 more for choices, and on no patient. They are others than those" in text
+    assert "though phantoms may have the same names" in text
+    patient = {"7": {"files": [], "patient": "E", "sha256": "7", "part": "train"}}
+    write_json(copy / "provenance.json", about | {"earlier": {**phantoms["earlier"], **patient}})
+    text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
+    assert "trained on 104 phantoms, with 5 more for choices, and on 1 patient (E). They are" in text
+
+
+def test_the_threads_are_given_or_said_to_have_changed(copy):
+    about = Run.of(copy).provenance
+    (session,) = about["sessions"]
+    for threads, device, expected in (
+        ((3,), "cpu", "--threads 3 unetlib evaluate"),
+        ((3, 3, 1, 3), "cpu", "The number of threads changed during training (3, then 1, then 3)"),
+        ((3,), "NVIDIA", "--precision fp32 unetlib evaluate"),
+        ((), "", "How many threads were used is not recorded"),
+    ):
+        sessions = [{**session, "threads": number, "device": device} for number in threads]
+        write_json(copy / "provenance.json", {**about, "sessions": sessions})
+        text = words(write_card(copy, device="cpu").read_text(encoding="utf-8"))
+        assert expected in text
+        assert ("--threads" in text) == ("--threads" in expected)
+
+
+def test_one_patient_has_no_range_and_no_interval(carded):
+    run = Run.of(carded[0])
+    facts = module._read(run, evaluate(run, device="cpu"))
+    facts.summary = {**facts.summary, "patients": 1}
+    facts.regions[0].dices, facts.remark = facts.regions[0].dices[:1], interval_remark(1)
+    text = words(module._page(run, facts, plots.worst(run, 1, "cpu")))
+    assert "1 test patient from one folder and one split" in text
+    assert "The Dice of one patient says little" in text
+    for wrong in ("ranges from", "too narrow", "The interval is", "the lowest first"):
+        assert wrong not in text
+
+
+def test_sources_are_those_of_the_images_whatever_the_layout_of_their_files(copy, monkeypatch):
+    shutil.rmtree(copy / "evaluation")
+    monkeypatch.setattr("unetlib.evaluation.evaluate.has_nominal_spacing", lambda *_: True)
+    text = write_card(copy, device="cpu").read_text(encoding="utf-8")
+    assert "1 ml here means 1000 voxels" in words(text)
+    assert SOURCES["TCGA-LGG (Kaggle)"] in text
+    assert SOURCES["(TCIA)"] not in text
 
 
 @pytest.mark.parametrize("first", ["phantoms", "other"])

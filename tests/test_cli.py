@@ -77,6 +77,12 @@ def test_the_main_job_from_check_to_predict(data, tmp_path, capsys):
     assert (tmp_path / "r" / "figures" / "overlay.gif").read_bytes().startswith(b"GIF89a")
 
 
+def test_of_several_regions_and_members_the_best_dice_is_called_their_mean(data, tmp_path, capsys):
+    run_cli("prepare", data, tmp_path / "p", *PREPARE, "--regions", "whole", "enhancing", "--train-fraction", 0.6)
+    run_cli("train", tmp_path / "p", tmp_path / "r", *TRAIN, "--epochs", 1, "--members", 2)
+    assert "best validation Dice (mean of 2 members and 2 regions, pooled, prepared" in capsys.readouterr().out
+
+
 def test_a_resumed_run_needs_no_flags_again_and_takes_more_epochs(prepared, run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "r")
     run_cli("train", prepared, tmp_path / "r", "--device", "cpu")

@@ -221,7 +221,7 @@ def test_a_test_patient_who_is_gone_is_an_error_not_a_smaller_test_set(evaluated
     shutil.rmtree(tmp_path / "data" / gone)
     about = read_json(tmp_path / "run" / "recipe.json")
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "data")}))
-    with pytest.raises(UnetlibError, match=rf"lacks 1 patient that the run was made with.*{gone}"):
+    with pytest.raises(UnetlibError, match=rf"lacks 1 patient that .*{gone}.*: unetlib evaluate .*run --data .*data$"):
         evaluate(tmp_path / "run", device="cpu")
 
 
@@ -293,7 +293,9 @@ def test_files_that_changed_since_the_run_was_prepared_are_refused(evaluated, co
     array = np.asarray(image.dataobj).copy()
     array[0, 0, 0] = 1
     nib.save(nib.Nifti1Image(array, image.affine), mask)
-    with pytest.raises(UnetlibError, match=rf"1 case \({test}\) have changed since"):
+    with pytest.raises(
+        UnetlibError, match=rf"1 case \({test}\) have changed since.*: unetlib evaluate .*run --data .*data$"
+    ):
         evaluate(tmp_path / "run", device="cpu")
     assert evaluate(tmp_path / "run", data=tmp_path / "data", device="cpu")["cases"] == len(
         Split.load(tmp_path / "run" / "split.json").test
@@ -329,7 +331,7 @@ def test_missing_data_and_missing_runs_are_sentences(evaluated, tmp_path):
     shutil.rmtree(tmp_path / "run" / "evaluation")
     about = read_json(tmp_path / "run" / "recipe.json")
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(about | {"data": str(tmp_path / "gone")}))
-    with pytest.raises(UnetlibError, match=r"gone, where the patients were.*--data"):
+    with pytest.raises(UnetlibError, match=r"gone, where the patients were.*: unetlib evaluate .* --data FOLDER$"):
         evaluate(tmp_path / "run", device="cpu")
     with pytest.raises(UnetlibError, match=r"recipe\.json"):
         evaluate(tmp_path / "nothing", device="cpu")

@@ -1,5 +1,6 @@
 """A run of several members: each validates on other patients, and their mean is tuned on patients new to them."""
 
+import re
 import shutil
 
 import nibabel as nib
@@ -132,6 +133,11 @@ def test_figures_and_card_are_made_of_the_run_as_a_whole(run):
     assert {"curves.png", "overlays.png"} <= {path.name for path in made}
     card = write_card(run, device="cpu").read_text(encoding="utf-8")
     assert "2 networks" in card
+    dices = [max(float(row["val_dice"]) for row in read_csv(one.history_file)) for one in run.members]
+    assert dices[0] != dices[1]
+    assert f"each on its own validation patients, is {np.mean(dices):.3f}:" in card
+    for place, (one, dice) in enumerate(zip(run.members, dices, strict=True), 1):
+        assert re.search(rf"`member-{place}/{BEST}` \| `{sha256(one.best)}` \| \d+ \| {dice:.3f} \|", card)
     rows, members = ([*read_csv(one.history_file)] for one in (run, run.member(0))), run.members
     assert [row["epoch"] for row in next(rows)] == [row["epoch"] for row in next(rows)]
     assert float(read_csv(run.history_file)[0]["val_dice"]) == pytest.approx(

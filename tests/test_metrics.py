@@ -25,7 +25,7 @@ from scipy.spatial.distance import cdist
 from tests.oracles import MONAI
 from tests.oracles import count_slices as count
 from unetlib import metrics
-from unetlib.metrics import METRICS, Counts, bootstrap_interval, surface_figures
+from unetlib.metrics import COVERAGE, METRICS, Counts, bootstrap_interval, interval_remark, surface_figures
 from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai:FutureWarning")  # MONAI warns of its own calls
@@ -352,6 +352,19 @@ def test_the_interval_holds_the_mean_and_stays_within_the_values(values):
 @pytest.mark.parametrize("values", [[], [0.5]])
 def test_fewer_than_two_values_have_no_interval(values):
     assert bootstrap_interval(np.array(values)) is None
+
+
+@pytest.mark.parametrize("patients", [2, 5, 9])
+def test_an_interval_over_few_patients_has_the_stated_coverage(patients):
+    draw = np.random.default_rng(patients)
+    intervals = [bootstrap_interval(draw.normal(size=patients), draws=400) for _ in range(2000)]
+    held = 100 * np.mean([low <= 0 <= high for low, high in intervals])
+    assert held == pytest.approx(COVERAGE[patients], abs=3)
+    assert f"{patients} patients: about {COVERAGE[patients]} %" in interval_remark(patients)
+
+
+def test_only_an_interval_over_few_patients_has_a_remark():
+    assert [n for n in range(100) if interval_remark(n)] == [*range(2, 10)]
 
 
 def test_the_interval_of_equal_values_is_that_value():

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import pickle
+import re
 import shutil
 import tarfile
 from dataclasses import replace
@@ -717,6 +718,15 @@ def test_check_names_ranges_patients_and_layouts(tmp_path):
     assert "8 x 9 x 5-11 voxels" in text
     assert "flair 3, t1 1, t1ce 1, mask 3" in text
     assert "nominal 1 mm" in text
+
+
+def test_check_knows_by_the_names_that_a_voxel_size_is_nominal_and_one_case_has_no_range(tmp_path):
+    style(tmp_path, "TCGA_CS_4941_19960909")
+    text = " ".join(str(check(tmp_path, workers=1)).split())
+    assert "BraTS-style names: 1 case" in text
+    assert " mm (nominal in 1 case)" in text
+    assert text.count(cases.NO_SIZE) == 1
+    assert re.search(r"Tumour \S+ % of the voxels of a case No", text)
 
 
 def test_check_reads_the_headers_of_the_other_modalities(tmp_path):

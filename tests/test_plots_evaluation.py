@@ -1,6 +1,7 @@
 """The figures of chapter 4: what is drawn is what was measured."""
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,6 +82,16 @@ def test_the_metrics_figure_shows_every_dice_once_with_its_interval(evaluated):
         assert label.startswith(f"{entry['aggregation']}, {entry['slices']} slices")
     assert "a note" in figure.get_supxlabel()
     assert plots.DISCLAIMER in figure.get_supxlabel()
+
+
+@pytest.mark.parametrize("number", [1, 4, 10])
+def test_an_interval_over_few_patients_is_called_too_narrow_and_one_patient_has_no_order(evaluated, number):
+    dices = np.linspace(0.5, 0.7, number)
+    figure = plots.patients_figure({"": dices}, {"": (0.5, 0.7)})
+    assert ("in ascending order" in figure.get_label()) == (number > 1)
+    for one in (figure, plots.metrics_figure({**evaluated[1], "patients": number})):
+        texts = [text.get_text() for text in one.legends[0].get_texts()]
+        assert any("too narrow" in text for text in texts) == (number == 4)
 
 
 def test_the_volumes_figure_is_that_of_bland_and_altman():
@@ -242,6 +253,19 @@ def test_the_animation_shows_the_truth_and_all_three_kinds_of_pixel_in_colour(tm
     grey = int(np.bincount(greys).argmax())  # of the head: it has more pixels than the letters
     tinted = 0.65 * 255 * np.array(to_rgb(plots.TRUE_POSITIVE)) + 0.35 * grey
     assert (np.abs(pixels - tinted).max(axis=1) <= 12).sum() > 100
+
+
+@pytest.mark.parametrize("shape", [(100, 160), (200, 160)])
+def test_the_titles_of_an_animation_are_whole_and_apart(tmp_path, monkeypatch, shape):
+    drawn = []
+    monkeypatch.setattr(
+        "unetlib.show.plots.overlays.to_png", lambda *a, **k: drawn.append(a[0]) or plots.to_png(*a, **k)
+    )
+    mask = np.ones((*shape, 1), bool)
+    plots.scroll_animation(mask * 1.0, mask, mask, tmp_path / "overlay.gif")
+    boxes = [axes.title.get_window_extent() for axes in drawn[0].axes]
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert boxes[-1].x1 <= drawn[0].bbox.width
 
 
 def test_without_tumour_the_animation_scrolls_through_the_whole_volume(tmp_path):

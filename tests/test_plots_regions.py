@@ -1,6 +1,7 @@
 """Figures of several regions: each region by its name, in its own colour or panel, never pooled with another."""
 
 from dataclasses import replace
+from io import BytesIO
 from itertools import pairwise
 
 import numpy as np
@@ -170,6 +171,13 @@ def test_regions_with_one_border_are_all_seen():
     widths = [one.get_linewidth()[0] for one in plots.overlay_figure([same]).axes[1].collections]
     assert widths == sorted(widths, reverse=True)
     assert len(set(widths)) == 3
+    x, y = np.mgrid[-50:50, -50:50]
+    disc, none = np.stack([x**2 + y**2 < 400] * 3), np.zeros((3, 100, 100), bool)
+    figure = plots.overlay_figure([plots.Overlay("a", x**2.0 + y**2, disc, none, NAMES)])
+    image = Image.open(BytesIO(plots.to_png(figure))).convert("RGBA")
+    pixels = np.asarray(image).astype(int)[image.height // 4 :, :, :3]  # above it, the legend has these colours, too
+    for colour in REGIONS[:3]:
+        assert (np.abs(pixels - 255 * np.array(to_rgb(colour))).max(-1) <= 8).sum() > 100, colour
 
 
 def test_the_volumes_of_each_region_have_a_panel_whose_labels_do_not_overlap():

@@ -139,6 +139,14 @@ def test_curves_mark_the_best_epoch():
     assert len(losses.lines) == 2
 
 
+def test_a_single_epoch_has_one_tick_and_the_mean_of_regions_its_name():
+    losses, dices = plots.curves_figure(HISTORY[:1], regions=("whole", "core")).axes
+    for axes in (losses, dices):
+        assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
+    assert dices.get_ylabel().replace("\n", " ") == "validation Dice, pooled, mean of 2 regions"
+    assert plots.curves_figure(HISTORY).axes[1].get_ylabel() == "validation Dice, pooled"
+
+
 def test_curves_mark_where_the_run_was_killed():
     for axes in plots.curves_figure(HISTORY, killed_at=2.25).axes:
         assert list(axes.lines[-1].get_xdata()) == [2.25, 2.25]

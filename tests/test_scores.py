@@ -118,8 +118,8 @@ def test_the_means_are_over_patients_with_their_intervals_and_the_table_says_the
     assert limits_of_agreement(np.array([3.0])) is None
 
 
-def table(rows, patients):
-    known = {"split": "test", "patients": 3, "cases": 3, "slices": 3, "tumour_slices": 3, "epoch": 1, "note": ""}
+def table(rows, patients, number=3):
+    known = {"split": "test", "patients": number, "cases": 3, "slices": 3, "tumour_slices": 3, "epoch": 1, "note": ""}
     known |= {"left_out": {}, "figures": results(rows), "surface": surface_summary(patients)}
     return results_table({**known, "lesions": lesion_summary(patients), "volumes": volume_summary(patients)})
 
@@ -134,6 +134,12 @@ def test_the_table_has_mm_and_ml_or_voxels():
         assert unit not in in_voxels
     for words in ("above 50 voxels", "100.0 (100.0 to 100.0) voxels in the reference"):
         assert words in in_voxels
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, (False, False)), (4, (True, True)), (10, (True, False))])
+def test_the_table_says_which_intervals_are_too_narrow(number, expected):
+    text = table(*scored([("a", volume((2, 2, 2)), volume((2, 2, 2)))]), number)
+    assert tuple(words in text for words in ("bootstrapped over patients", "too narrow with")) == expected
 
 
 def test_several_scans_of_a_patient_are_averaged_and_their_lesions_added_up():

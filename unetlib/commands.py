@@ -80,9 +80,11 @@ def train(args: argparse.Namespace) -> None:
     state = run_recipe(recipe, folder, run, device=args.device, threads=args.threads, **training).state
     if state.epoch < recipe.epochs:  # --max-steps
         return
+    means = {"member": recipe.members, "region": len(recipe.regions.split())}
+    mean = " and ".join(f"{number} {name}s" for name, number in means.items() if number > 1)
     trained = (
         f"{run}: trained for {counted(state.epoch, 'epoch')} in {state.seconds:.0f} seconds; best validation Dice "
-        f"(pooled, prepared {SAMPLE_NAMES[recipe.dims]}s) {state.best_dice:.4f}."
+        f"({f'mean of {mean}, ' if mean else ''}pooled, prepared {SAMPLE_NAMES[recipe.dims]}s) {state.best_dice:.4f}."
     )
     caveats = run.caveats() if first_process() else ""
     say(" ".join(filter(None, (trained, caveats, f"Score it with: unetlib evaluate {quoted(run)}"))))

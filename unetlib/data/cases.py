@@ -22,6 +22,7 @@ from unetlib.support.errors import UnetlibError, first_of
 from unetlib.support.files import digest, sha256
 
 SHARE = 50  # starting a worker costs as much as reading 50 cases
+NO_SIZE = f"{KAGGLE} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
 NOMINAL = f"1 mm is only the nominal voxel size of {KAGGLE}, and a 3-D network would see its heads distorted"
 _ONCE = "a scan counts once."
 HASHES = ("sha256", "image", "content")  # of a case's files; of its (first) image; of its images and mask

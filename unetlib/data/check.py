@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from unetlib.data.cases import SHARE, Case, hash_images, read_case, unforeseen, without_copies
+from unetlib.data.cases import (
+    NO_SIZE,
+    SHARE,
+    Case,
+    has_nominal_spacing,
+    hash_images,
+    read_case,
+    unforeseen,
+    without_copies,
+)
 from unetlib.data.layouts import MODALITIES
 from unetlib.data.patients import Cohort, find_cases
 from unetlib.data.volumes import Volume, read_shape
@@ -25,7 +34,7 @@ class Finding:
 
     labels: frozenset[int]
     shape: tuple[int, ...]
-    spacing: tuple[float, ...]
+    spacing: tuple[float, float, float]
     tumour: float
     notes: tuple[str, ...]
     scans: list[str]
@@ -53,6 +62,11 @@ class Report:
         return tuple(case for case in self.cohort.cases if case.id in self.findings)
 
     @property
+    def nominal(self) -> list[str]:
+        """The usable cases whose voxel size is only nominal, whatever the layout of their files."""
+        return [id for id, finding in self.findings.items() if has_nominal_spacing(id, finding.spacing)]
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should read, though nothing is left out for it."""
         found = [note for finding in self.findings.values() for note in finding.notes]
@@ -62,7 +76,7 @@ class Report:
                 f"Label 4 is in {cavities} BraTS 2023/2024 cases: in gliomas of 2024 it is the resection cavity, "
                 "which the rule label > 0 counts as tumour."
             )
-        return (*self.cohort.notes, *found)
+        return tuple(dict.fromkeys([*self.cohort.notes, *[NO_SIZE] * bool(self.nominal), *found]))
 
     def __str__(self) -> str:
         rows = [("Data", str(self.cohort.root)), *(self._rows() if self.findings else ())]
@@ -81,11 +95,13 @@ class Report:
         numbers = [f"{modality} {images[modality]}" for modality in MODALITIES if images[modality]]
         yield "Images", f"{', '.join(numbers)}, mask {len(cases)}"
         yield "Shape", f"{_ranges(finding.shape for finding in findings)} voxels"
-        yield "Voxel", f"{_ranges(finding.spacing for finding in findings)} mm"
+        nominal = f" (nominal in {counted(len(self.nominal), 'case')})" if self.nominal else ""
+        yield "Voxel", f"{_ranges(finding.spacing for finding in findings)} mm{nominal}"
         labels = Counter(label for finding in findings for label in finding.labels if label)
         yield "Labels", ", ".join(f"{label} ({counted(n, 'case')})" for label, n in sorted(labels.items())) or "none"
         percent = [100 * finding.tumour for finding in findings]
-        yield "Tumour", f"{np.mean(percent):.2f} % of the voxels of a case ({min(percent):.2f} to {max(percent):.2f} %)"
+        spread = f" ({min(percent):.2f} to {max(percent):.2f} %)" if len(percent) > 1 else ""
+        yield "Tumour", f"{np.mean(percent):.2f} % of the voxels of a case{spread}"
         empty = sorted(id for id, finding in self.findings.items() if not finding.tumour)
         yield "No tumour", f"{counted(len(empty), 'case')}{': ' * bool(empty)}{first_of(empty)}"
 

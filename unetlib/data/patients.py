@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unetlib.data import naming
 from unetlib.data.archive import TAR, open_data
-from unetlib.data.cases import Case, read_case, read_labels, read_regions
+from unetlib.data.cases import NO_SIZE, Case, read_case, read_labels, read_regions
 from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
 from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
 from unetlib.data.nifti import OURS, read_description, stem
@@ -163,7 +163,7 @@ def _notes(cases: tuple[Case, ...], folder: Folder) -> Iterator[str]:
         if alone := len(drafts) - both:
             yield f"{layout}: {counted(alone, 'case')} without a mask by an expert; the automatic one is used."
         if layout == KAGGLE:
-            yield f"{layout} has no voxel size: a nominal 1 mm is used, so millimetres mean pixels."
+            yield NO_SIZE
     yield from _ignored(folder)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from unetlib.evaluation.summary import DISTANCES, PATIENTS_FILE, SUMMARY_FILE, Row
-from unetlib.metrics import METRICS
+from unetlib.metrics import METRICS, interval_remark
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.support.files import read_csv
 from unetlib.support.paths import takes_paths
@@ -64,9 +64,12 @@ def _table(summary: dict[str, Any]) -> str:
         for entry in summary["figures"]
         if entry["aggregation"] == "per slice"
     ]
+    remark = interval_remark(summary["patients"])
     lines += [
         "",
-        "The intervals are bootstrapped over patients. Surfaces (native grid, all slices, mean over patients):",
+        *[f"The intervals are bootstrapped over patients{f', and {remark}' * bool(remark)}."]
+        * (summary["patients"] > 1),
+        "Surfaces (native grid, all slices, mean over patients):",
         *map(_surface_line, surfaces),
         *_lesion_lines(summary.get("lesions", [])),
         *_volume_lines(summary.get("volumes", [])),

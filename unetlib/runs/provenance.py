@@ -103,7 +103,7 @@ def find_own(run: Run) -> Cohort:
     if not (root := run.data).exists():
         raise UnetlibError(
             f"{root}, where the patients were, no longer exists. If they were moved, change `data` in "
-            f"{run.recipe_file}; to score others, name their folder with --data."
+            f"{run.recipe_file}; to score others: unetlib evaluate {quoted(run)} --data FOLDER"
         )
     return find_cases(root, assume=run.about().get("assume"), **run.reading)
 
@@ -127,8 +127,9 @@ def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
         if missing := sorted(planned - there):
             raise UnetlibError(
                 f"{cohort.root} lacks {counted(len(missing), unit)} that the run was made with "
-                f"({first_of(missing, 5)}). Put back what is missing; if the data were moved, change `data` in "
-                f"{run.recipe_file}; to score what is there, use --data {quoted(cohort.root)}.{reasons(cohort)}"
+                f"({first_of(missing, 5)}).{reasons(cohort)} Put back what is missing; if the data were moved, change "
+                f"`data` in {run.recipe_file}; to score what is there: unetlib evaluate {quoted(run)} --data "
+                f"{quoted(cohort.root)}"
             )
     changed = [
         case.id
@@ -138,8 +139,8 @@ def own_cases(run: Run, cohort: Cohort, *wanted: str) -> list[Case]:
     if changed:
         raise UnetlibError(
             f"{cohort.root}: the files of {counted(len(changed), 'case')} ({first_of(changed, 5)}) have changed since "
-            "the run was prepared on them. Put the old ones back, or score what is there with --data "
-            f"{quoted(cohort.root)}."
+            "the run was prepared on them. Put the old ones back, or score what is there: unetlib evaluate "
+            f"{quoted(run)} --data {quoted(cohort.root)}"
         )
     return chosen
 

@@ -8,6 +8,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,20 +16,21 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, UndefinedError
 
+from unetlib.data.layouts import KAGGLE
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.evaluation.summary import SLICES_FILE
 from unetlib.evaluation.table import distance_text, read_patients
 from unetlib.evaluation.unseen import divided_note
-from unetlib.metrics import COUNTS, millilitres
+from unetlib.metrics import COUNTS, interval_remark, millilitres
 from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, SEQUENCES, STAGES, TRAIN, Recipe
 from unetlib.runs.checkpoint import load_checkpoint, previous
 from unetlib.runs.first_weights import shipped_for
-from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own
-from unetlib.runs.run import Run, channels_of
+from unetlib.runs.provenance import OF_OTHERS, PACKAGES, find_own, part_by_sign, signs
+from unetlib.runs.run import SHIPPED, Run, channels_of
 from unetlib.show import plots
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, printable
 from unetlib.support.fields import flag
@@ -109,8 +111,13 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
     own, published = recipe.as_dict(), Recipe.published.as_dict()
     changes = {name: (own[name], published[name]) for name in own if own[name] != published[name]}
     decision: Any = read_decision(run, recipe)
-    record, ours = run.about(), sha256(shipped_for(recipe).best) if recipe.phantoms else None
     layouts = sorted({case.layout for case in cohort.cases})
+    nominal = [KAGGLE] * any("voxels" in one.unit for one in regions)  # whatever the layout of its files
+    start, known = run.about().get("start_from"), provenance.get("cases", {})
+    earlier = provenance.get("earlier", {}).values()
+    learned = part_by_sign(earlier).keys()
+    sessions = [session for one in run.members for session in one.provenance.get("sessions", [])]
+    weights = [best, *(load_checkpoint(one.best) for one in run.members[1:])]
     return SimpleNamespace(
         **{"summary": summary, "recipe": recipe, "best": best, "cohort": cohort, "provenance": provenance},
         **{"layouts": layouts, "synthetic": synthetic, "changes": changes, "regions": regions},
@@ -118,19 +125,46 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
         made=how_made(net),
         parameters=parameter_count(net),
         channels=channels_of(best, run.best, recipe)[0],
-        record=record,
-        from_other=record.get("start_from") not in (None, ours),
+        record=run.about(),
+        start=_start(start, recipe),
+        weights=[*zip(run.members, weights, strict=True)],
+        val_dice=float(np.mean([one["val_dice"] for one in weights])),
         decisions=[(region.name, decision.of(region.name)) for region in regions],
-        earlier=sorted({case["patient"] for case in provenance.get("earlier", {}).values()}),
-        divided=divided_note(cohort, provenance.get("cases", {})),
+        earlier=_earlier(earlier),
+        again=sum(bool(signs(case, id) & learned) for id, case in known.items()),
+        divided=divided_note(cohort, known),
         note=("synthetic images; " if synthetic else "") + plots.DISCLAIMER,
-        about="synthetic" if synthetic else " ".join(layouts),
+        about="synthetic" if synthetic else " ".join([*layouts, *nominal]),
         flags=_flags(recipe, changes),
-        parts=[*_parts(run.split, provenance.get("cases", {}).values())],
-        machines=list(dict.fromkeys(map(_machine, provenance.get("sessions", [])))),
+        parts=[*_parts(run.split, known.values())],
+        machines=list(dict.fromkeys(map(_machine, sessions))),
+        threads=[number for number, _ in groupby(one["threads"] for one in sessions if one["device"] == "cpu")],
+        remark=interval_remark(summary["patients"]),
         seconds=sum(load_checkpoint(one.latest)["progress"]["seconds"] for one in run.members if one.latest.exists()),
         epochs=len(read_csv(run.history_file, numbers=("epoch", "val_dice"))),
     )
+
+
+def _start(first: str | None, recipe: Recipe) -> tuple[str, str]:
+    """Return the name of the first weights, given by their hash, if they come with the library, and their flag."""
+    name = next((name for name, folder in SHIPPED.items() if first == sha256(Run(folder).best)), "")
+    by_recipe = recipe.phantoms and first == sha256(shipped_for(recipe).best)
+    return name, "" if first is None or by_recipe else f" --start-from {name or 'OTHER'}"
+
+
+def _earlier(cases: Iterable[Mapping[str, Any]]) -> dict[str, tuple[list[str], list[str]]]:
+    """Return, for phantoms and for patients, of whom earlier runs were trained and who served for their choices only.
+
+    Phantoms of two cohorts may have one name, so they are told apart by their hashes.
+    """
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for case in cases:
+        phantom = case["patient"].lower().startswith("phantom_")
+        own = found.setdefault("phantom" if phantom else "patient", (set(), set()))
+        own[case["part"] != "train"].add(case["sha256"] if phantom else case["patient"])
+    return {
+        kind: (sorted(trained), sorted(chosen - trained)) for kind, (trained, chosen) in sorted(found.items())[::-1]
+    }
 
 
 def _region(

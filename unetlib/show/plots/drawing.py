@@ -68,9 +68,10 @@ def draw_outline(axes: Axes, mask: np.ndarray, colour: str = OUTLINE, width: flo
 def draw_regions(axes: Axes, masks: np.ndarray, dashed: bool = False) -> None:
     """Draw the border of each region in its colour, from boolean masks (K, H, W); nothing where one is empty.
 
-    Each line is narrower than the one below it, so that none hides another.
+    Each line is so much narrower than the one below it that both are seen where regions share a border.
     """
-    widths = 1.2 + 0.8 * np.arange(len(masks))[::-1]
+    step = min(1.8, 5.4 / max(len(masks), 1))  # of many regions, the widest is no band
+    widths = 1.2 + step * np.arange(len(masks))[::-1]
     for mask, colour, width in zip(masks, REGIONS, widths, strict=False):
         draw_outline(axes, mask, colour, width, "--" if dashed else "-")
 

@@ -33,7 +33,7 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "", regions: Sequence
     axes.set_yticks([place + 0.5 * (place // 2) for place in range(len(rows))], names)
     for face, text in ((GREY, "model grid"), ("none", "native grid")):
         axes.plot([], [], "o", color=GREY, mfc=face, label=text)
-    axes.plot([], [], "-", color=GREY, label="95 % interval (bootstrap over patients)")
+    axes.plot([], [], "-", color=GREY, label=f"95 % interval (bootstrap over patients{_narrow(summary['patients'])})")
     legend_above(figure, axes)
     numbers = f"{counted(summary['patients'], 'patient')}, {summary['slices']} slices"
     title = f"One network, {len(summary['figures'])} Dice figures ({numbers}, {summary['tumour_slices']} with tumour)"
@@ -42,6 +42,10 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "", regions: Sequence
     else:
         figure.supxlabel(f"{title}\n{signed(note)}", fontsize=9)
     return figure
+
+
+def _narrow(patients: int) -> str:
+    return ", too narrow with so few" if metrics.interval_remark(patients) else ""
 
 
 def _by_region(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
@@ -91,8 +95,9 @@ def patients_figure(
     Both stand under the name of each of several regions, which has a column of its own, or under "".
     """
     alts = [
-        f"Dice of {counted(len(own), 'test patient')}{f' for {name}' if name else ''} in ascending order, from "
-        f"{min(own):.2f} to {max(own):.2f}; the mean is {np.mean(own):.3f}"
+        f"Dice of {counted(len(own), 'test patient')}{f' for {name}' if name else ''}"
+        + (f" in ascending order, from {min(own):.2f} to {max(own):.2f}; the mean is" * (len(own) > 1) or ":")
+        + f" {np.mean(own):.3f}"
         for name, own in dices.items()
     ]
     figure, panels = new_chart(". ".join(alts), 3.4, signed(note), 1, len(dices), sharey=True, squeeze=False)
@@ -108,7 +113,8 @@ def _draw_patients(axes: Axes, region: str, dices: Sequence[float], interval: Se
     axes.plot(range(1, len(dices) + 1), sorted(dices), "o", color=BLUE, ms=size, label="patient")
     axes.axhline(mean, color=ORANGE, lw=1.5, label="mean" if region else f"mean {mean:.3f}")
     if interval:
-        axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label="95 % interval of the mean (bootstrap)")
+        label = f"95 % interval of the mean (bootstrap{_narrow(len(dices))})"
+        axes.axhspan(*interval, color=ORANGE, alpha=0.15, lw=0, label=label)
     axes.set(xlabel="test patient, from worst to best", xlim=(0.5, len(dices) + 0.5), ylim=(-0.03, 1.03))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if region:

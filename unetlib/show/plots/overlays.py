@@ -206,7 +206,7 @@ def overlay_figure(rows: Sequence[Overlay], note: str = "") -> Figure:
             draw_outline(outlined, row.truth)
             draw_errors(compared, row.truth, row.prediction)
     panels[0, 1].set_title("reference", fontsize=10)
-    panels[0, 2].set_title("prediction" if regions else "prediction against reference", fontsize=10)
+    panels[0, 2].set_title("prediction", fontsize=10)  # short: the panels of an animation are narrow
     shown = [(axes, row.image) for row, line in zip(rows, panels, strict=True) for axes in line]
     stacks = [masks for row in rows for masks in (row.truth, row.prediction)]
     marks = [mask for masks in stacks for mask in masks.reshape(-1, *masks.shape[-2:])]
@@ -280,7 +280,7 @@ def make_figures(run: Run | Path | str, out: Path | None = None, device: str = "
     ranks = note_on_ranks(summary, "test patient", source)
     history = read_csv(run.history_file, numbers=("epoch", "train_loss", "val_loss", "val_dice"))
     figures = (
-        curves_figure(history, "synthetic cohort" if source else ""),
+        curves_figure(history, "synthetic cohort" if source else "", regions=named_regions(recipe)),
         overlay_figure([one.overlay() for one in three], ranks),
         metrics_figure(summary, source, named_regions(recipe)),
         volumes_figure(*read_volumes(run.evaluation), note=source),

@@ -10,6 +10,7 @@ from IPython import display as notebook
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 from unetlib.other_networks import how_made, level_shapes, parameter_count
@@ -214,10 +215,13 @@ def probability_figure(
     return figure
 
 
-def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None) -> Figure:
+def curves_figure(
+    history: Sequence[Mapping[str, Any]], title: str = "", killed_at: float | None = None, regions: Sequence[str] = ()
+) -> Figure:
     """Return loss and validation Dice against the epoch, from the rows of `history.csv` or `State.history`.
 
-    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third.
+    `killed_at` marks where the run was killed and resumed, in epochs: 2.5 is the middle of the third. `regions`: the
+    names of several regions, whose mean the Dice is.
     """
     epochs = [int(row["epoch"]) for row in history]
     column = {name: [float(row[name]) for row in history] for name in ("train_loss", "val_loss", "val_dice")}
@@ -232,10 +236,11 @@ def curves_figure(history: Sequence[Mapping[str, Any]], title: str = "", killed_
     dices.plot(epochs[best], column["val_dice"][best], "o", ms=14, mfc="none", mec=INK)
     place = {"xytext": (0.95, 0.08), "textcoords": "axes fraction", "ha": "right"}
     dices.annotate(f"best: {reached} in epoch {epochs[best]}", (epochs[best], column["val_dice"][best]), **place)
-    dices.set(xlabel="epoch", ylabel="validation Dice, pooled", ylim=(-0.04, 1.04))
+    mean = f",\nmean of {len(regions)} regions" if regions else ""
+    dices.set(xlabel="epoch", ylabel=f"validation Dice, pooled{mean}", ylim=(-0.04, 1.04))
     for axes in (losses, dices):
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if killed_at is not None:
             axes.axvline(killed_at, color=GREY, linestyle="--", label="killed and resumed")
     losses.legend(frameon=False)
