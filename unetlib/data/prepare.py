@@ -149,7 +149,7 @@ def _prepare(
         if not (folder / SLICES_FILE).is_file():
             raise UnetlibError(
                 f"{folder} has lost its {SLICES_FILE}. Restore it from a copy, or make the folder again with: unetlib "
-                f"prepare DATA {folder} --rebuild"
+                f"prepare DATA {quoted(folder)} --rebuild"
             )
         warn_of_divided(prepared, cohort)
         known = {name: prepared.about["left_out"][name] for name in prepared.about["unusable"]}
