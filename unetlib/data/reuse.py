@@ -17,8 +17,6 @@ from unetlib.support.fields import changed
 from unetlib.support.files import read_json
 from unetlib.support.messages import say, warn
 
-DRAWN_BY = ("split_seed", "train_fraction")  # the fields of a recipe by which a split is drawn
-
 
 def warn_of_divided(prepared: Prepared, cohort: Cohort) -> None:
     """Warn of patients whose scans the split of an older version has put into two parts."""
@@ -79,7 +77,7 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
     """Return the split in the folder, or a new one; with `rebuild`, also a new one if the old one does not fit.
 
     A split without prepared slices is the user's own, or of a call that was stopped: it is never replaced. Raises
-    `UnetlibError` if it does not fit the patients, or other choices than the usual ones would draw another.
+    `UnetlibError` if it does not fit the patients, or a seed is given that draws another.
     """
     path, fresh = folder / SPLIT_FILE, make_split(patients, recipe.split_seed, recipe.train_fraction)
     if not path.exists():
@@ -89,7 +87,7 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
         before = recipe.as_dict()  # if that file is damaged
         with suppress(UnetlibError, KeyError):
             before = read_json(folder / PREPARED_FILE)["recipe"]
-        same = all(before.get(name) == getattr(recipe, name) for name in DRAWN_BY)
+        same = all(before.get(name) == getattr(recipe, name) for name in ("split_seed", "train_fraction"))
         try:
             if not same or Split.load(path).patients() != patients:
                 return fresh
@@ -101,11 +99,10 @@ def get_split(folder: Path, patients: set[str], recipe: Recipe, rebuild: bool) -
         lacks = (("no usable case is of", gone), ("it lacks", new))
         why = "; ".join(f"{what} {first_of(names, 5)}" for what, names in lacks if names)
         raise UnetlibError(f"{path} does not fit the data: {why}. Delete it to draw a new split.")
-    usual = all(getattr(recipe, name) == getattr(Recipe.published, name) for name in DRAWN_BY)
-    if not (split == fresh or again or usual):  # the folder would say that it was drawn so
+    if split != fresh and recipe.split_seed and not again:  # the folder would say that this seed drew it
         raise UnetlibError(
-            f"{path} is not the split that the seed {recipe.split_seed} and the train fraction {recipe.train_fraction} "
-            "draw. Delete it to draw that one, or leave out both flags to use it."
+            f"{path} is not the split that the seed {recipe.split_seed} draws. Delete it to draw that one, or leave "
+            "out the seed to use it."
         )
     of = "" if split == fresh else f", which is not the one that the seed {recipe.split_seed} draws"
     say(f"{path} exists: the split is reused{of}.")
