@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import BEST, LATEST, SMALL, some
 from unetlib.cli import main
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.metrics import bootstrap_interval, interval_remark
+from unetlib.evaluation.summary import interval_remark
+from unetlib.metrics import bootstrap_interval
 from unetlib.runs.checkpoint import load_checkpoint, save_checkpoint
 from unetlib.runs.provenance import learned
 from unetlib.runs.run import SHIPPED, Run

@@ -25,7 +25,8 @@ from scipy.spatial.distance import cdist
 from tests.oracles import MONAI
 from tests.oracles import count_slices as count
 from unetlib import metrics
-from unetlib.metrics import COVERAGE, METRICS, Counts, bootstrap_interval, interval_remark, surface_figures
+from unetlib.evaluation.summary import COVERAGE, interval_remark
+from unetlib.metrics import METRICS, Counts, bootstrap_interval, surface_figures
 from unetlib.support.errors import UnetlibError
 
 pytestmark = pytest.mark.filterwarnings("ignore:monai:FutureWarning")  # MONAI warns of its own calls

@@ -135,10 +135,6 @@ class Metric(Protocol):
 METRICS: dict[str, Metric] = {one.__name__: one for one in (dice, iou, accuracy, precision, recall, specificity, f1)}
 
 
-# How often, in %, a 95 % interval of `bootstrap_interval` holds the true mean of so few values.
-COVERAGE = {2: 50, 3: 75, 4: 80, 5: 84, 6: 85, 7: 87, 8: 89, 9: 90}
-
-
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -> tuple[float, float] | None:
     """Return the 95 % percentile bootstrap interval of the mean of `values` (one per patient).
 
@@ -147,7 +143,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -
 
     Of few values the interval is too narrow. Simulated with normal data (6,000 samples of each size), it holds the true
     mean in 50 % of samples of 2 values, 75 % of 3, 80 % of 4, 84 % of 5, 90 % of 10, 92 % of 20 and 94 % of 70. With
-    fewer than 10 values it is therefore shown with the remark of `interval_remark`.
+    fewer than 10 values, tables and figures say so.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3.
     """
     if len(values) < 2:
@@ -155,12 +151,6 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 10_000) -
     rows = np.random.default_rng(seed).integers(0, len(values), size=(draws, len(values)))
     low, high = np.percentile(values[rows].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def interval_remark(patients: int) -> str:
-    """Return what is to stand beside a 95 % interval over fewer than 10 patients; "" if there are more, or only one."""
-    share = COVERAGE.get(patients)
-    return f"too narrow with {patients} patients: about {share} % of such intervals hold the true mean" if share else ""
 
 
 def millilitres(voxels: Any, spacing: Sequence[float]) -> Any:

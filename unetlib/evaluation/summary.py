@@ -22,6 +22,8 @@ DISTANCES = ("hd95_mm", "hd95_voxels")  # in voxels where their true size is los
 MEANS = ("surface_dice", "lesion_dice", *(f"lesion_{name}" for name in DISTANCES))  # over a patient's cases
 MEANS += tuple(f"{which}_{unit}" for which in ("truth", "prediction") for unit in ("ml", "voxels"))
 SUMS = ("lesions", "lesions_missed", "lesion_false_alarms")  # of a patient's cases
+# How often, in %, a 95 % interval of `bootstrap_interval` holds the true mean of so few values.
+COVERAGE = {2: 50, 3: 75, 4: 80, 5: 84, 6: 85, 7: 87, 8: 89, 9: 90}
 Row = dict[str, Any]
 
 
@@ -134,6 +136,12 @@ def volume_summary(patients: list[Row]) -> list[Row]:
                 entry |= _mean("difference", prediction - truth)
                 entries.append(entry | {"limits": limits_of_agreement(prediction - truth)})
     return entries
+
+
+def interval_remark(patients: int) -> str:
+    """Return what is to stand beside a 95 % interval over fewer than 10 patients; "" if there are more, or only one."""
+    share = COVERAGE.get(patients)
+    return f"too narrow with {patients} patients: about {share} % of such intervals hold the true mean" if share else ""
 
 
 def limits_of_agreement(differences: np.ndarray) -> tuple[float, float] | None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from unetlib.evaluation.summary import DISTANCES, PATIENTS_FILE, SUMMARY_FILE, Row
-from unetlib.metrics import METRICS, interval_remark
+from unetlib.evaluation.summary import DISTANCES, PATIENTS_FILE, SUMMARY_FILE, Row, interval_remark
+from unetlib.metrics import METRICS
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by
 from unetlib.support.files import read_csv
 from unetlib.support.paths import takes_paths

@@ -20,10 +20,10 @@ from unetlib.data.layouts import KAGGLE
 from unetlib.data.split import PARTS, Split
 from unetlib.data.volumes import read_volume
 from unetlib.evaluation.evaluate import evaluate
-from unetlib.evaluation.summary import SLICES_FILE
+from unetlib.evaluation.summary import SLICES_FILE, interval_remark
 from unetlib.evaluation.table import distance_text, read_patients
 from unetlib.evaluation.unseen import divided_note
-from unetlib.metrics import COUNTS, interval_remark, millilitres
+from unetlib.metrics import COUNTS, millilitres
 from unetlib.other_networks import how_made, parameter_count
 from unetlib.prediction.decision import read_decision
 from unetlib.recipe import PREPARE, SAMPLE_NAMES, SEQUENCES, STAGES, TRAIN, Recipe

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from unetlib import metrics
-from unetlib.evaluation.summary import AGGREGATIONS, SLICES
+from unetlib.evaluation.summary import AGGREGATIONS, SLICES, interval_remark
 from unetlib.metrics import Counts
 from unetlib.show.plots.colours import BLUE, ERRORS, FAINT, GREY, INK, ORANGE
 from unetlib.show.plots.common import legend_above, new_chart, signed
@@ -45,7 +45,7 @@ def metrics_figure(summary: Mapping[str, Any], note: str = "", regions: Sequence
 
 
 def _narrow(patients: int) -> str:
-    return ", too narrow with so few" if metrics.interval_remark(patients) else ""
+    return ", too narrow with so few" if interval_remark(patients) else ""
 
 
 def _by_region(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
