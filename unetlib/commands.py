@@ -4,7 +4,7 @@ import argparse
 
 import unetlib
 from unetlib.presets import PRESETS, USUAL
-from unetlib.recipe import OF_PATIENTS, PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
+from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, TRAIN, Recipe
 from unetlib.recipe_flags import given
 from unetlib.support.errors import UnetlibError, counted, quoted
 from unetlib.support.fields import flag
@@ -112,7 +112,7 @@ def export(args: argparse.Namespace) -> None:
                 "folder of the patients."
             )
         prepared = unetlib.Prepared.open(data)
-        recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
+        recipe = prepared.reading
         data, assume = prepared.data, prepared.assume or assume
     about = export_nnunet(args.data, args.out, Recipe.published.but(**chosen), args.workers, args.assume)
     scoring = ["unetlib score MASKS", quoted(data), *([f"--assume-{assume}"] if assume else [])]

@@ -84,7 +84,7 @@ def export_nnunet(
         )
     if (data / PREPARED_FILE).exists():
         prepared = Prepared.open(data)
-        recipe = Recipe.published.but(**{name: prepared.about["recipe"][name] for name in OF_PATIENTS})
+        recipe = prepared.reading
         split, cohort = prepared.split, _prepared_cohort(prepared, recipe, assume)
     else:
         cohort = find_cases(data, recipe.modalities, assume, recipe.missing)

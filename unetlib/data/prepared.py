@@ -12,7 +12,7 @@ from unetlib.data.cases import HASHES
 from unetlib.data.split import PARTS, SPLIT_FILE, Split
 from unetlib.data.volumes import ASSUMABLE
 from unetlib.dataset import SliceDataset
-from unetlib.recipe import PREPARE, SAMPLE_NAMES, Recipe
+from unetlib.recipe import OF_PATIENTS, PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, brief, counted, first_of, made_by, quoted
 from unetlib.support.files import digest, read_json
 from unetlib.support.paths import takes_paths
@@ -75,6 +75,11 @@ class Prepared:
             return cls(folder, about, split, images, masks)
         except UnetlibError as error:
             raise UnetlibError(f"{error} Or prepare again: unetlib prepare DATA {quoted(folder)} --rebuild") from error
+
+    @property
+    def reading(self) -> Recipe:
+        """The published recipe with the fields by which these patients were read."""
+        return Recipe.published.but(**{name: self.about["recipe"][name] for name in OF_PATIENTS})
 
     @property
     def data(self) -> Path:

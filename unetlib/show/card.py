@@ -148,7 +148,7 @@ def _read(run: Run, summary: dict[str, Any]) -> SimpleNamespace:
 def _start(first: str | None, recipe: Recipe) -> tuple[str, str]:
     """Return the name of the first weights, given by their hash, if they come with the library, and their flag."""
     name = next((name for name, folder in SHIPPED.items() if first == sha256(Run(folder).best)), "")
-    by_recipe = recipe.phantoms and first == sha256(shipped_for(recipe).best)
+    by_recipe = recipe.phantoms and name == shipped_for(recipe).shipped
     return name, "" if first is None or by_recipe else f" --start-from {name or 'OTHER'}"
 
 
