@@ -8,6 +8,7 @@ from which the numbers of epochs follow.
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -90,7 +91,7 @@ def compared(found: dict[str, Result]) -> str:
         shared = own.index.intersection(found["unet"].index)
         against = "" if name == "unet" else gain_text(found["unet"].loc[shared], own.loc[shared])
         rate, epochs = float(own["recipe.learning_rate"].iloc[0]), int(own["recipe.epochs"].iloc[0])
-        minutes = seconds_of_training(*(run for _, run in own.groupby("run"))) / 60
+        minutes = np.median([seconds_of_training(run) for _, run in own.groupby("run")]) / 60  # one was halted
         words = [f"{rate:g}", epochs, f"{epochs * SECONDS[AGAIN.get(name, name)] / 60:.0f}", f"{minutes:.1f}"]
         rows.append([name, len(own), mean_text(own[DICE]), f"{own[DICE].median():.3f}", against, *words])
     columns = ("arm", "patients", "Dice", "median", "against unet, 95 % interval")
@@ -109,9 +110,7 @@ def write(data: Path) -> None:
             folds = [cell(name, fold, data).result() for fold in range(FOLDS)]
             if any(own is not None for own in folds):
                 found[name] = pd.concat(folds)  # without those that are None
-    blocks = [
-        f"Measured so far: {', '.join(f'{name} {len(own)} patients' for name, own in found.items()) or 'nothing'}."
-    ]
+    blocks = [] if found else ["Nothing is measured yet."]
     if any(any(row[1:]) for row in rates):
         blocks += [
             "Mean Dice of the validation patients of fold 0 after 5 planned minutes, by learning rate:",

@@ -304,6 +304,9 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
     assert zero_shot.curve_table(measured) in page
     zeros = {name: results.read(f"zero-shot-{name.replace(' ', '-')}") for name in ("looked at", "others")}
     assert zero_shot.zero_table(zeros) in page
+    arms = [name for arm in networks.ARMS for name in (arm, *(one for one, of in networks.AGAIN.items() if of == arm))]
+    folds = {arm: [results.read(f"networks-{arm}-fold-{fold}") for fold in range(regions.FOLDS)] for arm in arms}
+    assert networks.compared({arm: pd.concat(own) for arm, own in folds.items()}) in networks.PAGE.read_text("utf-8")
     for name, pages in (("ablation-", ablation), ("networks-", networks), ("nnunet-", networks), ("regions-", regions)):
         assert f"; {results.measured_on(name)}" in pages.PAGE.read_text("utf-8")
 
