@@ -450,7 +450,7 @@ def test_the_command_line(patients, tmp_path, capsys):
     assert splits(out) == [{"train": [*split.train], "val": [*split.val]}]
     run_cli("prepare", patients, tmp_path / "prepared", "--image-size", 32)
     given = ("export", tmp_path / "prepared", tmp_path / "Dataset502_x", "--nnunet")
-    assert "is prepared, and says itself what split_seed is" in fails(capsys, *given, "--seed", 3)
+    assert "is prepared, and says itself what --seed is" in fails(capsys, *given, "--seed", 3)
     run_cli(*given)
     with pytest.raises(SystemExit):
         run_cli("export", patients, tmp_path / "Dataset503_x")

@@ -265,7 +265,11 @@ def test_weights_that_stand_under_several_names_are_averaged_once():
         ("unetr", {"depth": 3}, "depth is 3 (expected: 4)"),
         ("unetr", {"image_size": 16}, "image_size is 16 (expected: more than 16"),
         ("dynunet", {"depth": 1}, "depth is 1 (expected: 2 to 8)"),
-        ("dynunet", {"depth": 6}, "image_size is 40 (expected: more than 64"),
+        (
+            "dynunet",
+            {"depth": 6},
+            "image_size is 40 (expected: more than 64, by unetlib prepare --image-size, or --depth 5 at most)",
+        ),
         ("segresnet", {"width": 12}, "width is 12 (expected: a multiple of 8, such as 8)"),
         ("attention-unet", {"width": 1}, "width is 1 (expected: a multiple of 2, such as 2)"),
     ],
@@ -485,11 +489,22 @@ def test_the_levels_of_any_network_are_the_sizes_of_its_maps():
 def test_the_architecture_of_another_network_is_drawn_by_its_levels(recipe):
     network = build_network(recipe)
     figure = plots.architecture_figure(network, recipe.image_size)
-    assert figure.get_suptitle() == f"{OTHERS[recipe.network].kind}: {parameter_count(network):,} parameters"
+    title, *_ = figure.get_suptitle().split(";")  # then how it pads
+    assert title == f"{OTHERS[recipe.network].kind}: {parameter_count(network):,} parameters"
     shown = [text.get_text() for text in figure.axes[0].texts]
     for name, (channels, *sides) in level_shapes(network, recipe.image_size):
         assert str(channels) in shown
         assert f"{name}\n{' x '.join(map(str, sides))}" in shown
+
+
+def test_the_architecture_of_a_network_that_pads_keeps_its_boxes_off_their_names():
+    network = build_network(SMALLEST["swin-unetr"])
+    figure = plots.architecture_figure(network, 50)
+    assert figure.get_suptitle().endswith("parameters; 50 padded to 64")
+    (axes,) = figure.axes
+    names = [text.get_position()[1] for text in axes.texts if "\n" in text.get_text()]
+    assert names
+    assert max(names) < min(box.get_y() for box in axes.patches)
 
 
 def test_the_card_and_figures_of_a_run_name_its_network(runs, tmp_path):

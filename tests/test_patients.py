@@ -393,7 +393,7 @@ def test_a_wrong_folder_is_told_what_was_found_and_expected(tmp_path):
         find_cases(tmp_path)
     (tmp_path / "holiday.jpg").touch()
     (tmp_path / "brain.nii.gz").touch()
-    with pytest.raises(UnetlibError, match=r"2 other files, for example brain\.nii\.gz"):
+    with pytest.raises(UnetlibError, match=r"2 other files, for example brain\.nii\.gz\. Names"):
         find_cases(tmp_path)
     (tmp_path / "BraTS.tar").touch()
     with pytest.raises(UnetlibError, match=r"Give the archive itself, .*BraTS\.tar"):
@@ -402,6 +402,16 @@ def test_a_wrong_folder_is_told_what_was_found_and_expected(tmp_path):
         find_cases(tmp_path / "nowhere")
     with pytest.raises(UnetlibError, match="'T2' is not a modality"):
         find_cases(tmp_path, "T2")
+
+
+def test_a_folder_that_was_made_from_patients_is_named_as_what_it_is(prepared, trained, tmp_path):
+    for made, what in ((trained, "a run"), (prepared, "prepared slices")):
+        with pytest.raises(UnetlibError, match=rf"is the folder of {what}\. Give the folder that the patients lie in"):
+            find_cases(made)
+    for name in ("a.json", "b.json", "c.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UnetlibError, match=r"3 other files, for example c\.png \(PNG or JPEG"):
+        find_cases(tmp_path)
 
 
 def test_msd_test_images_alone_are_no_patients(tmp_path):

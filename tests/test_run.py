@@ -114,6 +114,26 @@ def test_weights_of_another_run_are_refused(prepared, copy, tmp_path):
         copy.load()
 
 
+def test_a_checkpoint_of_another_run_is_refused_whatever_recipe_is_asked_for(prepared, copy, tmp_path):
+    """It names the file, and no training goes on that would mix two runs."""
+    other = Run(tmp_path / "other")
+    train(prepared, other, SMALL.but(width=2, epochs=1), device="cpu")
+    shutil.copy(other.latest, copy.latest)
+    before = {path: path.read_bytes() for path in copy.folder.rglob("*") if path.is_file()}
+    for width in (4, 2):
+        with pytest.raises(UnetlibError, match=r"latest_checkpoint.pth holds the weights of another .*width: 4 -> 2"):
+            train(prepared, copy, SMALL.but(width=width, epochs=9), device="cpu")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_network_that_cannot_be_made_is_that_of_a_file(copy):
+    content = torch.load(copy.best)
+    content["recipe"] |= {"network": "unetr", "depth": 3}
+    torch.save(content, copy.best)
+    with pytest.raises(UnetlibError, match=r"best_model.pth: the network 'unetr' cannot be made .* depth is 3"):
+        copy.load()
+
+
 def test_weights_of_a_run_on_another_split_or_from_other_first_weights_are_refused(cohort, prepared, trained, tmp_path):
     other = prepare(cohort, tmp_path / "p", SMALL.but(split_seed=5), workers=1)
     train(other, tmp_path / "split", SMALL.but(epochs=1), device="cpu")

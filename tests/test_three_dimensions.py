@@ -1,6 +1,7 @@
 """Whole volumes for 3-D networks: along z, in training, in prediction, and how much memory they need."""
 
 import re
+from functools import partial
 
 import nibabel as nib
 import numpy as np
@@ -31,6 +32,7 @@ from unetlib.show.card import write_card
 from unetlib.show.plots import make_figures
 from unetlib.support.errors import UnetlibError
 from unetlib.support.files import read_csv, read_json
+from unetlib.unet import UNet
 
 SMALL = Recipe.volume.but(
     image_size=32, width=2, depth=2, epochs=2, train_fraction=0.6, mirror=False, tune=False, precision="fp32"
@@ -297,11 +299,33 @@ def test_a_network_that_needs_numbers_does_not_tell_its_memory():
 
 def test_memory_that_a_step_cannot_have_is_said_before_it_starts(data, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10**8)
-    with pytest.raises(
-        UnetlibError, match=r"needs about 0\.\d GB of memory, and cpu has 0.1 GB. Choose a smaller --batch"
-    ):
+    with pytest.raises(UnetlibError, match=r"needs about 0\.\d GB of memory, and cpu has 0.1 GB. Choose a smaller --w"):
         train(data, tmp_path / "run", SMALL, "cpu", threads=1)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_only_what_can_be_smaller_is_said_to_need_less_memory(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**8)
+    with pytest.raises(UnetlibError, match=r"has 0.1 GB. Choose a smaller --width \(now 2\)\.$"):
+        train(data, tmp_path / "run", SMALL.but(batch_size=1), "cpu", threads=1)
+    needed = partial(
+        memory.require_memory, "run", SMALL.but(batch_size=9, image_size=64), (1, 64, 64, 64), 1, 2, torch.device("cpu")
+    )
+    with pytest.raises(UnetlibError, match=r"--batch-size \(now 2\) or .* or smaller volumes .*, now 64\)\.$"):
+        needed()
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch):
+    needed = partial(memory.require_memory, "run", SMALL.but(batch_size=2), (1, 32, 32, 32), 1, 9)
+    alone = memory.step_bytes(UNet(width=SMALL.width, depth=SMALL.depth, dims=3), (1, 1, 32, 32, 32)) + memory.SPARE
+    monkeypatch.setattr(memory, "available_bytes", lambda device: int(1.5 * alone))
+    monkeypatch.setattr(memory, "process_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # each on a machine of its own
+    assert "of memory; cpu has" in needed(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UnetlibError, match=r"GB of memory in each of 2 processes, .* or fewer processes\."):
+        needed(torch.device("cpu"))
+    assert "processes" not in needed(torch.device("meta"))  # as a GPU: each has its own
 
 
 def test_a_finished_training_needs_no_memory(data, run, monkeypatch):
@@ -357,10 +381,24 @@ def test_cases_without_a_true_voxel_size_are_refused_with_the_reason(data, run, 
         prepare(alone, tmp_path / "none", SMALL)
     with pytest.raises(UnetlibError, match="nominal voxel size of TCGA-LGG"):
         predict(run, [alone], tmp_path / "out", device="cpu")
+    flair = next(alone.rglob("*_flair.nii.gz"))
+    for image in (flair, {"flair": flair}):
+        with pytest.raises(UnetlibError, match="nominal voxel size of TCGA-LGG"):
+            predict(run, [image], tmp_path / "out", device="cpu")
+    assert not [*(tmp_path / "out").glob("*.nii.gz")]
     with pytest.raises(UnetlibError, match="no case can be scored"):
         evaluate(run, alone, "all", device="cpu")
     assert "nominal voxel size of TCGA-LGG" in capsys.readouterr().out
     assert len(prepare(alone, tmp_path / "slices", SMALL.but(dims=2)).about["cases"]) == 4
+
+
+def test_large_volumes_are_said_before_they_fill_the_disk(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("unetlib.data.prepare._run", lambda *_: dict.fromkeys(data.about["cases"], "not read"))
+    for side in (32, 512):
+        with pytest.raises(UnetlibError, match="no case can be used"):
+            prepare(data.data, tmp_path / f"{side}", SMALL.but(image_size=side))
+    told = [line for line in capsys.readouterr().out.splitlines() if " GB " in line]
+    assert told == [f"{tmp_path / '512'}: the volumes of 6 cases will take 2.4 GB on the disk."]  # 6 x 512^3 x 3 bytes
 
 
 def test_a_tumour_outside_the_cube_is_said(tmp_path, capsys):

@@ -108,8 +108,8 @@ def export(args: argparse.Namespace) -> None:
     if (data / PREPARED_FILE).exists():
         if chosen:
             raise UnetlibError(
-                f"{data} is prepared, and says itself what {', '.join(chosen)} is. Leave the flags out, or name the "
-                "folder of the patients."
+                f"{data} is prepared, and says itself what {', '.join(map(flag, chosen))} is. Leave the flags out, "
+                "or name the folder of the patients."
             )
         prepared = unetlib.Prepared.open(data)
         recipe = prepared.reading

@@ -46,9 +46,8 @@ def open_data(path: Path) -> Path:
     if path.is_dir():
         return path if path.name.strip(".") else path.resolve()  # `.` has no name
     if not path.is_file():
-        raise UnetlibError(
-            f"{path} does not exist or is not a file. Give the folder, or the .tar archive, that the patients lie in."
-        )
+        what = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise UnetlibError(f"{path} {what}. Give the folder, or the .tar archive, that the patients lie in.")
     end = next((end for end in TAR if path.name.lower().endswith(end)), path.suffix)
     target = home(os.environ.get(PLACE) or path.parent) / f"{path.name[: len(path.name) - len(end)]}.extracted"
     stat, where = path.stat(), str(path.resolve().parent)

@@ -99,4 +99,5 @@ def require_file(path: Path, expected: str) -> None:
     if path.is_symlink() and not path.exists():
         raise UnetlibError(f"{path} does not exist: it is a link to {path.readlink()}, which is gone. Put that back.")
     if not is_file:
-        raise UnetlibError(f"{path} does not exist or is not a file. {expected}")
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise UnetlibError(f"{path} {what}. {expected}")

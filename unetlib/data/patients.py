@@ -14,7 +14,7 @@ from unetlib.data import naming
 from unetlib.data.archive import TAR, open_data
 from unetlib.data.cases import NO_SIZE, Case, read_case, read_labels, read_regions
 from unetlib.data.folder import IMAGE_KINDS, Draft, Folder, beginnings
-from unetlib.data.layouts import AUTOMATIC, BY_NAME, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
+from unetlib.data.layouts import AUTOMATIC, BY_NAME, ENDINGS, KAGGLE, LAYOUTS, MASK, MODALITIES, NAMELESS, WORDS
 from unetlib.data.nifti import OURS, read_description, stem
 from unetlib.data.volumes import assumption
 from unetlib.support.errors import UnetlibError, counted, first_of
@@ -42,6 +42,8 @@ FOREIGN = {
     (".png", ".jpg", ".jpeg"): "PNG or JPEG, which have lost the intensities: take the original images",
     (".zip", ".7z", ".rar"): "archives: unpack them first",
 }
+# By which file a folder is known that this library has made from patients.
+MADE = {"prepared.json": "prepared slices", "recipe.json": "a run"}
 
 __all__ = ["Case", "Cohort", "find_cases", "find_images", "read_case", "read_labels", "read_regions"]
 
@@ -220,13 +222,17 @@ def _looks_like(path: Path, kind: str) -> bool:
 def _nothing_found(folder: Folder) -> str:
     """Return the sentence about a folder without a case: what it holds, what was expected, what to do."""
     files, root = folder.unknown, folder.root
-    example = f", for example {files[0].relative_to(root)}" if files else ""
-    found = f"{counted(len(files), 'other file')}{example}" if files else "no file at all"
+    if made := next((what for name, what in MADE.items() if (root / name).is_file()), ""):
+        return f"{root} is the folder of {made}. Give the folder that the patients lie in."
+    found = "no file at all"
+    if files:  # an image whose name no layout knows says more than any other file
+        ends = Counter(kind for path in files for kind in (ENDINGS, *FOREIGN) if path.name.lower().endswith(kind))
+        kind = ENDINGS if ends[ENDINGS] else max(ends, key=ends.__getitem__, default=("",))
+        example = next(path for path in files if path.name.lower().endswith(kind))
+        why = f" ({FOREIGN[kind]})" if kind in FOREIGN else ""
+        found = f"{counted(len(files), 'other file')}, for example {example.relative_to(root)}{why}"
     if folder.tests:
         found = f"{counted(folder.tests, 'image')} in imagesTs, which is for testing, and {found}"
-    ends = Counter(kind for path in files for kind in FOREIGN if path.name.lower().endswith(kind))
-    if ends:
-        found += f" ({FOREIGN[ends.most_common(1)[0][0]]})"
     archive = next((path for path in files if path.name.lower().endswith(TAR)), None)
     action = f"Give the archive itself, {archive}." if archive else "Give the folder that the patients lie in."
     expected = ", ".join(dict.fromkeys(layout.example for layout in LAYOUTS))

@@ -87,13 +87,16 @@ def require_memory(
         return ""
     volumes = f"{counted(rows, SAMPLE_NAMES[recipe.dims])} ({' x '.join(map(str, shape))})"
     about = f"a step on {volumes} needs about {gigabytes(needed + SPARE)}"
-    if there is not None and needed + SPARE > there:
-        raise UnetlibError(
-            f"{name}: {about} of memory, and {device} has {gigabytes(there)}. Choose a smaller --batch-size (now "
-            f"{recipe.batch_size}) or --width (now {recipe.width}), or prepare smaller volumes (--image-size, now "
-            f"{recipe.image_size})."
-        )
-    return f"{name}: {about} of memory" + (f"; {device} has {gigabytes(there)}." if there else ".")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1  # that share this memory
+    about += " of memory" + (f" in each of {processes} processes" if processes > 1 else "")
+    if there is not None and processes * (needed + SPARE) > there:
+        batch = min(recipe.batch_size, number)
+        smaller = [f"a smaller --batch-size (now {batch})"] if rows > 1 else []
+        smaller += [f"a smaller --width (now {recipe.width})"]
+        smaller += [f"smaller volumes (--image-size, now {recipe.image_size})"] if recipe.image_size > 32 else []
+        smaller += ["fewer processes"] if processes > 1 else []
+        raise UnetlibError(f"{name}: {about}, and {device} has {gigabytes(there)}. Choose {' or '.join(smaller)}.")
+    return f"{name}: {about}" + (f"; {device} has {gigabytes(there)}." if there else ".")
 
 
 def gigabytes(number: float) -> str:

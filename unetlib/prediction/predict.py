@@ -80,7 +80,7 @@ def predict(
                 continue
             try:
                 volume = reader.read(job.scan)
-                require_spacing(job.scan.name, volume.spacing, predictor.dims)
+                require_spacing(job.scan.case, volume.spacing, predictor.dims)
             except Exception as error:  # one bad file must not stop the others
                 failed.append(str(error) if isinstance(error, UnetlibError) else f"{job.scan}: {unforeseen(error)}")
                 bar.update()

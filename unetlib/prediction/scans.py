@@ -22,10 +22,14 @@ Images = Path | dict[str, Path]  # an image or a folder; or the image of each se
 
 @dataclass(frozen=True)
 class Scan:
-    """The images of one patient: the `source` of each sequence, in the order of the recipe, and the `name` of masks."""
+    """The images of one patient: the `source` of each sequence, in the order of the recipe, and the `name` of masks.
+
+    `case`: the id that the names of folder and file show.
+    """
 
     name: str
     sources: dict[str, Source]
+    case: str
 
     def __str__(self) -> str:
         return str(next(iter(self.sources.values())))
@@ -74,7 +78,12 @@ class Reader:
                 f"{images} is one image, and the run sees {self._seen}. Name the images of the patient, --image "
                 f"{self.modalities[0]}=FILE {self.modalities[1]}=FILE ..., or the folder that they lie in."
             )
-        return [Scan(stem(images.name), {self.modalities[0]: self._source(images, self.modalities[0])})], []
+        return [self._alone(images)], []
+
+    def _alone(self, path: Path) -> Scan:
+        """Return one image as a scan; its mask keeps the name of the file."""
+        name, found = stem(path.name), _recognised(path)
+        return Scan(name, {self.modalities[0]: self._source(path, self.modalities[0])}, found.id if found else name)
 
     def _source(self, path: Path, name: str) -> Source:
         """Return an image that was given as the sequence `name`."""
@@ -94,7 +103,7 @@ class Reader:
             sources = {name: case.images[name] for name in self.modalities if name in case.images}
             if self.channel is not None:
                 sources = {name: replace(source, channel=self.channel) for name, source in sources.items()}
-            scans.append(Scan(case.id, sources))
+            scans.append(Scan(case.id, sources, case.id))
         return scans, [f"{id}: {reason}" for id, reason in cohort.left_out.items()]
 
     def _of_files(self, files: dict[str, Path]) -> Scan:
@@ -116,9 +125,10 @@ class Reader:
                 "can do without."
             )
         if len(self.modalities) == 1:
-            return Scan(stem(first.name), {self.modalities[0]: self._source(first, self.modalities[0])})
+            return self._alone(first)
         sources = {name: self._source(files[name], name) for name in self.modalities if name in files}
-        return Scan(_id_of(files) or _bare(next(iter(sources.values())).paths[0]), sources)
+        name = _id_of(files) or _bare(next(iter(sources.values())).paths[0])
+        return Scan(name, sources, name)
 
     def fingerprint(self, scan: Scan) -> tuple[str, int, str]:
         """Return a hash of a scan's images in 12 digits, the channel of a 4-D file (or 0), and what was assumed."""

@@ -193,4 +193,8 @@ def require_weights(recipe: Recipe, channels: tuple[int, int], content: dict[str
     if recipe.network not in ("unet", *OTHERS):  # a factory of your own need not work without memory
         return
     with torch.device("meta"):
-        load_weights(build_network(recipe, *channels), content, path)
+        try:
+            network = build_network(recipe, *channels)
+        except UnetlibError as error:
+            raise UnetlibError(f"{path}: {error}") from error
+        load_weights(network, content, path)

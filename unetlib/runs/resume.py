@@ -11,7 +11,7 @@ from unetlib.dataset import Trainable
 from unetlib.loop import Loop, State
 from unetlib.recipe import PREDICT, PREPARE, SAMPLE_NAMES, Recipe
 from unetlib.runs.checkpoint import RESTORE, load_checkpoint, load_optimizer, load_weights, require_weights
-from unetlib.runs.run import Run, read_recipe
+from unetlib.runs.run import Run, read_recipe, require_own
 from unetlib.support.errors import UnetlibError, brief, counted, made_by
 from unetlib.support.fields import changed
 from unetlib.support.files import digest, read_csv, require_empty, write_csv, write_json
@@ -170,6 +170,8 @@ def refuse_changes(
     """
     hint = f"It is not a training checkpoint (perhaps a copy of {run.best.name}?). {RESTORE}"
     require(content, run.latest, hint, optimizer=RECORD, progress=RECORD, prepared=RECORD)
+    if "recipe" in (about := recorded(run)):  # else it is made again
+        require_own(about, content, run.latest, run.recipe_file)
     before = content["prepared"]
     if isinstance(data, Prepared):
         before = {**Recipe.published.stage(PREPARE), **before}

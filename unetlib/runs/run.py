@@ -225,13 +225,7 @@ class Run:
         load_weights(network, content, path)
         if self.exists:
             own = self.recipe
-            before, after = ({name: getattr(one, name) for name in SAME} for one in (own, recipe))
-            origins = _origin(self.members[0].about(), content)
-            if differences := changed(before, after) or changed(*origins):
-                raise UnetlibError(
-                    f"{path} holds the weights of another run than {self.recipe_file} ({differences}). Restore both "
-                    "from copies of one run."
-                )
+            require_own({**self.members[0].about(), "recipe": own.as_dict()}, content, path, self.recipe_file)
             return network.eval(), recipe.but(**own.stage(PREDICT), members=own.members, seed=own.seed), content
         note = f"The run has no {self.recipe_file.name}: threshold and mirror are those of the training."
         warn(f"{self}: {note}")
@@ -257,6 +251,16 @@ class Run:
                 f"{best['epoch']}, with {best['val_dice']:.4f}."
             )
         return " ".join(warnings)
+
+
+def require_own(about: dict[str, Any], content: dict[str, Any], path: Path, file: Path) -> None:
+    """Raise `UnetlibError` if a checkpoint, the `content` of `path`, is of another run than `about`, that of `file`."""
+    own, theirs = read_recipe(about["recipe"], file), read_recipe(content["recipe"], path)
+    before, after = ({name: getattr(one, name) for name in SAME} for one in (own, theirs))
+    if differences := changed(before, after) or changed(*_origin(about, content)):
+        raise UnetlibError(
+            f"{path} holds the weights of another run than {file} ({differences}). Restore both from copies of one run."
+        )
 
 
 def _origin(about: dict[str, Any], content: dict[str, Any]) -> list[dict[str, Any]]:

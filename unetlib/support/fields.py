@@ -8,6 +8,7 @@ from typing import Any
 
 from unetlib.support.errors import brief
 
+HASH = re.compile("[0-9a-f]{64}")
 LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "least": (operator.ge, "at least"),
     "above": (operator.gt, "above"),
@@ -62,4 +63,6 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, str) and HASH.fullmatch(value):
+        return f"{value[:12]}…"
     return brief(value).strip("'")

@@ -118,14 +118,16 @@ def architecture_figure(net: nn.Module, size: int = 96) -> Figure:
 def _levels_figure(net: nn.Module, size: int) -> Figure:
     """Return the size of the feature maps on every level of any network, and the most channels found there."""
     shapes = level_shapes(net, size)
+    largest = max([size, *(sides[0] for _, (_, *sides) in shapes)])  # of images that the network pads
     title = f"{how_made(net)['class'].rpartition('.')[2]}: {parameter_count(net):,} parameters"
+    title += f"; {size} padded to {largest}" if largest > size else ""
     figure = new_figure(f"{title}; the channels and the size of the feature maps on each of {len(shapes)} levels")
     figure.set_size_inches(max(1.4 * len(shapes), 6.0), 2.6)
     axes = figure.subplots()
     axes.set(xlim=(-0.7, max(len(shapes), 1) - 0.3), ylim=(-1.5, 1.4))
     axes.set_axis_off()
     for place, (name, (channels, *sides)) in enumerate(shapes):
-        height, width = 2.1 * (sides[0] / size) ** 0.5, _width(channels)
+        height, width = 2.1 * (sides[0] / largest) ** 0.5, _width(channels)
         face = matplotlib.colormaps["Blues"](0.15 + 0.09 * min(place, 8))
         axes.add_patch(Rectangle((place - width / 2, -height / 2), width, height, facecolor=face, edgecolor=GREY))
         axes.text(place, height / 2 + 0.05, str(channels), ha="center", va="bottom", fontsize=8)
