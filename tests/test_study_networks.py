@@ -83,7 +83,7 @@ def test_before_its_time_is_measured_an_arm_has_no_epochs_and_the_page_can_be_wr
     pages = []
     monkeypatch.setattr(networks, "record", lambda *blocks, page: pages.append(blocks))
     networks.write(patients)
-    assert pages[0][1] == "Measured so far: nothing."
+    assert pages[0][1] == "Nothing is measured yet."
 
 
 def test_the_means_are_also_given_without_the_patients_on_whom_rates_were_chosen(scored, patients, monkeypatch):
