@@ -259,7 +259,7 @@ def test_weights_that_stand_under_several_names_are_averaged_once():
         (
             "swin-unetr",
             {"image_size": 32},
-            "image_size is 32 (expected: more than 32, by unetlib prepare --image-size)",
+            "image_size is 32 (expected: more than 32, set by unetlib prepare --image-size)",
         ),
         ("swin-unetr", {"width": 7, "depth": 2}, "such as 12); depth is 2 (expected: 5)"),
         ("unetr", {"depth": 3}, "depth is 3 (expected: 4)"),
@@ -268,7 +268,7 @@ def test_weights_that_stand_under_several_names_are_averaged_once():
         (
             "dynunet",
             {"depth": 6},
-            "image_size is 40 (expected: more than 64, by unetlib prepare --image-size, or --depth 5 at most)",
+            "image_size is 40 (expected: more than 64, set by unetlib prepare --image-size; or a --depth of at most 5)",
         ),
         ("segresnet", {"width": 12}, "width is 12 (expected: a multiple of 8, such as 8)"),
         ("attention-unet", {"width": 1}, "width is 1 (expected: a multiple of 2, such as 2)"),

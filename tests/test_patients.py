@@ -27,6 +27,7 @@ from unetlib.data.check import check
 from unetlib.data.patients import LAYOUTS, find_cases, find_images, read_case, read_regions
 from unetlib.data.prepare import prepare
 from unetlib.data.volumes import Volume, read_volume
+from unetlib.prediction.predict import predict
 from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
 
@@ -404,13 +405,26 @@ def test_a_wrong_folder_is_told_what_was_found_and_expected(tmp_path):
         find_cases(tmp_path, "T2")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_what_is_neither_a_folder_nor_a_file_is_said_to_be_so(trained, tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii")
+    with pytest.raises(UnetlibError, match=r"pipe\.nii is neither a folder nor a file"):
+        find_cases(tmp_path / "pipe.nii")
+    with pytest.raises(UnetlibError, match=r"pipe\.nii is neither a file nor a folder"):
+        predict(trained, [tmp_path / "pipe.nii"], tmp_path / "out", device="cpu")
+
+
 def test_a_folder_that_was_made_from_patients_is_named_as_what_it_is(prepared, trained, tmp_path):
-    for made, what in ((trained, "a run"), (prepared, "prepared slices")):
+    for made, what in ((trained, "a run"), (prepared, "prepared slices or volumes")):
         with pytest.raises(UnetlibError, match=rf"is the folder of {what}\. Give the folder that the patients lie in"):
             find_cases(made)
     for name in ("a.json", "b.json", "c.png"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UnetlibError, match=r"3 other files, for example c\.png \(PNG or JPEG"):
+        find_cases(tmp_path)
+    for name in ("recipe.json", "brain.nii.gz", "d.dcm", "e.dcm"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UnetlibError, match=r"7 other files, for example d\.dcm \(DICOM"):
         find_cases(tmp_path)
 
 

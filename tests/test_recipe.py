@@ -271,6 +271,7 @@ def test_changed_names_each_differing_key_with_both_values():
 
 def test_changed_names_keys_that_one_side_lacks():
     assert changed({"old": 1}, {"new": 2}) == "new: None -> 2, old: 1 -> None"
+    assert changed({"hash": "a1" * 32}, {"hash": "b" * 64}) == f"hash: {'a1' * 6}… -> {'b' * 12}…"
 
 
 @given(recipes(), recipes())

@@ -114,15 +114,20 @@ def test_weights_of_another_run_are_refused(prepared, copy, tmp_path):
         copy.load()
 
 
-def test_a_checkpoint_of_another_run_is_refused_whatever_recipe_is_asked_for(prepared, copy, tmp_path):
+@pytest.mark.parametrize("field", [{"width": 2}, {"learning_rate": 0.005}, {"seed": 7}, {"batch_size": 3}])
+def test_a_checkpoint_of_another_run_is_refused_whatever_recipe_is_asked_for(prepared, copy, tmp_path, field):
     """It names the file, and no training goes on that would mix two runs."""
-    other = Run(tmp_path / "other")
-    train(prepared, other, SMALL.but(width=2, epochs=1), device="cpu")
+    other, theirs = Run(tmp_path / "other"), copy.recipe.but(**field)
+    train(prepared, other, theirs.but(epochs=1), device="cpu")
     shutil.copy(other.latest, copy.latest)
     before = {path: path.read_bytes() for path in copy.folder.rglob("*") if path.is_file()}
-    for width in (4, 2):
-        with pytest.raises(UnetlibError, match=r"latest_checkpoint.pth holds the weights of another .*width: 4 -> 2"):
-            train(prepared, copy, SMALL.but(width=width, epochs=9), device="cpu")
+    (name, value), *_ = field.items()
+    told = (
+        rf"latest_checkpoint.pth holds the weights of another run .*\({name}: {getattr(copy.recipe, name)} -> {value}\)"
+    )
+    for recipe in (copy.recipe, theirs):
+        with pytest.raises(UnetlibError, match=told):
+            train(prepared, copy, recipe.but(epochs=9), device="cpu")
     assert {path: path.read_bytes() for path in before} == before
 
 

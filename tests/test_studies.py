@@ -306,7 +306,14 @@ def test_the_committed_tables_are_those_of_the_committed_results(seventy_of_lgg)
     assert zero_shot.zero_table(zeros) in page
     arms = [name for arm in networks.ARMS for name in (arm, *(one for one, of in networks.AGAIN.items() if of == arm))]
     folds = {arm: [results.read(f"networks-{arm}-fold-{fold}") for fold in range(regions.FOLDS)] for arm in arms}
-    assert networks.compared({arm: pd.concat(own) for arm, own in folds.items()}) in networks.PAGE.read_text("utf-8")
+    everyone = {arm: pd.concat(own) for arm, own in folds.items()}
+    seen = ("Brats18_2013_23", "Brats18_CBICA_AQO", "Brats18_CBICA_AQP")  # on whom the rates were chosen
+    page, readme = (path.read_text("utf-8") for path in (networks.PAGE, results.TABLE.parents[1] / "README.md"))
+    for some in (everyone, {arm: own.drop(index=list(seen)) for arm, own in everyone.items()}):
+        assert networks.compared(some) in page
+    for arm, own in everyone.items():
+        against = results.gain_text(everyone["unet"], own) if arm != "unet" else ""
+        assert f"| {regions.mean_text(own[DICE])} | {f'{against} ' if against else ''}|" in readme
     for name, pages in (("ablation-", ablation), ("networks-", networks), ("nnunet-", networks), ("regions-", regions)):
         assert f"; {results.measured_on(name)}" in pages.PAGE.read_text("utf-8")
 

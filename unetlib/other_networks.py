@@ -178,8 +178,8 @@ def _refuse(name: str, other: Other, recipe: Recipe) -> None:
     least = 2 ** (recipe.depth if recipe.depth in depths else depths[0])
     if recipe.image_size <= least:  # normalisation needs more than one pixel at the bottom
         fits = [depth for depth in depths if 2**depth < recipe.image_size]
-        shallower = f", or {flag('depth')} {fits[-1]} at most" if fits and recipe.depth in depths else ""
-        wanted["image_size"] = f"more than {least}, by unetlib prepare {flag('image_size')}{shallower}"
+        shallower = f"; or a {flag('depth')} of at most {fits[-1]}" if fits and recipe.depth in depths else ""
+        wanted["image_size"] = f"more than {least}, set by unetlib prepare {flag('image_size')}{shallower}"
     if recipe.deep_supervision and not other.deep_supervision:
         wanted["deep_supervision"] = "False, as it has no outputs on its lower levels"
     if wanted:

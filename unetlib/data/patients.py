@@ -42,8 +42,8 @@ FOREIGN = {
     (".png", ".jpg", ".jpeg"): "PNG or JPEG, which have lost the intensities: take the original images",
     (".zip", ".7z", ".rar"): "archives: unpack them first",
 }
-# By which file a folder is known that this library has made from patients.
-MADE = {"prepared.json": "prepared slices", "recipe.json": "a run"}
+# The file that marks a folder which this library made from patients.
+MADE = {"prepared.json": "prepared slices or volumes", "recipe.json": "a run"}
 
 __all__ = ["Case", "Cohort", "find_cases", "find_images", "read_case", "read_labels", "read_regions"]
 
@@ -222,12 +222,14 @@ def _looks_like(path: Path, kind: str) -> bool:
 def _nothing_found(folder: Folder) -> str:
     """Return the sentence about a folder without a case: what it holds, what was expected, what to do."""
     files, root = folder.unknown, folder.root
-    if made := next((what for name, what in MADE.items() if (root / name).is_file()), ""):
+    kinds = ENDINGS, *FOREIGN  # an image whose name no layout knows comes first
+    ends = Counter(kind for path in files for kind in kinds if path.name.lower().endswith(kind))
+    made = next((what for name, what in MADE.items() if (root / name).is_file()), "")
+    if made and not ends[ENDINGS]:
         return f"{root} is the folder of {made}. Give the folder that the patients lie in."
     found = "no file at all"
-    if files:  # an image whose name no layout knows says more than any other file
-        ends = Counter(kind for path in files for kind in (ENDINGS, *FOREIGN) if path.name.lower().endswith(kind))
-        kind = ENDINGS if ends[ENDINGS] else max(ends, key=ends.__getitem__, default=("",))
+    if files:
+        kind = max(kinds, key=ends.__getitem__) if ends else ("",)
         example = next(path for path in files if path.name.lower().endswith(kind))
         why = f" ({FOREIGN[kind]})" if kind in FOREIGN else ""
         found = f"{counted(len(files), 'other file')}, for example {example.relative_to(root)}{why}"

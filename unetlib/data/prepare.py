@@ -171,7 +171,10 @@ def _prepare(
         say(f"{folder}: {before} of {len(jobs)} cases were prepared before the last stop; going on.")
     size = len(jobs) * recipe.image_size**recipe.dims * (2 * len(recipe.modalities.split()) + 1) / 1e9
     if recipe.dims == 3 and size >= 1:  # of slices the number is not known yet
-        say(f"{folder}: the volumes of {counted(len(jobs), 'case')} will take {size:.1f} GB on the disk.")
+        say(
+            f"{folder}: the volumes of {counted(len(jobs), 'case')} will take {size:.1f} GB on the disk, twice that "
+            "while they are made."
+        )
     unusable = _run(jobs, workers, strict)
     if len(unusable) == len(jobs) and len(reasons := {*unusable.values()}) == 1:
         raise UnetlibError(f"{cohort.root}: no case can be used. {reasons.pop()}")

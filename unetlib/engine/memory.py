@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unetlib.networks import build_network
+from unetlib.other_networks import OTHERS
 from unetlib.recipe import SAMPLE_NAMES, Recipe
 from unetlib.support.errors import UnetlibError, counted
 from unetlib.support.messages import process_count
@@ -90,12 +91,15 @@ def require_memory(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1  # that share this memory
     about += " of memory" + (f" in each of {processes} processes" if processes > 1 else "")
     if there is not None and processes * (needed + SPARE) > there:
-        batch = min(recipe.batch_size, number)
-        smaller = [f"a smaller --batch-size (now {batch})"] if rows > 1 else []
-        smaller += [f"a smaller --width (now {recipe.width})"]
-        smaller += [f"smaller volumes (--image-size, now {recipe.image_size})"] if recipe.image_size > 32 else []
-        smaller += ["fewer processes"] if processes > 1 else []
-        raise UnetlibError(f"{name}: {about}, and {device} has {gigabytes(there)}. Choose {' or '.join(smaller)}.")
+        batch, least = min(recipe.batch_size, number), OTHERS[recipe.network].unit if recipe.network in OTHERS else 1
+        smaller = {
+            f"a smaller --batch-size (now {batch}){' in fewer processes' if processes > 1 else ''}": batch > 1,
+            f"a smaller --width (now {recipe.width})": recipe.width > least,
+            f"smaller volumes (unetlib prepare --image-size, now {recipe.image_size})": recipe.image_size > 32,
+            "a machine with more memory": True,
+        }
+        advice = " or ".join(what for what, possible in smaller.items() if possible)
+        raise UnetlibError(f"{name}: {about}, and {device} has {gigabytes(there)}. Choose {advice}.")
     return f"{name}: {about}" + (f"; {device} has {gigabytes(there)}." if there else ".")
 
 

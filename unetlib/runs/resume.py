@@ -28,6 +28,8 @@ def _is_history(rows: Any) -> bool:
     )
 
 
+# What a run never changes.
+FIXED = Recipe.published.as_dict().keys() - Recipe.published.stage(PREDICT).keys() - {"epochs"}
 ADVICE = "Choose a new run folder, or use what the run was started with."
 PROGRESS = {  # what a checkpoint must hold of a `State`
     "epoch": COUNT,
@@ -171,7 +173,7 @@ def refuse_changes(
     hint = f"It is not a training checkpoint (perhaps a copy of {run.best.name}?). {RESTORE}"
     require(content, run.latest, hint, optimizer=RECORD, progress=RECORD, prepared=RECORD)
     if "recipe" in (about := recorded(run)):  # else it is made again
-        require_own(about, content, run.latest, run.recipe_file)
+        require_own(about, content, run.latest, run.recipe_file, FIXED)
     before = content["prepared"]
     if isinstance(data, Prepared):
         before = {**Recipe.published.stage(PREPARE), **before}

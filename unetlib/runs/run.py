@@ -1,6 +1,6 @@
 """The folder of a training run; no other code knows the names of its files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -253,10 +253,15 @@ class Run:
         return " ".join(warnings)
 
 
-def require_own(about: dict[str, Any], content: dict[str, Any], path: Path, file: Path) -> None:
-    """Raise `UnetlibError` if a checkpoint, the `content` of `path`, is of another run than `about`, that of `file`."""
+def require_own(
+    about: dict[str, Any], content: dict[str, Any], path: Path, file: Path, names: Iterable[str] = SAME
+) -> None:
+    """Raise `UnetlibError` if a checkpoint, the `content` of `path`, is of another run than `about`, that of `file`.
+
+    `names`: the fields of the recipe that are compared.
+    """
     own, theirs = read_recipe(about["recipe"], file), read_recipe(content["recipe"], path)
-    before, after = ({name: getattr(one, name) for name in SAME} for one in (own, theirs))
+    before, after = ({name: getattr(one, name) for name in names} for one in (own, theirs))
     if differences := changed(before, after) or changed(*_origin(about, content)):
         raise UnetlibError(
             f"{path} holds the weights of another run than {file} ({differences}). Restore both from copies of one run."
