@@ -19,6 +19,7 @@ from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.data.slices import Window, image_to_slices, mask_shares
 from unetlib.engine import memory
+from unetlib.engine.device import precision_of, resolve_precision
 from unetlib.engine.memory import step_bytes
 from unetlib.evaluation.evaluate import evaluate
 from unetlib.networks import build_network, register_network
@@ -302,6 +303,45 @@ def test_memory_that_a_step_cannot_have_is_said_before_it_starts(data, tmp_path,
     with pytest.raises(UnetlibError, match=r"needs about 0\.\d GB of memory, and cpu has 0.1 GB. Choose a smaller --w"):
         train(data, tmp_path / "run", SMALL, "cpu", threads=1)
     assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "depth", "safe"), [(32, 4, "fp32"), (32, 3, "bf16"), (64, 5, "fp32"), (96, 4, "bf16")]
+)
+def test_the_smallest_maps_of_volumes_are_computed_in_fp32(monkeypatch, side, depth, safe):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    recipe = Recipe.volume.but(image_size=side, depth=depth)
+    assert precision_of(recipe, torch.device("cpu")) == safe
+    assert precision_of(recipe.but(precision="fp32"), torch.device("cpu")) == "fp32"
+    assert precision_of(recipe.but(precision="bf16"), torch.device("cuda")) == "bf16"
+    if safe == "fp32":
+        with pytest.raises(UnetlibError, match=r"wrong gradients in bf16 on a CPU\. Choose --precision fp32"):
+            precision_of(recipe.but(precision="bf16"), torch.device("cpu"))
+
+
+def test_a_training_on_the_smallest_maps_is_one_in_fp32(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    train(data, tmp_path / "run", SMALL.but(depth=4, epochs=1, precision="auto"), "cpu", threads=1)
+    assert Run(tmp_path / "run").recipe.precision == "fp32"
+    assert Run(tmp_path / "run").provenance["sessions"][0]["precision"] == "fp32"
+
+
+@pytest.mark.skipif(resolve_precision("auto", torch.device("cpu")) != "bf16", reason="this processor has no bf16")
+@pytest.mark.parametrize(("dims", "side"), [(2, 4), (2, 6), (3, 4), (3, 6)])
+def test_gradients_in_bf16_are_near_those_in_fp32(dims, side):
+    """Also where freed memory holds large numbers, which a faulty kernel would read."""
+    torch.manual_seed(0)
+    layer, shape = (nn.Conv2d, nn.Conv3d)[dims - 2](16, 32, 3, padding=1), dims * [side]
+    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
+    image, slope = torch.randn(2, 16, *shape).to(memory_format=layout), torch.randn(2, 32, *shape)
+    layer.to(memory_format=layout)
+    (expected,) = torch.autograd.grad(layer(image), layer.weight, slope)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(image)
+    for size in range(10, 22):
+        torch.full((2**size,), 1e30)
+    (found,) = torch.autograd.grad(out, layer.weight, slope.to(out.dtype))
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_only_what_can_be_smaller_is_said_to_need_less_memory(data, tmp_path, monkeypatch):

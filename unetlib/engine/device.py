@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
 
+from unetlib.recipe import Recipe
 from unetlib.support.errors import UnetlibError
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -43,6 +44,25 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     else:
         fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     return "bf16" if fast else "fp32"
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """Return the precision that a recipe is trained in, as `resolve_precision` does.
+
+    On CPUs in bf16, PyTorch 2.13 gives wrong gradients for the weights of 3-D convolutions on maps of 2 x 2 x 2 voxels:
+    up to 1e36 times the right ones. Maps of 3 x 3 x 3 and more, and all maps in 2-D, are right (measured on an AMD EPYC
+    with AVX-512 BF16). For such maps `auto` gives fp32, and `bf16` raises `UnetlibError`.
+    """
+    found = resolve_precision(recipe.precision, device)
+    tiny = recipe.dims == 3 and recipe.image_size <= 2 * 2**recipe.depth
+    if found == "fp32" or device.type != "cpu" or not tiny:
+        return found
+    if recipe.precision == "auto":
+        return "fp32"
+    raise UnetlibError(
+        f"volumes of {recipe.image_size} voxels a side leave maps of 2 x 2 x 2 at a depth of {recipe.depth}, for which "
+        "PyTorch computes wrong gradients in bf16 on a CPU. Choose --precision fp32."
+    )
 
 
 def start_engine(device: str, precision: str, processes: int = 1, unused: bool = False) -> Fabric:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from unetlib.data.regions import region_names
-from unetlib.engine.device import pick_device
+from unetlib.engine.device import pick_device, precision_of
 from unetlib.engine.memory import require_memory
 from unetlib.engine.threads import checked
 from unetlib.losses import get_loss
@@ -36,6 +36,7 @@ def require_plan(
         if recipe.precision == "auto":
             theirs["precision"] = "auto"
         refuse_other_recipe(run, theirs, recipe)
+    precision_of(recipe, where)
     channels, regions = len(recipe.modalities.split()) * (1 + 2 * recipe.neighbours), len(region_names(recipe))
     with torch.device("meta"):
         build_network(recipe, channels, regions)

@@ -12,7 +12,7 @@ import torch
 from unetlib.checks import get_batch, name_of, samples, unseen_region
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import Trainable
-from unetlib.engine.device import resolve_precision
+from unetlib.engine.device import pick_device, precision_of
 from unetlib.engine.fabric import FabricEngine
 from unetlib.engine.memory import require_memory
 from unetlib.engine.parallel import any_of, share_statistics
@@ -215,9 +215,9 @@ def open_loop(
     checkpoint_every: int = 100,
 ) -> Loop:
     """Start a run, or resume it from its latest checkpoint, with the hooks that it always has; see `train`."""
-    engine = FabricEngine(device, recipe.precision, unused=recipe.network not in ALL_USED)
-    recipe = recipe.but(precision=resolve_precision(recipe.precision, engine.device))
     recipe = data.fit(recipe) if isinstance(data, Prepared) else recipe
+    recipe = recipe.but(precision=precision_of(recipe, pick_device(device)))
+    engine = FabricEngine(device, recipe.precision, unused=recipe.network not in ALL_USED)
     dataset: Trainable = data.dataset(recipe.neighbours) if isinstance(data, Prepared) else data
     shape, regions = _shape(dataset, recipe)
     channels, contents = (shape[0], regions), contents_of(data)
