@@ -14,7 +14,7 @@ from unetlib.course.start import Course, prepare_or_embedded, train_beside
 from unetlib.data.prepare import prepare
 from unetlib.data.prepared import Prepared
 from unetlib.dataset import SliceDataset
-from unetlib.engine.device import precision_of
+from unetlib.engine.device import pick_device, precision_of
 from unetlib.engine.fabric import FabricEngine
 from unetlib.engine.threads import fixed_threads
 from unetlib.loop import Loop
@@ -92,9 +92,9 @@ def _measured(path: Path, samples: SliceDataset, recipe: Recipe) -> float:
 
 def step_seconds(samples: SliceDataset, recipe: Recipe) -> float:
     """Return the median time of a training step, in seconds of one core or, on another device, of the clock."""
-    engine = FabricEngine("auto", recipe.precision)
     # the schedule of the learning rate must not end before the last step
-    recipe = recipe.but(precision=precision_of(recipe, engine.device), epochs=1 + STEPS)
+    recipe = recipe.but(precision=precision_of(recipe, pick_device("auto")), epochs=1 + STEPS)
+    engine = FabricEngine("auto", recipe.precision)
     channels = samples.images.shape[1] * (1 + 2 * samples.neighbours)
     network = build_network(recipe, channels, samples.regions).to(engine.device)
     loop = Loop(engine.fabric.setup_module(network), samples, recipe, engine=engine)

@@ -150,10 +150,8 @@ def refuse_lost_weights(run: Run, progress: dict[str, Any]) -> None:
 
 def refuse_other_recipe(run: Run, theirs: dict[str, Any], recipe: Recipe) -> None:
     """Raise `UnetlibError` if a run was started with fields that the recipe does not have and that may not change."""
-    free = dict.fromkeys(Recipe.published.stage(PREDICT), 0)
-    if recipe.schedule == "constant":  # a cosine schedule depends on the number of epochs
-        free["epochs"] = 0
-    if differences := changed({**theirs, **free}, {**recipe.as_dict(), **free}):
+    fixed = FIXED if recipe.schedule == "constant" else FIXED | {"epochs"}  # on which a cosine schedule depends
+    if differences := changed(*({name: one[name] for name in fixed} for one in (theirs, recipe.as_dict()))):
         raise UnetlibError(f"{run} was started with another recipe ({differences}). {ADVICE}")
 
 
